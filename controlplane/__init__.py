@@ -1,0 +1,3 @@
+"""The control plane for fleets of NVIDIA Triton Inference Server replicas."""
+
+__version__ = "0.1.0"

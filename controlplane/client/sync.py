@@ -1,0 +1,97 @@
+"""The sync call: a report goes up, an order comes down, over and over, with a long poll in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+import httpx2
+import structlog
+from pydantic import TypeAdapter
+
+from controlplane.client.access import Access
+
+log = structlog.get_logger(__name__)
+
+Report = TypeVar("Report")
+Order = TypeVar("Order")
+
+LONG_POLL_S = 20.0
+RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
+
+
+class SyncLoop(Generic[Report, Order]):
+    """Keeps one reporter in touch with the controller for as long as `run` runs.
+
+    `report` is asked for the present report before each call; `poke` interrupts a long poll so that news goes up at
+    once. An unreachable controller is no error here: the loop waits, with back-off and jitter, and `run` never raises
+    because of it. The address and the token are read anew for each call, since both may change under way.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        access: Callable[[], Access],
+        report: Callable[[], Report],
+        apply: Callable[[Order], Awaitable[None]],
+        report_type: type[Report],
+        order_type: type[Order],
+    ) -> None:
+        self._path = path
+        self._access = access
+        self._report = report
+        self._apply = apply
+        self._reports = TypeAdapter(report_type)
+        self._orders = TypeAdapter(order_type)
+        self._news = asyncio.Event()
+        self._failures = 0
+
+    def poke(self) -> None:
+        """There is something new to report."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Report and apply until cancelled."""
+        async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=LONG_POLL_S + 10.0)) as http:
+            while True:
+                self._news.clear()
+                order = await self._call_or_news(http)
+                if order is not None:
+                    await self._apply(order)
+
+    async def _call_or_news(self, http: httpx2.AsyncClient) -> Order | None:
+        call = asyncio.ensure_future(self._call(http))
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait((call, news), return_when=asyncio.FIRST_COMPLETED)
+            return call.result() if call.done() else None
+        finally:
+            for task in (call, news):
+                task.cancel()
+            await asyncio.gather(call, news, return_exceptions=True)
+
+    async def _call(self, http: httpx2.AsyncClient) -> Order | None:
+        try:
+            access = self._access()
+            answer = await http.post(
+                f"{access.url}{self._path}",
+                params={"wait_s": LONG_POLL_S},
+                content=self._reports.dump_json(self._report()),
+                headers={"authorization": f"Bearer {access.token}", "content-type": "application/json"},
+            )
+            answer.raise_for_status()
+            order = self._orders.validate_json(answer.content)
+        except (httpx2.HTTPError, OSError, ValueError) as error:
+            self._failures += 1
+            if self._failures in (1, 10, 100):
+                log.warning("controller does not answer", path=self._path, error=str(error), attempts=self._failures)
+            delay_s = min(RETRY_MIN_S * 2 ** min(self._failures - 1, 10), RETRY_MAX_S)
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            return None
+        if self._failures:
+            log.info("controller answers again", path=self._path, attempts=self._failures)
+        self._failures = 0
+        return order

@@ -1,0 +1,120 @@
+"""What agents and gateways tell the controller, and what it answers. One call each: a report up, an order down.
+
+Every order carries the controller's `epoch`; whoever has seen a higher one refuses it. `generation` numbers the orders
+of one controller: the receiver reports the generation that it has made true (or is making true), and the controller's
+answer waits (long poll) while there is nothing newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from controlplane.core.models import Capabilities, Manifest
+from controlplane.core.routes import Endpoint, RouteTable
+
+ServerState = Literal["starting", "ready", "down", "stopping", "stopped"]
+CopyState = Literal["pending", "downloading", "loading", "ready", "failed", "unloading"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """One model version on one replica.
+
+    `ready` means proved: Triton says so, its metadata equals the entry, the example was answered. With `failed`,
+    `reason` is a sentence for the model's owner, `blames` says whose fault it is: the `model` (trying again here is
+    no use), the `environment` (download, disk: the agent goes on trying), or a `crash` of the server in this load.
+    `memory_bytes` is what the load took, measured; `last_used_at` (seconds since 1970) is the last inference.
+    """
+
+    model: str
+    version: int
+    digest: str
+    state: CopyState
+    reason: str = ""
+    blames: Literal["", "model", "environment", "crash"] = ""
+    memory_bytes: int | None = None
+    last_used_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """An agent's report. `epoch` and `generation` are those of the assignment it holds; 0 and 0: none yet.
+
+    `incarnation` changes with each start of the agent. `crashes` counts unexpected ends of the server since the agent
+    took it over, `reason` says why the server is not ready.
+    """
+
+    replica: str
+    fleet: str
+    incarnation: str
+    epoch: int = 0
+    generation: int = 0
+    server: ServerState
+    reason: str = ""
+    endpoint: Endpoint | None = None
+    metrics_port: int | None = None
+    capabilities: Capabilities | None = None
+    copies: tuple[Copy, ...] = ()
+    crashes: int = 0
+    disk_free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A version that a replica shall hold. `sources` maps each file's SHA-256 to an https URL or an absolute path."""
+
+    model: str
+    version: int
+    digest: str
+    manifest: Manifest
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """All that a replica shall hold; what it holds beyond that it gives up. `stop`: end the server, then yourself."""
+
+    epoch: int
+    generation: int
+    wanted: tuple[Wanted, ...] = ()
+    stop: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Requests that wait at a gateway for a version that is loaded nowhere."""
+
+    model: str
+    version: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayReport:
+    """A gateway's report. `epoch` and `generation` are those of the table that Envoy has confirmed it serves.
+
+    `table` is that table, sent when the controller asked for it. `active` counts, for each draining replica, the
+    requests still in flight there. `reason` says what keeps a newer table from being served.
+    """
+
+    gateway: str
+    incarnation: str
+    epoch: int = 0
+    generation: int = 0
+    ready: bool = True
+    reason: str = ""
+    table: RouteTable | None = None
+    demand: tuple[Demand, ...] = ()
+    active: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOrder:
+    """The answer to a gateway. `table` None: nothing newer than what it has. `send_table`: report yours, whole."""
+
+    epoch: int
+    generation: int
+    table: RouteTable | None = None
+    send_table: bool = False

@@ -1,0 +1,54 @@
+"""The route table: model name and version → replicas. What the controller decides and a gateway makes true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a replica answers. `draining`: it gets no new request and no new sequence, what is in flight ends there."""
+
+    replica: str
+    host: str
+    grpc_port: int
+    http_port: int
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A share of a model's unversioned requests. `pool` None: the version is known, but loaded nowhere yet."""
+
+    version: int
+    pool: str | None
+    weight_percent: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """How requests for one model are led.
+
+    `targets` is for unversioned requests (weights add up to 100; empty: nothing is stable yet), `pinned` for requests
+    that name a version: every version that may be asked for is in it, None where it is loaded nowhere yet. A version
+    that is in neither is NOT_FOUND. `sequence_idle_s` is set for models with sequence batching, whose unary requests
+    take the Python side. `reasons` says by version why it is not served at present.
+    """
+
+    model: str
+    targets: tuple[Target, ...] = ()
+    pinned: Mapping[int, str | None] = field(default_factory=dict)
+    sequence_idle_s: float | None = None
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTable:
+    """All routes at one instant. `pools` maps a pool's id to its replicas' names, sorted; pools are shared by routes."""
+
+    epoch: int = 0
+    generation: int = 0
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    routes: Mapping[str, Route] = field(default_factory=dict)

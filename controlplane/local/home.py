@@ -1,0 +1,80 @@
+"""The home folder of a local system (`./.ctl`): one place that says where everything of it is."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths below one root. Nothing outside it is written, but for shared-memory files named after it."""
+
+    root: Path
+
+    @property
+    def token_file(self) -> Path:
+        """The token that agents, gateways and ctl show to the controller; mode 0600."""
+        return self.root / "token"
+
+    @property
+    def controller_file(self) -> Path:
+        """Where the controller answers (a ControllerAddress)."""
+        return self.root / "controller.json"
+
+    @property
+    def system_file(self) -> Path:
+        """The system's definition as `ctl up` took it: registry, gateway, fleets."""
+        return self.root / "system.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the one `ctl up` that owns this home."""
+        return self.root / "lock"
+
+    @property
+    def registry(self) -> Path:
+        """The directory registry of a system that names no other."""
+        return self.root / "registry"
+
+    @property
+    def gateway(self) -> Path:
+        """The gateway's folder: Envoy's configuration, its state, the access log."""
+        return self.root / "gateway"
+
+    @property
+    def logs(self) -> Path:
+        """One log file for each process."""
+        return self.root / "logs"
+
+    def replica(self, name: str) -> Path:
+        """A replica's folder: its model repository, its downloads, its state."""
+        return self.root / "replicas" / name
+
+    def prepare(self) -> None:
+        """Make the folder, closed to other users, and its token."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        self.logs.mkdir(exist_ok=True)
+        if not self.token_file.exists():
+            write_private(self.token_file, secrets.token_urlsafe(32) + "\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, by rename, so that nobody ever sees half of it."""
+    replace_file(path, text, mode=0o600)
+
+
+def replace_file(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Put `text` at `path` by rename inside its folder."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
