@@ -1,0 +1,133 @@
+"""Everything known at one instant: what the registry says, what agents and gateways report, what was ordered before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from controlplane.core.messages import Copy, ReplicaReport
+from controlplane.core.models import FleetRecord, Manifest, Model
+from controlplane.core.routes import Endpoint, RouteTable
+
+
+class Key(NamedTuple):
+    """A model's version."""
+
+    model: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}"
+
+
+class Place(NamedTuple):
+    """A version on a replica."""
+
+    key: Key
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Times of the control plane, in seconds.
+
+    `drain_s`: between the last gateway's confirmation that nothing leads to a version and its unloading: the longest
+    unary request. `replica_lost_s`, `gateway_live_s`: how old a report may be before its sender no longer counts;
+    `gateway_lost_s`: how long a silent gateway's routes are still honoured. `warm_s`: how long what was stable before
+    stays loaded. `demand_s`: how long a request for a cold model counts. `settle_s`: how long a new controller waits
+    for those that it knows only from gateways' tables.
+    """
+
+    drain_s: float = 30.0
+    replica_lost_s: float = 45.0
+    gateway_live_s: float = 45.0
+    gateway_lost_s: float = 600.0
+    warm_s: float = 600.0
+    demand_s: float = 30.0
+    settle_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaView:
+    """A replica as the controller knows it.
+
+    `report` None: known only from a gateway's table or from the fleet backend. `copies` are by version; `ordered` is
+    what the latest assignment says (None: this controller has not ordered anything of it yet).
+    """
+
+    name: str
+    fleet: str
+    heard_at: float | None = None
+    report: ReplicaReport | None = None
+    endpoint: Endpoint | None = None
+    copies: Mapping[Key, Copy] = field(default_factory=dict)
+    ordered: frozenset[Key] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayView:
+    """A gateway as the controller knows it.
+
+    `table` is what it has confirmed, None while unknown; `pending` are the tables ordered since, which it may be
+    putting into force right now. `active` counts requests in flight at draining replicas.
+    """
+
+    name: str
+    heard_at: float
+    table: RouteTable | None = None
+    pending: tuple[RouteTable, ...] = ()
+    active: Mapping[str, int] = field(default_factory=dict)
+
+    def tables(self) -> Iterator[RouteTable]:
+        """Each table that may be in force there."""
+        if self.table is not None:
+            yield self.table
+        yield from self.pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What `plan` decides on. Everything in it was read before; nothing is looked up later.
+
+    `manifests` holds those of all versions that are referred to, by digest. `demand`: when somebody last waited for a
+    cold version. `leaving`: places that the plan before wanted to give up, with the time since when no gateway can be
+    leading there any more (None: one still can). `stopping`: replicas on their way out. `settled` False: a new
+    controller that has not heard from all yet; it adds, but takes nothing away. `clashes`: pairs of versions of one
+    model, lower first, that one server can't hold at once, with the reason. `spare_names`: for new replicas.
+    """
+
+    epoch: int = 0
+    models: Mapping[str, Model] = field(default_factory=dict)
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    fleets: Mapping[str, FleetRecord] = field(default_factory=dict)
+    replicas: Mapping[str, ReplicaView] = field(default_factory=dict)
+    gateways: Mapping[str, GatewayView] = field(default_factory=dict)
+    demand: Mapping[Key, float] = field(default_factory=dict)
+    leaving: Mapping[Place, float | None] = field(default_factory=dict)
+    stopping: frozenset[str] = frozenset()
+    settled: bool = True
+    clashes: Mapping[tuple[Key, Key], str] = field(default_factory=dict)
+    settings: Settings = Settings()
+
+    def manifest(self, key: Key) -> Manifest | None:
+        """The manifest of a version that is there and not deleted."""
+        model = self.models.get(key.model)
+        version = model.version(key.version) if model else None
+        if version is None or version.deleted_at is not None:
+            return None
+        return self.manifests.get(version.digest)
+
+    def digest(self, key: Key) -> str | None:
+        """The digest of a version, deleted or not."""
+        model = self.models.get(key.model)
+        version = model.version(key.version) if model else None
+        return version.digest if version else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why something was decided or is as it is: a stable code and a sentence for people."""
+
+    code: str
+    text: str
