@@ -44,7 +44,7 @@ class Settings:
     gateway_live_s: float = 45.0
     gateway_lost_s: float = 600.0
     warm_s: float = 600.0
-    demand_s: float = 30.0
+    demand_s: float = 5.0
     settle_s: float = 15.0
 
 

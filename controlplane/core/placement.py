@@ -1,0 +1,356 @@
+"""Which versions each replica of one fleet shall hold: as few changes as possible, by importance, within memory.
+
+What is held stays unless it is no longer wanted or its room is needed for something more important. Nothing is counted
+as free before it is gone: a version that gets its room from another one waits until that one has left.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from controlplane.core.snapshot import Key, Place, Reason
+
+SPREAD_RESERVE = 0.1
+"""The share of a replica's memory that copies beyond `min_copies` leave free, so that a new model finds room."""
+
+
+class Rank(IntEnum):
+    """How important a version is. The lower takes room from the higher when it must."""
+
+    ROLLOUT = 0
+    ALWAYS = 1
+    DEMAND = 2
+    AUTO = 3
+    KEEP = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """A version that a fleet shall serve, on `minimum` to `maximum` replicas (None: wherever there is room).
+
+    `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
+    asks for no new copy at all.
+    """
+
+    key: Key
+    size_bytes: int
+    rank: Rank
+    minimum: int = 1
+    maximum: int | None = None
+    requires: tuple[Key, ...] = ()
+    last_used_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A replica as placement sees it. `failed` are versions that can't be loaded there; `open` False: nothing new."""
+
+    replica: str
+    capacity_bytes: int
+    held: frozenset[Key] = frozenset()
+    failed: frozenset[Key] = frozenset()
+    open: bool = True
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The outcome: what each replica holds (what leaves included, until it has left), what leaves, what found no room."""
+
+    holds: Mapping[str, frozenset[Key]]
+    leaving: Mapping[Place, Reason]
+    unplaced: Mapping[Key, Reason]
+    added: tuple[Place, ...]
+
+
+@dataclass(slots=True)
+class _Room:
+    slot: Slot
+    held: set[Key]
+    going: set[Key] = field(default_factory=set)
+    used_bytes: int = 0
+    going_bytes: int = 0
+
+    @property
+    def free_now(self) -> int:
+        return self.slot.capacity_bytes - self.used_bytes
+
+    @property
+    def free_soon(self) -> int:
+        return self.free_now + self.going_bytes
+
+
+def place(
+    slots: Sequence[Slot],
+    wants: Sequence[Want],
+    *,
+    sizes: Mapping[Key, int],
+    leaving_before: Collection[Place] = (),
+    clashes: Mapping[tuple[Key, Key], str] | None = None,
+) -> Placement:
+    """Place `wants` on `slots`. `sizes` gives the memory of every version that is wanted or held, in bytes."""
+    return _Placer(slots, wants, sizes, frozenset(leaving_before), clashes or {}).run()
+
+
+class _Placer:
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        wants: Sequence[Want],
+        sizes: Mapping[Key, int],
+        leaving_before: frozenset[Place],
+        clashes: Mapping[tuple[Key, Key], str],
+    ) -> None:
+        self.wants = {want.key: want for want in sorted(wants, key=lambda w: (w.rank, -w.last_used_at, w.key))}
+        self.sizes = sizes
+        self.clash_texts = clashes
+        self.clashes: dict[Key, set[Key]] = {}
+        for one, other in clashes:
+            self.clashes.setdefault(one, set()).add(other)
+            self.clashes.setdefault(other, set()).add(one)
+        self.rooms = {slot.replica: self._room(slot) for slot in sorted(slots, key=lambda slot: slot.replica)}
+        self.copies: dict[Key, set[str]] = {}
+        for name, room in self.rooms.items():
+            if room.slot.counts:
+                for key in room.held:
+                    if key not in room.slot.failed:
+                        self.copies.setdefault(key, set()).add(name)
+        self.leaving: dict[Place, Reason] = {}
+        self.leaving_before = leaving_before
+        self.unplaced: dict[Key, Reason] = {}
+        self.added: list[Place] = []
+        self.heap: list[tuple[int, str]] = []
+
+    def _room(self, slot: Slot) -> _Room:
+        return _Room(slot, set(slot.held), used_bytes=sum(self.sizes.get(key, 0) for key in slot.held))
+
+    def run(self) -> Placement:
+        self._drop_unwanted()
+        self._go_on_leaving()
+        self.heap = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
+        heapq.heapify(self.heap)
+        for want in self.wants.values():
+            if want.rank is not Rank.KEEP:
+                self._reach_minimum(want)
+        self._spread()
+        return Placement(
+            holds={name: frozenset(room.held) for name, room in self.rooms.items()},
+            leaving=self.leaving,
+            unplaced=self.unplaced,
+            added=tuple(self.added),
+        )
+
+    # What goes.
+
+    def _leave(self, name: str, key: Key, reason: Reason) -> None:
+        room = self.rooms[name]
+        room.going.add(key)
+        room.going_bytes += self.sizes.get(key, 0)
+        self.leaving[Place(key, name)] = reason
+        self.copies.get(key, set()).discard(name)
+
+    def _stay(self, name: str, key: Key) -> None:
+        room = self.rooms[name]
+        room.going.discard(key)
+        room.going_bytes -= self.sizes.get(key, 0)
+        del self.leaving[Place(key, name)]
+        self.copies.setdefault(key, set()).add(name)
+
+    def _drop_unwanted(self) -> None:
+        for name, room in self.rooms.items():
+            required = {step for key in room.held if key in self.wants for step in self.wants[key].requires}
+            for key in sorted(room.held):
+                if key not in self.wants and key not in required:
+                    self._leave(name, key, Reason(code="UNWANTED", text=f"{key} is not wanted on this fleet any more"))
+
+    def _go_on_leaving(self) -> None:
+        """What was leaving goes on leaving, so that a decision does not waver, unless it is now asked for more."""
+        for key, name in sorted(self.leaving_before):
+            room = self.rooms.get(name)
+            if room is None or key not in room.held or key in room.going or key not in self.wants:
+                continue
+            if self.wants[key].rank >= Rank.AUTO:
+                self._leave(name, key, Reason(code="ROOM", text=f"{key} makes room on {name}"))
+
+    # What comes.
+
+    def _need(self, want: Want, room: _Room) -> tuple[Key, ...]:
+        return tuple(key for key in (*want.requires, want.key) if key not in room.held)
+
+    def _bytes(self, keys: Sequence[Key]) -> int:
+        return sum(self.sizes.get(key, 0) for key in keys)
+
+    def _admits(self, want: Want, room: _Room) -> bool:
+        slot = room.slot
+        if not slot.open or want.key in room.held or want.key in slot.failed:
+            return False
+        clashing = self.clashes.get(want.key)
+        return not (clashing and clashing & room.held)
+
+    def _reach_minimum(self, want: Want) -> None:
+        for _ in range(want.minimum - len(self.copies.get(want.key, ()))):
+            if not (self._revive(want) or self._add(want) or self._wait_for_room(want)):
+                self.unplaced.setdefault(want.key, self._why_not(want))
+                return
+
+    def _revive(self, want: Want) -> bool:
+        for name, room in self.rooms.items():
+            if want.key in room.going and room.slot.counts and want.key not in room.slot.failed:
+                over = -room.free_soon + self.sizes.get(want.key, 0)
+                if over <= 0 or want.rank <= Rank.DEMAND:
+                    self._stay(name, want.key)
+                    return True
+        return False
+
+    def _add(self, want: Want) -> bool:
+        """Onto the replica with the most room that admits it, if it fits there now."""
+        passed: list[tuple[int, str]] = []
+        try:
+            while self.heap:
+                free, name = heapq.heappop(self.heap)
+                room = self.rooms[name]
+                if -free != room.free_soon:
+                    heapq.heappush(self.heap, (-room.free_soon, name))
+                    continue
+                passed.append((free, name))
+                if -free < self.sizes.get(want.key, 0):
+                    return False
+                if self._admits(want, room) and self._bytes(self._need(want, room)) <= room.free_now:
+                    self._put(want, room)
+                    return True
+            return False
+        finally:
+            for _, name in passed:
+                heapq.heappush(self.heap, (-self.rooms[name].free_soon, name))
+
+    def _put(self, want: Want, room: _Room) -> None:
+        name = room.slot.replica
+        for key in self._need(want, room):
+            room.held.add(key)
+            room.used_bytes += self.sizes.get(key, 0)
+            self.added.append(Place(key, name))
+            self.copies.setdefault(key, set()).add(name)
+        for step in want.requires:
+            if step in room.going:
+                self._stay(name, step)
+
+    def _wait_for_room(self, want: Want) -> bool:
+        """Where room is being made already, or where making it does the least harm; counts as unplaced until then."""
+        if want.rank >= Rank.AUTO:
+            return False
+        best: tuple[tuple[int, int, float, int, str], _Room, list[Key]] | None = None
+        for name, room in self.rooms.items():
+            if not self._admits(want, room):
+                continue
+            missing = self._bytes(self._need(want, room)) - room.free_soon
+            if missing <= 0:
+                victims: list[Key] = []
+                cost = (-1, -9, 0.0, 0, name)
+            else:
+                found = self._victims(want, room, missing)
+                if found is None:
+                    continue
+                victims = found
+                newest = max(self._last_used(key) for key in victims)
+                only = sum(self._is_last_copy(key) for key in victims)
+                cost = (min(only, 1), -min(self.wants[key].rank for key in victims), newest, len(victims), name)
+            if best is None or cost < best[0]:
+                best = (cost, room, victims)
+        if best is None:
+            return False
+        _, room, victims = best
+        name = room.slot.replica
+        for key in victims:
+            self._leave(name, key, Reason(code="ROOM", text=f"{key} makes room for {want.key} on {name}"))
+        # The room is spoken for, so that the next want does not count on it too.
+        room.going_bytes -= self._bytes(self._need(want, room))
+        going = ", ".join(str(key) for key in sorted(room.going)) or "memory"
+        self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=f"{want.key} waits until {going} has left {name}")
+        return True
+
+    def _victims(self, want: Want, room: _Room, missing: int) -> list[Key] | None:
+        protected = {step for key in room.held - room.going for step in self._requires(key)} | set(want.requires)
+        evictable = [
+            key
+            for key in room.held - room.going
+            if key in self.wants and self.wants[key].rank > max(want.rank, Rank.DEMAND) and key not in protected
+        ]
+        evictable.sort(
+            key=lambda key: (self._is_last_copy(key), -self.wants[key].rank, self._last_used(key), key),
+        )
+        victims: list[Key] = []
+        for key in evictable:
+            if missing <= 0:
+                break
+            victims.append(key)
+            missing -= self.sizes.get(key, 0)
+        return victims if missing <= 0 else None
+
+    def _requires(self, key: Key) -> tuple[Key, ...]:
+        want = self.wants.get(key)
+        return want.requires if want else ()
+
+    def _last_used(self, key: Key) -> float:
+        want = self.wants.get(key)
+        return want.last_used_at if want else 0.0
+
+    def _is_last_copy(self, key: Key) -> bool:
+        want = self.wants.get(key)
+        return want is not None and len(self.copies.get(key, ())) <= want.minimum
+
+    def _why_not(self, want: Want) -> Reason:
+        key, size = want.key, want.size_bytes
+        rooms = list(self.rooms.values())
+        if not rooms:
+            return Reason(code="NO_REPLICA", text=f"{key} has no replica to go to: the fleet has none running")
+        if all(key in room.slot.failed for room in rooms):
+            return Reason(code="FAILED", text=f"{key} could not be loaded on any replica")
+        clashing = self.clashes.get(key, set())
+        if clashing and all(clashing & room.held for room in rooms if room.slot.open):
+            other = min(clashing)
+            return Reason(
+                code="CLASH",
+                text=f"{key} can't share a server with {other}, which is on every replica: "
+                + self.clash_texts[min((key, other), (other, key))],
+            )
+        largest = max((room.slot.capacity_bytes for room in rooms), default=0)
+        if size > largest:
+            return Reason(
+                code="TOO_LARGE", text=f"{key} needs {_mib(size)} and the fleet's replicas have {_mib(largest)} each"
+            )
+        free = max((room.free_now for room in rooms if room.slot.open), default=0)
+        if want.rank is Rank.AUTO:
+            return Reason(
+                code="ON_DEMAND",
+                text=f"{key} is loaded on demand: it needs {_mib(size)}, the most that is free is {_mib(free)}",
+            )
+        return Reason(
+            code="NO_ROOM",
+            text=f"{key} needs {_mib(size)}, the most that is free on a replica is {_mib(free)}, "
+            "and nothing less important is there to leave",
+        )
+
+    def _spread(self) -> None:
+        """More copies where there is room to spare."""
+        open_rooms = [room for room in self.rooms.values() if room.slot.open]
+        most = max((room.free_now for room in open_rooms), default=0)
+        for want in self.wants.values():
+            if want.rank is Rank.KEEP or want.key in self.unplaced or want.size_bytes > most:
+                continue
+            count = len(self.copies.get(want.key, ()))
+            if count == 0 or (want.maximum is not None and count >= want.maximum):
+                continue
+            for room in open_rooms:
+                if want.maximum is not None and count >= want.maximum:
+                    break
+                spare = room.free_now - int(room.slot.capacity_bytes * SPREAD_RESERVE)
+                if self._bytes(self._need(want, room)) <= spare and self._admits(want, room) and not room.going:
+                    self._put(want, room)
+                    count += 1
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.0f} MiB"

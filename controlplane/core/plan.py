@@ -1,0 +1,412 @@
+"""Snapshot → plan: what each replica shall hold, the route table, and what is to be done, each with its reason."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from controlplane.core.actions import Action, FinishRollout, QuarantineVersion, RecordFleet
+from controlplane.core.errors import ControlPlaneError
+from controlplane.core.fleets import copy_bytes, fleet_of, is_lost, is_up, quarantine_of
+from controlplane.core.models import Model
+from controlplane.core.placement import Placement, Rank, Slot, Want, place
+from controlplane.core.rollout import Progress, TargetState, progress
+from controlplane.core.routes import RouteTable
+from controlplane.core.routing import Serving, build_table, leads
+from controlplane.core.scaling import Scaling, scale
+from controlplane.core.snapshot import Key, Place, Reason, ReplicaView, Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What shall be.
+
+    `holds`: by replica, the versions its assignment names. `stop`: replicas whose assignment says stop. `leaving` and
+    `stopping` go into the next snapshot. `table` has no epoch and generation yet. `reasons` by subject: ``model/NAME``,
+    ``version/NAME@N``, ``fleet/NAME``, ``replica/NAME``.
+    """
+
+    holds: Mapping[str, frozenset[Key]] = field(default_factory=dict)
+    stop: frozenset[str] = frozenset()
+    leaving: Mapping[Place, float | None] = field(default_factory=dict)
+    stopping: frozenset[str] = frozenset()
+    table: RouteTable = field(default_factory=RouteTable)
+    actions: tuple[Action, ...] = ()
+    reasons: Mapping[str, tuple[Reason, ...]] = field(default_factory=dict)
+
+
+def plan(snapshot: Snapshot, now: float) -> Plan:
+    """Decide. Pure: the same snapshot and instant give the same plan. `now` is in seconds since 1970."""
+    return _Planner(snapshot, now).run()
+
+
+class _Planner:
+    def __init__(self, snapshot: Snapshot, now: float) -> None:
+        self.snapshot = snapshot
+        self.now = now
+        self.reasons: dict[str, list[Reason]] = defaultdict(list)
+        self.actions: list[Action] = []
+        self.lost = {name for name, each in snapshot.replicas.items() if is_lost(each, snapshot, now)}
+        self.by_fleet: dict[str, list[ReplicaView]] = defaultdict(list)
+        for replica in snapshot.replicas.values():
+            self.by_fleet[replica.fleet].append(replica)
+        self.fleet_by_version: dict[Key, str] = {}
+        self.blocked: dict[Key, Reason] = {}
+        self.copies: dict[Key, list[ReplicaView]] = defaultdict(list)
+        self.ready: dict[Key, list[str]] = defaultdict(list)
+        self.last_used: dict[Key, float] = {}
+
+    def run(self) -> Plan:
+        self._index_copies()
+        quarantined = self._quarantine_crashed()
+        serving = {name: self._serving(model) for name, model in self.snapshot.models.items()}
+        scalings = {
+            name: scale(record, self.by_fleet.get(name, ()), self.snapshot, self.lost, self.now)
+            for name, record in sorted(self.snapshot.fleets.items())
+        }
+        for name, scaling in scalings.items():
+            self.actions += scaling.actions
+            self.reasons[f"fleet/{name}"] += scaling.reasons
+        draining = frozenset().union(*(each.draining for each in scalings.values()))
+        gone = frozenset().union(*(each.unrouted for each in scalings.values()))
+        wants = self._wants(serving, quarantined)
+        placements = {
+            name: self._place(name, scalings[name], wants.get(name, []), quarantined) for name in self.snapshot.fleets
+        }
+        holds, leaving = self._release(placements)
+        for name, replicas in self.by_fleet.items():
+            if name not in placements:  # a fleet without a record: leave alone what it has
+                holds.update({each.name: frozenset(each.ordered or each.copies) for each in replicas})
+        going = {place for place in leaving if self.snapshot.settled}
+        table = build_table(
+            self.snapshot,
+            serving={
+                name: self._with_progress(self.snapshot.models[name], each, placements)
+                for name, each in serving.items()
+            },
+            ready=self.ready,
+            going=going,
+            draining=draining,
+            gone=gone,
+            lost=self.lost,
+            reasons=self._unserved_reasons(placements),
+        )
+        self._record_fleets()
+        return Plan(
+            holds=holds,
+            stop=frozenset().union(*(each.stop for each in scalings.values())),
+            leaving=leaving,
+            stopping=frozenset().union(*(each.stopping for each in scalings.values())),
+            table=table,
+            actions=tuple(self.actions),
+            reasons={subject: tuple(each) for subject, each in self.reasons.items()},
+        )
+
+    # What is there.
+
+    def _index_copies(self) -> None:
+        for replica in sorted(self.snapshot.replicas.values(), key=lambda each: each.name):
+            up = is_up(replica)
+            for key, copy in replica.copies.items():
+                self.copies[key].append(replica)
+                if copy.last_used_at is not None and copy.last_used_at > self.last_used.get(key, 0.0):
+                    self.last_used[key] = copy.last_used_at
+                if copy.state == "ready" and up and copy.digest == self.snapshot.digest(key):
+                    self.ready[key].append(replica.name)
+        for key, asked_at in self.snapshot.demand.items():
+            self.last_used[key] = max(asked_at, self.last_used.get(key, 0.0))
+
+    def _fleet(self, key: Key) -> str | None:
+        """The fleet of a version; None (with the reason kept) when it has none."""
+        if key in self.fleet_by_version:
+            return self.fleet_by_version[key]
+        if key in self.blocked:
+            return None
+        manifest = self.snapshot.manifest(key)
+        try:
+            if manifest is None:
+                self.blocked[key] = Reason(code="MISSING", text=f"{key} is deleted, or its manifest can't be read")
+                return None
+            self.fleet_by_version[key] = fleet_of(manifest.entry, self.snapshot.fleets)
+        except ControlPlaneError as error:
+            self.blocked[key] = Reason(code=error.code, text=str(error))
+            return None
+        return self.fleet_by_version[key]
+
+    # Whose fault a crash was.
+
+    def _quarantine_crashed(self) -> dict[str, set[Key]]:
+        """Versions that may not be loaded, by fleet: those on record, and those that have just taken a server down."""
+        quarantined: dict[str, set[Key]] = defaultdict(set)
+        for name, record in self.snapshot.fleets.items():
+            for each in record.quarantines:
+                key = Key(each.model, each.version)
+                if self.snapshot.digest(key) == each.digest:
+                    quarantined[name].add(key)
+                    self.reasons[f"version/{key}"].append(
+                        Reason(code="QUARANTINED", text=f"{key} is quarantined on fleet {name}: {each.reason}")
+                    )
+        for replica in self.snapshot.replicas.values():
+            for key, copy in replica.copies.items():
+                if copy.blames == "crash" and key not in quarantined[replica.fleet]:
+                    quarantined[replica.fleet].add(key)
+                    self.actions.append(
+                        QuarantineVersion(
+                            fleet=replica.fleet,
+                            key=key,
+                            digest=copy.digest,
+                            reason=f"{copy.reason} (on {replica.name})",
+                        )
+                    )
+        return quarantined
+
+    # What each model asks for.
+
+    def _serving(self, model: Model) -> Serving:
+        """Which versions of a model may be asked for, and which of them is what."""
+        live = {each.number for each in model.versions if each.deleted_at is None}
+        stable = model.stable if model.stable in live else None
+        rollout = model.running_rollout
+        target = rollout.target if rollout is not None and rollout.target in live else None
+        warm = None
+        last = model.rollout
+        moved = last is not None and last.state == "succeeded" and last.source in live
+        if last is not None and moved and last.ended_at is not None:
+            warm = last.source if self.now - last.ended_at.timestamp() < self.snapshot.settings.warm_s else None
+        aliases = frozenset(number for name, number in model.aliases.items() if number in live and number != stable)
+        return Serving(model=model.name, stable=stable, target=target, warm=warm, aliased=aliases)
+
+    def _wants(self, serving: Mapping[str, Serving], quarantined: Mapping[str, set[Key]]) -> dict[str, list[Want]]:
+        wants: dict[str, list[Want]] = defaultdict(list)
+        for each in serving.values():
+            for number in each.allowed():
+                key = Key(each.model, number)
+                fleet = self._fleet(key)
+                if fleet is None:
+                    self.reasons[f"version/{key}"].append(self.blocked[key])
+                elif key not in quarantined.get(fleet, ()):
+                    want = self._want(each, key, fleet)
+                    if want is not None:
+                        wants[fleet].append(want)
+        return wants
+
+    def _want(self, serving: Serving, key: Key, fleet: str) -> Want | None:
+        manifest = self.snapshot.manifest(key)
+        if manifest is None:
+            return None
+        how = manifest.entry.serving
+        asked_at = self.snapshot.demand.get(key)
+        demanded = asked_at is not None and self.now - asked_at <= self.snapshot.settings.demand_s
+        minimum, maximum = how.min_copies, how.max_copies
+        if key.version == serving.target:
+            rank = Rank.ROLLOUT
+            source = Key(key.model, serving.stable) if serving.stable is not None else None
+            present = len(self.ready.get(source, ())) if source else 0
+            if not self.ready.get(key):
+                minimum = maximum = 1  # on one replica first: whatever it breaks, it breaks there alone
+            else:
+                minimum = max(minimum, min(present, maximum or present))
+                maximum = maximum if maximum is not None or how.load != "on_demand" else minimum
+        elif key.version == serving.stable and how.load == "always":
+            rank = Rank.ALWAYS
+        elif demanded:
+            rank = Rank.DEMAND
+        elif key.version == serving.stable and how.load == "auto":
+            rank = Rank.AUTO
+        else:
+            rank = Rank.KEEP
+        if rank is Rank.DEMAND and key.version != serving.stable:
+            minimum = maximum = 1
+        elif how.load == "on_demand" and maximum is None:
+            maximum = minimum
+        return Want(
+            key=key,
+            size_bytes=self._size(key, fleet),
+            rank=rank,
+            minimum=minimum,
+            maximum=maximum,
+            requires=self._requires(key),
+            last_used_at=self.last_used.get(key, 0.0),
+        )
+
+    def _requires(self, key: Key) -> tuple[Key, ...]:
+        manifest = self.snapshot.manifest(key)
+        steps = manifest.entry.ensemble if manifest else ()
+        return tuple(Key(step.model_name, step.model_version) for step in steps if step.model_version is not None)
+
+    def _size(self, key: Key, fleet: str) -> int:
+        manifest, digest = self.snapshot.manifest(key), self.snapshot.digest(key)
+        if manifest is None or digest is None:
+            return 0
+        return copy_bytes(manifest, digest, self.snapshot.fleets[fleet])
+
+    # Where it goes.
+
+    def _place(self, fleet: str, scaling: Scaling, wants: list[Want], quarantined: Mapping[str, set[Key]]) -> Placement:
+        banned = quarantined.get(fleet, set())
+        slots = []
+        keys = {key for want in wants for key in (want.key, *want.requires)}
+        for replica in self.by_fleet.get(fleet, ()):
+            held = frozenset(replica.copies if replica.ordered is None else replica.ordered)
+            keys |= held
+            out = replica.name in scaling.draining or replica.name in scaling.stop
+            slots.append(
+                Slot(
+                    replica=replica.name,
+                    capacity_bytes=self.snapshot.fleets[fleet].shape.memory_bytes,
+                    held=held,
+                    failed=frozenset(
+                        key
+                        for key, copy in replica.copies.items()
+                        if copy.state == "failed" and copy.blames != "environment"
+                    )
+                    | (banned & keys),
+                    open=not out and replica.name not in self.lost and replica.report is not None,
+                    counts=not out and replica.name not in self.lost,
+                )
+            )
+        return place(
+            slots,
+            wants,
+            sizes={key: self._size(key, fleet) for key in keys},
+            leaving_before=[place for place in self.snapshot.leaving if place.replica in self.snapshot.replicas],
+            clashes=self.snapshot.clashes,
+        )
+
+    def _release(
+        self, placements: Mapping[str, Placement]
+    ) -> tuple[dict[str, frozenset[Key]], dict[Place, float | None]]:
+        """Take what leaves out of the assignments once no gateway can lead there, and what was in flight has ended."""
+        holds: dict[str, frozenset[Key]] = {}
+        leaving: dict[Place, float | None] = {}
+        for placement in placements.values():
+            holds.update(placement.holds)
+            for place_, reason in placement.leaving.items():
+                if not self.snapshot.settled:
+                    continue
+                key, name = place_
+                if self._may_be_led_to(place_):
+                    leaving[place_] = None
+                    continue
+                since = self.snapshot.leaving.get(place_)
+                copy = self.snapshot.replicas[name].copies.get(key)
+                never_served = copy is None or copy.state != "ready"
+                if never_served or (since is not None and self.now - since >= self.snapshot.settings.drain_s):
+                    holds[name] = holds[name] - {key}
+                else:
+                    leaving[place_] = since if since is not None else self.now
+                self.reasons[f"version/{key}"].append(reason)
+        return holds, leaving
+
+    def _may_be_led_to(self, place_: Place) -> bool:
+        for gateway in self.snapshot.gateways.values():
+            if self.now - gateway.heard_at > self.snapshot.settings.gateway_lost_s:
+                continue
+            if gateway.table is None and not gateway.pending:
+                return True  # it may serve anything: it has not said yet
+            if any(leads(table, place_) for table in gateway.tables()):
+                return True
+        return False
+
+    # Who gets the requests.
+
+    def _with_progress(self, model: Model, serving: Serving, placements: Mapping[str, Placement]) -> Serving:
+        rollout = model.running_rollout
+        if rollout is None:
+            return serving
+        key = Key(model.name, rollout.target)
+        live = [
+            gateway.table
+            for gateway in self.snapshot.gateways.values()
+            if self.now - gateway.heard_at <= self.snapshot.settings.gateway_live_s
+        ]
+        state: Progress
+        if self.snapshot.settled or live:
+            state = progress(rollout, key, self._target_state(key, placements), live, self.now)
+        else:
+            state = Progress(
+                reason=Reason(code="SETTLING", text="the controller has just started and waits for reports")
+            )
+        self.reasons[f"model/{model.name}"].append(state.reason)
+        if state.end is not None:
+            self.actions.append(
+                FinishRollout(model=model.name, rollout=rollout.id, state=state.end, reason=state.reason.text)
+            )
+        return Serving(
+            model=serving.model,
+            stable=serving.stable,
+            target=serving.target,
+            warm=serving.warm,
+            aliased=serving.aliased,
+            weight_percent=0 if state.end == "failed" else state.weight_percent,
+        )
+
+    def _target_state(self, key: Key, placements: Mapping[str, Placement]) -> TargetState:
+        fleet = self._fleet(key)
+        if fleet is None:
+            return TargetState(blocked=self.blocked[key])
+        quarantine = quarantine_of(self.snapshot.fleets[fleet], key, self.snapshot.digest(key))
+        if quarantine is not None:
+            text = f"{key} is quarantined on fleet {fleet}: {quarantine.reason}"
+            return TargetState(blocked=Reason(code="QUARANTINED", text=text))
+        placement = placements[fleet]
+        unplaced = placement.unplaced.get(key)
+        if unplaced is not None and unplaced.code in ("TOO_LARGE", "CLASH"):
+            return TargetState(blocked=unplaced)
+        planned = tuple(
+            sorted(
+                name
+                for name, held in placement.holds.items()
+                if key in held and Place(key, name) not in placement.leaving and name not in self.lost
+            )
+        )
+        waiting = [unplaced.text] if unplaced is not None else []
+        for name in planned:
+            copy = self.snapshot.replicas[name].copies.get(key)
+            if copy is not None and copy.state == "failed" and copy.blames in ("model", "crash"):
+                return TargetState(failed=Reason(code="LOAD_FAILED", text=f"{key} failed on {name}: {copy.reason}"))
+            if name not in self.ready.get(key, ()):
+                doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}" if copy else "ordered"
+                waiting.append(f"{key} on {name}: {doing}")
+        ready = tuple(sorted(set(self.ready.get(key, ())) & set(planned)))
+        return TargetState(planned=planned, ready=ready, waiting="; ".join(waiting))
+
+    def _unserved_reasons(self, placements: Mapping[str, Placement]) -> dict[Key, Reason]:
+        """Why versions that may be asked for are not served: shown by `explain`, and to whoever asks for them."""
+        why: dict[Key, Reason] = dict(self.blocked)
+        for placement in placements.values():
+            why.update(placement.unplaced)
+        for name, record in self.snapshot.fleets.items():
+            for each in record.quarantines:
+                key = Key(each.model, each.version)
+                why.setdefault(
+                    key, Reason(code="QUARANTINED", text=f"{key} is quarantined on fleet {name}: {each.reason}")
+                )
+        for key, replicas in self.copies.items():
+            for replica in replicas:
+                copy = replica.copies[key]
+                if copy.state == "failed" and not self.ready.get(key):
+                    why[key] = Reason(code="LOAD_FAILED", text=f"{key} failed on {replica.name}: {copy.reason}")
+        for key, reason in why.items():
+            if reason not in self.reasons[f"version/{key}"]:
+                self.reasons[f"version/{key}"].append(reason)
+        return why
+
+    # What the registry shall remember of a fleet.
+
+    def _record_fleets(self) -> None:
+        for name, record in self.snapshot.fleets.items():
+            capabilities = record.capabilities
+            measured: dict[str, int] = {}
+            for replica in self.by_fleet.get(name, ()):
+                if replica.report is None:
+                    continue
+                if replica.report.server == "ready" and replica.report.capabilities is not None:
+                    capabilities = replica.report.capabilities
+                for copy in replica.copies.values():
+                    if copy.state == "ready" and copy.memory_bytes:
+                        measured.setdefault(copy.digest, copy.memory_bytes)
+            news = {digest: size for digest, size in measured.items() if digest not in record.measured_bytes}
+            if capabilities != record.capabilities or news:
+                self.actions.append(RecordFleet(fleet=name, capabilities=capabilities, measured_bytes=news))

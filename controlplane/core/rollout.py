@@ -1,0 +1,72 @@
+"""How far a rollout is: what it waits for, which share the target gets, whether it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from controlplane.core.models import Rollout
+from controlplane.core.routes import RouteTable, Target
+from controlplane.core.snapshot import Key, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetState:
+    """What is known of a rollout's target.
+
+    `blocked`: why it can never be served as things are. `failed`: what the model itself did wrong. `planned` replicas
+    shall hold it, `ready` ones have proved it; `waiting`: what the others are doing.
+    """
+
+    blocked: Reason | None = None
+    failed: Reason | None = None
+    planned: tuple[str, ...] = ()
+    ready: tuple[str, ...] = ()
+    waiting: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a rollout stands. `weight_percent` of unversioned requests shall go to the target; `end` when it is over."""
+
+    reason: Reason
+    weight_percent: int = 0
+    end: Literal["succeeded", "failed"] | None = None
+
+
+def progress(
+    rollout: Rollout, key: Key, target: TargetState, tables: Iterable[RouteTable | None], now: float
+) -> Progress:
+    """Judge a running rollout.
+
+    `tables` are those that live gateways have confirmed (None: unknown yet). `now` is in seconds since 1970.
+    """
+    trouble = target.blocked or target.failed
+    if trouble is not None:
+        return Progress(reason=trouble, end="failed")
+    share = rollout.steps[min(rollout.step, len(rollout.steps) - 1)].weight_percent
+    if target.planned and set(target.planned) <= set(target.ready):
+        if share == 100 and all(table is not None and _leads_all(table, key) for table in tables):
+            done = Reason(
+                code="SERVED", text=f"{key} is ready on {', '.join(target.ready)} and every gateway leads there"
+            )
+            return Progress(reason=done, weight_percent=share, end="succeeded")
+        confirming = Reason(
+            code="CONFIRMING", text=f"{key} is ready on {', '.join(target.ready)}; gateways are switching"
+        )
+        return Progress(reason=confirming, weight_percent=share)
+    waiting = Reason(code="LOADING", text=target.waiting or f"{key} waits for a replica")
+    if now - rollout.started_at.timestamp() > rollout.deadline_s:
+        text = f"{key} was not ready after {rollout.deadline_s:.0f} s: {waiting.text}"
+        return Progress(reason=Reason(code="DEADLINE", text=text), end="failed")
+    return Progress(reason=waiting)
+
+
+def _leads_all(table: RouteTable, key: Key) -> bool:
+    """Whether a table sends every unversioned request of the model to this version, and somewhere."""
+    route = table.routes.get(key.model)
+    if route is None or len(route.targets) != 1:
+        return False
+    target: Target = route.targets[0]
+    return target.version == key.version and target.pool is not None

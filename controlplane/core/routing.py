@@ -1,0 +1,115 @@
+"""Builds the route table: which versions may be asked for, and which replicas answer for each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from controlplane.core.routes import Endpoint, Route, RouteTable, Target
+from controlplane.core.snapshot import Key, Place, Reason, Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A model's versions by role. `weight_percent` of unversioned requests go to the rollout's target."""
+
+    model: str
+    stable: int | None = None
+    target: int | None = None
+    warm: int | None = None
+    aliased: frozenset[int] = frozenset()
+    weight_percent: int = 0
+
+    def allowed(self) -> tuple[int, ...]:
+        """Every version that may be asked for by its number."""
+        named = {number for number in (self.stable, self.target, self.warm) if number is not None}
+        return tuple(sorted(named | self.aliased))
+
+
+def build_table(
+    snapshot: Snapshot,
+    *,
+    serving: Mapping[str, Serving],
+    ready: Mapping[Key, Sequence[str]],
+    going: Collection[Place],
+    draining: Collection[str],
+    gone: Collection[str],
+    lost: Collection[str],
+    reasons: Mapping[Key, Reason],
+) -> RouteTable:
+    """The table without epoch and generation.
+
+    `going` places get no requests any more, `draining` replicas are marked, `gone` ones left out. Lost replicas are
+    left out too, except where nobody else has the version: then silence is no proof that they are gone.
+    """
+    pools: dict[str, tuple[str, ...]] = {}
+    ids: dict[tuple[str, ...], str] = {}
+
+    def pool_of(key: Key) -> str | None:
+        here = [name for name in ready.get(key, ()) if name not in gone and Place(key, name) not in going]
+        members = tuple(name for name in here if name not in lost) or tuple(here)
+        if not members or all(name in draining for name in members):
+            # Nobody who may take a new request. Those who drain still end theirs: they stay endpoints.
+            return None
+        if members not in ids:
+            ids[members] = "p" + hashlib.sha256("\n".join(members).encode()).hexdigest()[:12]
+            pools[ids[members]] = members
+        return ids[members]
+
+    routes: dict[str, Route] = {}
+    for name in sorted(serving):
+        each = serving[name]
+        allowed = each.allowed()
+        if not allowed:
+            continue
+        pinned = {number: pool_of(Key(name, number)) for number in allowed}
+        if each.warm is not None and pinned[each.warm] is None and each.warm not in each.aliased:
+            del pinned[each.warm]  # only what is kept warm may still be asked for; it is not loaded again for that
+        routes[name] = Route(
+            model=name,
+            targets=_targets(each, pinned),
+            pinned=pinned,
+            sequence_idle_s=_sequence_idle_s(snapshot, each),
+            reasons={
+                number: reasons[Key(name, number)].text
+                for number, pool in pinned.items()
+                if pool is None and Key(name, number) in reasons
+            },
+        )
+    endpoints: dict[str, Endpoint] = {}
+    for name in sorted(snapshot.replicas):
+        endpoint = snapshot.replicas[name].endpoint
+        if endpoint is not None and name not in gone:
+            endpoints[name] = replace(endpoint, draining=name in draining)
+    return RouteTable(endpoints=endpoints, pools=pools, routes=routes)
+
+
+def _targets(serving: Serving, pinned: Mapping[int, str | None]) -> tuple[Target, ...]:
+    shares: list[tuple[int, int]] = []
+    if serving.target is not None and serving.weight_percent and pinned.get(serving.target) is not None:
+        shares.append((serving.target, serving.weight_percent))
+    rest = 100 - sum(weight for _, weight in shares)
+    if serving.stable is not None and rest:
+        shares.insert(0, (serving.stable, rest))
+    return tuple(Target(version=number, pool=pinned[number], weight_percent=weight) for number, weight in shares)
+
+
+def _sequence_idle_s(snapshot: Snapshot, serving: Serving) -> float | None:
+    """The idle time-out of the model's sequences, if any of its versions has sequence batching."""
+    for number in serving.allowed():
+        manifest = snapshot.manifest(Key(serving.model, number))
+        if manifest is not None and manifest.entry.sequence_batching is not None:
+            return manifest.entry.sequence_batching.max_sequence_idle_us / 1e6
+    return None
+
+
+def leads(table: RouteTable, place: Place) -> bool:
+    """Whether a table can lead a request for this version to this replica."""
+    key, replica = place
+    route = table.routes.get(key.model)
+    if route is None:
+        return False
+    pools = [target.pool for target in route.targets if target.version == key.version]
+    pools.append(route.pinned.get(key.version))
+    return any(pool is not None and replica in table.pools.get(pool, ()) for pool in pools)

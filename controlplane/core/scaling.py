@@ -1,0 +1,93 @@
+"""How many replicas a fleet shall have, and how one leaves: drained, taken out of every table, only then stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from controlplane.core.actions import Action, RemoveReplica, StartReplica
+from controlplane.core.models import FleetRecord
+from controlplane.core.snapshot import Reason, ReplicaView, Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """`stopping`: on their way out. Of these `draining` still end what they have, `unrouted` are in no new table any
+    more, `stop` may end."""
+
+    actions: tuple[Action, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    stopping: frozenset[str] = frozenset()
+    draining: frozenset[str] = frozenset()
+    unrouted: frozenset[str] = frozenset()
+    stop: frozenset[str] = frozenset()
+
+
+def scale(
+    record: FleetRecord, replicas: Sequence[ReplicaView], snapshot: Snapshot, lost: set[str], now: float
+) -> Scaling:
+    """Bring a fleet to the size that its deployment says."""
+    desired = record.shape.replicas
+    fleet = record.shape.name
+    stopping = {each.name for each in replicas if each.name in snapshot.stopping}
+    staying = sorted((each for each in replicas if each.name not in stopping), key=_index)
+    reasons = [Reason(code="SIZE", text=f"the deployment asks for {desired}, {len(staying)} are there")]
+    actions: list[Action] = []
+    if len(staying) < desired:
+        taken = {each.name for each in replicas}
+        numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
+        for _ in range(desired - len(staying)):
+            name = f"{fleet}-{next(numbers)}"
+            actions.append(StartReplica(fleet=fleet, replica=name, reason=f"fleet {fleet} shall have {desired}"))
+    elif snapshot.settled:
+        for each in staying[desired:]:
+            stopping.add(each.name)
+            reasons.append(Reason(code="SCALE_DOWN", text=f"{each.name} leaves: {desired} replicas are asked for"))
+    unrouted: set[str] = set()
+    stop: set[str] = set()
+    for each in replicas:
+        if each.name not in stopping:
+            continue
+        if each.report is not None and each.report.server == "stopped":
+            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
+        elif each.name in lost:
+            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent and was to leave"))
+        if _nothing_in_flight(each.name, snapshot, now):
+            unrouted.add(each.name)
+            if _in_no_table(each.name, snapshot, now):
+                stop.add(each.name)
+    return Scaling(
+        actions=tuple(actions),
+        reasons=tuple(reasons),
+        stopping=frozenset(stopping),
+        draining=frozenset(stopping),
+        unrouted=frozenset(unrouted),
+        stop=frozenset(stop),
+    )
+
+
+def _index(replica: ReplicaView) -> tuple[int, str]:
+    """Replicas are numbered; the highest number leaves first."""
+    _, _, number = replica.name.rpartition("-")
+    return (int(number) if number.isdigit() else 1 << 30, replica.name)
+
+
+def _nothing_in_flight(replica: str, snapshot: Snapshot, now: float) -> bool:
+    """Whether every gateway marks it draining (or leaves it out) and counts no request there."""
+    for gateway in snapshot.gateways.values():
+        if now - gateway.heard_at > snapshot.settings.gateway_lost_s:
+            continue
+        if gateway.table is None:
+            return False
+        endpoint = gateway.table.endpoints.get(replica)
+        if endpoint is not None and (not endpoint.draining or gateway.active.get(replica, 1) > 0):
+            return False
+    return True
+
+
+def _in_no_table(replica: str, snapshot: Snapshot, now: float) -> bool:
+    return all(
+        gateway.table is not None and all(replica not in table.endpoints for table in gateway.tables())
+        for gateway in snapshot.gateways.values()
+        if now - gateway.heard_at <= snapshot.settings.gateway_lost_s
+    )
