@@ -83,7 +83,10 @@ class SyncLoop(Generic[Report, Order]):
                 headers={"authorization": f"Bearer {access.token}", "content-type": "application/json"},
             )
             answer.raise_for_status()
-            order = self._orders.validate_json(answer.content)
+            # 204: nothing newer. An empty order would be something else: to give everything up.
+            order = (
+                None if answer.status_code == httpx2.codes.NO_CONTENT else self._orders.validate_json(answer.content)
+            )
         except (httpx2.HTTPError, OSError, ValueError) as error:
             self._failures += 1
             if self._failures in (1, 10, 100):

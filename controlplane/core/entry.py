@@ -228,7 +228,10 @@ class Example(_Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry(_Strict):
-    """One model version as its owner describes it. `config` is raw config.pbtxt text, merged last, checked like the rest."""
+    """One model version as its owner describes it.
+
+    `config` is raw config.pbtxt text, merged last and checked like the rest.
+    """
 
     name: str
     backend: Backend

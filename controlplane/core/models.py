@@ -1,4 +1,4 @@
-"""What the registry holds of a model and of a fleet: versions, aliases, the rollout, the history, the fleet's record."""
+"""What the registry holds of a model (versions, aliases, the rollout, the history) and of a fleet (its record)."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The outcome: what each replica holds (what leaves included, until it has left), what leaves, what found no room."""
+    """What each replica holds (what leaves included, until it has left), what leaves, what found no room."""
 
     holds: Mapping[str, frozenset[Key]]
     leaving: Mapping[Place, Reason]

@@ -28,7 +28,7 @@ class TargetState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a rollout stands. `weight_percent` of unversioned requests shall go to the target; `end` when it is over."""
+    """Where a rollout stands: the share of unversioned requests that the target shall get; `end` when it is over."""
 
     reason: Reason
     weight_percent: int = 0

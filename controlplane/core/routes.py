@@ -45,7 +45,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTable:
-    """All routes at one instant. `pools` maps a pool's id to its replicas' names, sorted; pools are shared by routes."""
+    """All routes at one instant. `pools` maps a pool's id to its replicas' names, sorted; routes share pools."""
 
     epoch: int = 0
     generation: int = 0

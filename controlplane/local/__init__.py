@@ -1,1 +1,1 @@
-"""What running on one machine takes: the home folder's layout, and processes that are found again and ended for sure."""
+"""What running on one machine takes: the home folder's layout, and processes that are surely found and ended."""

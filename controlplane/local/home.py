@@ -74,7 +74,7 @@ def replace_file(path: Path, text: str, *, mode: int = 0o644) -> None:
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
-        os.replace(beside, path)
+        beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

@@ -51,7 +51,12 @@ def scrubbed_environment(home: Path, extra: Mapping[str, str] | None = None) -> 
 
 
 def start(
-    command: Sequence[str], *, home: Path, log_file: Path, environment: Mapping[str, str], record_file: Path | None = None
+    command: Sequence[str],
+    *,
+    home: Path,
+    log_file: Path,
+    environment: Mapping[str, str],
+    record_file: Path | None = None,
 ) -> tuple[subprocess.Popen[bytes], ProcessRecord]:
     """Start `command` in a session of its own, its output appended to `log_file`.
 
@@ -137,7 +142,7 @@ def remove_shared_memory(prefix: str) -> None:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> tuple[int, ...]:
-    """Ports that were free a moment ago. Another process may take one first: whoever uses them must be able to retry."""
+    """Ports that were free a moment ago. Another process may take one first: be ready to try again."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,0 +1,149 @@
+"""Runs a local system: the controller and the gateway as processes of their own, started again when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from controlplane.core.errors import Conflict, InvalidInput
+from controlplane.local import processes
+from controlplane.local.home import Home
+from controlplane.local.system import System, save_system
+
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.2, 10.0
+STEADY_S = 20.0
+"""After this long without an end, a part counts as steady and its back-off starts over."""
+
+
+@dataclass(slots=True)
+class _Part:
+    name: str
+    module: str
+    popen: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    again_at: float = 0.0
+    ends: int = 0
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """The owner of one home. `start`, then `look` again and again, then `stop`."""
+
+    home: Home
+    parts: list[_Part] = field(
+        default_factory=lambda: [_Part("controller", "controlplane.server"), _Part("gateway", "gateway")]
+    )
+
+    def start(self, system: System) -> int:
+        """Clear away what an earlier run left, write the system down, start the parts. Returns how many were left."""
+        left = processes.sweep(self.home.root)
+        self.home.controller_file.unlink(missing_ok=True)
+        save_system(system, self.home)
+        for part in self.parts:
+            self._start(part)
+        return left
+
+    def look(self) -> list[str]:
+        """Start again what has ended, with back-off; returns a sentence for each part that has ended since last time."""
+        news = []
+        now = time.monotonic()
+        for part in self.parts:
+            if part.popen is not None and part.popen.poll() is not None:
+                part.ends = 1 if now - part.started_at > STEADY_S else part.ends + 1
+                delay_s = min(BACKOFF_MIN_S * 2 ** (part.ends - 1), BACKOFF_MAX_S)
+                part.again_at = now + delay_s
+                news.append(f"the {part.name} ended ({_how(part.popen.returncode)}); again in {delay_s:.1f} s")
+                part.popen = None
+            if part.popen is None and now >= part.again_at:
+                self._start(part)
+        return news
+
+    def log_file(self, name: str) -> Path:
+        """Where a part's output goes."""
+        return self.home.logs / f"{name}.log"
+
+    def _start(self, part: _Part) -> None:
+        part.started_at = time.monotonic()
+        part.popen, _ = processes.start(
+            [sys.executable, "-m", part.module, "--home", str(self.home.root)],
+            home=self.home.root,
+            log_file=self.log_file(part.name),
+            environment=dict(os.environ),
+        )
+
+    def stop(self, *, grace_s: float = 15.0) -> None:
+        """End everything of this home: first who decides and who routes, then the replicas, then whatever is left."""
+        for part in self.parts:
+            if part.popen is not None:
+                part.popen.terminate()
+        deadline = time.monotonic() + grace_s
+        for part in self.parts:
+            if part.popen is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    part.popen.wait(max(0.1, deadline - time.monotonic()))
+        agents = [each for each in processes.of_home(self.home.root) if _is_agent(each)]
+        for agent in agents:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                agent.terminate()
+        psutil.wait_procs(agents, timeout=max(0.1, deadline - time.monotonic()))
+        processes.sweep(self.home.root)
+        self.home.controller_file.unlink(missing_ok=True)
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "controlplane.agent" in process.cmdline()
+    return False
+
+
+def _how(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else f"signal {-status}"
+
+
+@contextlib.contextmanager
+def owned(home: Home) -> Iterator[None]:
+    """Hold a home for this process alone. Raises Conflict when another `ctl up` has it."""
+    try:
+        home.prepare()
+        descriptor = os.open(home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidInput(
+            f"{home.root} can't be used as the home: {error.strerror}", remedy="choose another folder with --home"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"{home.root} belongs to a running `ctl up` (process {owner(home) or 'unknown'})",
+                remedy="end it with `ctl down`, or choose another folder with --home",
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def owner(home: Home) -> int | None:
+    """The process that holds a home; None when nobody does."""
+    try:
+        with home.lock_file.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = file.read().strip()
+                return int(text) if text.isdigit() else None
+            return None
+    except FileNotFoundError:
+        return None

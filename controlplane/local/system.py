@@ -1,0 +1,162 @@
+"""The definition of a local system: which registry, which gateway, which fleets. Read from YAML, kept as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from annotated_types import Ge, Le
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from controlplane.core.entry import is_name
+from controlplane.core.errors import InvalidEntry, InvalidInput
+from controlplane.core.models import FleetShape
+from controlplane.local.home import Home, replace_file
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(value: object) -> object:
+    """``512Mi``, ``4GiB``, ``2G`` or a number of bytes → bytes. Anything else is left for the validator to refuse."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", value.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{value!r} is no size; write it like 512Mi or 4Gi")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Ge(1)]
+Port = Annotated[int, Ge(0), Le(65535)]
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class FleetSettings:
+    """One fleet: how many replicas, and what each has for models."""
+
+    name: str
+    replicas: Annotated[int, Ge(0), Le(1000)] = 1
+    memory: Bytes = 4 << 30
+    disk: Bytes = 20 << 30
+    gpus: Annotated[int, Ge(0)] = 0
+    default: bool = False
+
+    def shape(self) -> FleetShape:
+        """The fleet as the rest of the program knows it."""
+        return FleetShape(
+            name=self.name,
+            replicas=self.replicas,
+            memory_bytes=self.memory,
+            disk_bytes=self.disk,
+            gpus=self.gpus,
+            default=self.default,
+        )
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ControllerSettings:
+    """The controller: its port (0: any free one), how often it looks at the registry, and its times in seconds."""
+
+    port: Port = 0
+    poll_s: Annotated[float, Ge(0.05)] = 0.5
+    drain_s: Annotated[float, Ge(0)] = 30.0
+    warm_s: Annotated[float, Ge(0)] = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """A local system. `registry` is a path or an s3:// address; `gateway` holds the gateway's own settings."""
+
+    registry: str
+    fleets: tuple[FleetSettings, ...] = (FleetSettings(name="default"),)
+    gateway: Mapping[str, Any] = field(default_factory=dict)
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
+
+
+@validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class _SystemFile:
+    registry: str | None = None
+    fleets: tuple[FleetSettings, ...] = (FleetSettings(name="default"),)
+    gateway: dict[str, Any] = field(default_factory=dict)
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
+
+
+def read_system(path: Path | None, home: Home) -> System:
+    """The system that a YAML file defines; without one, a directory registry and one fleet of one replica.
+
+    A registry given as a relative path is relative to the file. Raises InvalidInput or InvalidEntry.
+    """
+    content: object = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise InvalidInput(f"{path} can't be read: {error.strerror}", remedy="name an existing file") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"{path} is not YAML: {error}", remedy="mend the line that the message names") from error
+    subject = str(path or "the system")
+    try:
+        file = TypeAdapter(_SystemFile).validate_python(content)
+    except ValidationError as error:
+        problems = tuple(
+            InvalidInput(
+                each["msg"].removeprefix("Value error, "),
+                field=".".join(str(part) for part in each["loc"]) or None,
+                remedy="docs/system.md lists the settings" if each["type"] == "unexpected_keyword_argument" else None,
+            )
+            for each in error.errors()
+        )
+        raise InvalidEntry(subject, problems) from error
+    _check_fleets(file.fleets, subject)
+    registry = file.registry or str(home.registry.resolve())
+    if path is not None and file.registry is not None and "://" not in file.registry:
+        registry = str((path.parent / file.registry).resolve())
+    return System(registry=registry, fleets=file.fleets, gateway=file.gateway, controller=file.controller)
+
+
+def _check_fleets(fleets: tuple[FleetSettings, ...], subject: str) -> None:
+    names = [fleet.name for fleet in fleets]
+    problems = [
+        InvalidInput(
+            f"{name!r} can't name a fleet",
+            field=f"fleets[{index}].name",
+            remedy="letters, digits, '-', '_' and '.', beginning with a letter or digit, at most 128",
+        )
+        for index, name in enumerate(names)
+        if not is_name(name)
+    ]
+    if not names:
+        problems.append(InvalidInput("there is no fleet", field="fleets", remedy="define at least one"))
+    problems += [
+        InvalidInput(f"{name!r} is there twice", field="fleets", remedy="give each fleet a name of its own")
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if sum(fleet.default for fleet in fleets) > 1:
+        problems.append(
+            InvalidInput("more than one fleet is the default", field="fleets", remedy="mark one `default: true`")
+        )
+    if problems:
+        raise InvalidEntry(subject, tuple(problems))
+
+
+def save_system(system: System, home: Home) -> None:
+    """Leave the definition in the home, where the controller and the other commands find it."""
+    replace_file(home.system_file, TypeAdapter(System).dump_json(system, indent=2).decode() + "\n")
+
+
+def load_system(home: Home) -> System | None:
+    """The definition that `ctl up` left in the home; None before the first `ctl up`."""
+    try:
+        return TypeAdapter(System).validate_json(home.system_file.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def with_gateway(system: System, **settings: Any) -> System:
+    """The same system with some of the gateway's settings replaced."""
+    return replace(system, gateway={**system.gateway, **settings})

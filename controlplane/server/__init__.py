@@ -1,0 +1,1 @@
+"""The controller: observes, plans, acts; and the HTTP API that agents, gateways and `ctl` call."""

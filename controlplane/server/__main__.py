@@ -1,0 +1,123 @@
+"""The controller of a local system: ``python -m controlplane.server --home DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import structlog
+import uvicorn
+from pydantic import TypeAdapter
+
+from controlplane.client.access import ControllerAddress
+from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
+from controlplane.core.models import FleetRecord, Manifest
+from controlplane.core.snapshot import Settings
+from controlplane.fleet.local import LocalFleet
+from controlplane.local.home import Home, write_private
+from controlplane.local.system import System, load_system
+from controlplane.logs import configure
+from controlplane.registry import open_registry
+from controlplane.render import compatible
+from controlplane.server.acting import record_shapes
+from controlplane.server.api import make_app
+from controlplane.server.controller import Controller, claim
+
+log = structlog.get_logger(__name__)
+
+HOST = "127.0.0.1"
+
+
+async def serve(home: Home, system: System) -> None:
+    """Run the controller until it is told to stop. Raises ControlPlaneError when it can't go on."""
+    registry = open_registry(system.registry)
+    shapes = {fleet.name: fleet.shape() for fleet in system.fleets}
+    epoch = await claim(registry, identity=f"{socket.gethostname()}:{home.root.resolve()}")
+    await record_shapes(registry, shapes.values())
+    controller = Controller(
+        registry=registry,
+        epoch=epoch,
+        shapes=shapes,
+        backend=LocalFleet(home),
+        settings=Settings(drain_s=system.controller.drain_s, warm_s=system.controller.warm_s),
+        poll_s=system.controller.poll_s,
+        clash=_clash,
+    )
+    listener = _listen(system.controller.port)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(controller, home.token_file.read_text().strip()),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    url = f"http://{HOST}:{listener.getsockname()[1]}"
+    write_private(home.controller_file, TypeAdapter(ControllerAddress).dump_json(_address(url)).decode())
+    log.info("controller serves", url=url, epoch=epoch, registry=system.registry)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tasks = {
+        asyncio.create_task(server.serve(sockets=[listener]), name="api"),
+        asyncio.create_task(controller.run(), name="loop"),
+        asyncio.create_task(stop.wait(), name="stop"),
+    }
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    for task in pending:
+        if task.get_name() != "api":
+            task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def _address(url: str) -> ControllerAddress:
+    return ControllerAddress(url=url, pid=os.getpid())
+
+
+def _clash(one: Manifest, other: Manifest, record: FleetRecord) -> str | None:
+    return compatible(one, other, record.capabilities) if record.capabilities is not None else None
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        raise InvalidInput(
+            f"port {port} of {HOST} can't be had: {error.strerror}",
+            field="controller.port",
+            remedy="end what uses it, or set another port (0: any free one)",
+        ) from error
+    listener.listen(1024)
+    return listener
+
+
+def main() -> int:
+    """Parse the arguments and serve; the exit status says what went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m controlplane.server", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True, help="the home folder that `ctl up` prepared")
+    home = Home(parser.parse_args().home)
+    configure()
+    try:
+        system = load_system(home)
+        if system is None:
+            raise InvalidInput(f"{home.root} holds no system", remedy="start it with `ctl up`")
+        asyncio.run(serve(home, system))
+    except ControlPlaneError as error:
+        log.error("controller ends", code=error.code, reason=str(error))
+        return STATUS[error.code].exit
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

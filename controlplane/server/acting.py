@@ -1,0 +1,148 @@
+"""Carries out a plan's actions, each in its own task: one that hangs or fails holds nobody else up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from controlplane.core.actions import (
+    Action,
+    FinishRollout,
+    QuarantineVersion,
+    RecordFleet,
+    RemoveReplica,
+    StartReplica,
+)
+from controlplane.core.errors import ControlPlaneError
+from controlplane.core.models import FleetRecord, FleetShape, Quarantine
+from controlplane.fleet.protocol import FleetBackend
+from controlplane.registry.registry import Registry
+from controlplane.server.memory import Memory
+from controlplane.server.orders import Orders
+
+log = structlog.get_logger(__name__)
+
+ACTOR = "controller"
+RETRY_S = 2.0
+
+
+class Actor:
+    """Does what plans ask for. An action that is under way is not begun again; one that failed is asked for anew by
+    the next plan, so nothing is retried here but for a pause."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        backend: FleetBackend,
+        memory: Memory,
+        orders: Orders,
+        *,
+        done: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._backend = backend
+        self._memory = memory
+        self._orders = orders
+        self._done = done
+        self._tasks: dict[object, asyncio.Task[None]] = {}
+
+    def act(self, actions: Iterable[Action]) -> None:
+        """Begin every action that is not under way."""
+        for action in actions:
+            identity = _identity(action)
+            if identity not in self._tasks:
+                task = asyncio.create_task(self._attempt(action))
+                self._tasks[identity] = task
+                task.add_done_callback(lambda _, identity=identity: self._tasks.pop(identity, None))
+
+    async def close(self) -> None:
+        """Abandon what is under way: the next plan, of whichever controller, asks for it again."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _attempt(self, action: Action) -> None:
+        try:
+            await self._carry_out(action)
+        except (ControlPlaneError, OSError) as error:
+            log.warning("an action failed and will be tried again", action=repr(action), reason=str(error))
+            await asyncio.sleep(RETRY_S)
+        self._done()
+
+    async def _carry_out(self, action: Action) -> None:
+        if isinstance(action, FinishRollout):
+            await asyncio.to_thread(
+                self._registry.finish_rollout,
+                action.model,
+                action.rollout,
+                state=action.state,
+                reason=action.reason,
+                actor=ACTOR,
+            )
+            log.info("rollout ended", model=action.model, state=action.state, reason=action.reason)
+        elif isinstance(action, QuarantineVersion):
+            log.warning("version quarantined", fleet=action.fleet, **action.key._asdict(), reason=action.reason)
+            await self._update_fleet(action.fleet, lambda record: _with_quarantine(record, action))
+        elif isinstance(action, RecordFleet):
+            await self._update_fleet(action.fleet, lambda record: _with_news(record, action))
+        elif isinstance(action, StartReplica):
+            log.info("replica starts", replica=action.replica, fleet=action.fleet, reason=action.reason)
+            await self._backend.start(self._memory.shapes[action.fleet], action.replica)
+        elif isinstance(action, RemoveReplica):
+            log.info("replica is removed", replica=action.replica, fleet=action.fleet, reason=action.reason)
+            await self._backend.remove(action.replica)
+            self._memory.forget_replica(action.replica)
+            self._orders.forget(action.replica)
+
+    async def _update_fleet(self, fleet: str, change: Callable[[FleetRecord], FleetRecord]) -> None:
+        shape = self._memory.shapes[fleet]
+        record = await asyncio.to_thread(
+            self._registry.update_fleet, fleet, lambda present: change(present or FleetRecord(shape=shape))
+        )
+        self._memory.fleets[fleet] = record
+
+
+async def record_shapes(registry: Registry, shapes: Iterable[FleetShape]) -> None:
+    """Write what the deployment says of each fleet into its record, keeping what was learned before."""
+    for shape in shapes:
+        await asyncio.to_thread(
+            registry.update_fleet,
+            shape.name,
+            lambda present, shape=shape: replace(present or FleetRecord(shape=shape), shape=shape),
+        )
+
+
+def _identity(action: Action) -> object:
+    if isinstance(action, RecordFleet):
+        return ("record", action.fleet)
+    if isinstance(action, QuarantineVersion):
+        return ("quarantine", action.fleet, action.key)
+    if isinstance(action, FinishRollout):
+        return ("finish", action.model, action.rollout)
+    return (type(action), action.replica)
+
+
+def _with_quarantine(record: FleetRecord, action: QuarantineVersion) -> FleetRecord:
+    known = {(each.model, each.version, each.digest) for each in record.quarantines}
+    if (*action.key, action.digest) in known:
+        return record
+    news = Quarantine(
+        model=action.key.model,
+        version=action.key.version,
+        digest=action.digest,
+        reason=action.reason,
+        at=datetime.now(UTC),
+    )
+    return replace(record, quarantines=(*record.quarantines, news))
+
+
+def _with_news(record: FleetRecord, action: RecordFleet) -> FleetRecord:
+    return replace(
+        record,
+        capabilities=action.capabilities or record.capabilities,
+        measured_bytes={**record.measured_bytes, **action.measured_bytes},
+    )

@@ -1,0 +1,235 @@
+"""The loop: observe → plan → act. One per prefix of the registry at a time; its epoch rides on every order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from controlplane.core.errors import ControlPlaneError, NotLeader
+from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport, Wanted
+from controlplane.core.models import FleetRecord, FleetShape, Manifest
+from controlplane.core.plan import Plan, plan
+from controlplane.core.snapshot import Key, Settings, Snapshot
+from controlplane.fleet.protocol import FleetBackend
+from controlplane.registry.registry import Registry
+from controlplane.server.acting import Actor
+from controlplane.server.memory import Memory
+from controlplane.server.metrics import Metrics
+from controlplane.server.orders import Orders
+from controlplane.server.watching import RegistryWatch
+
+log = structlog.get_logger(__name__)
+
+SOURCES_EXPIRE_S = 3600
+"""How long the download addresses of an assignment are good for."""
+
+
+class Controller:
+    """One controller of one epoch. All its state lives in the event loop's thread; `plan` runs beside it."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        epoch: int,
+        shapes: dict[str, FleetShape],
+        backend: FleetBackend,
+        settings: Settings,
+        poll_s: float,
+        clash: Callable[[Manifest, Manifest, FleetRecord], str | None],
+    ) -> None:
+        self.memory = Memory(started_at=time.time(), settings=settings, shapes=shapes)
+        self.orders = Orders(epoch, self._wanted)
+        self.metrics = Metrics()
+        self.planned_at: float | None = None
+        self.snapshot = Snapshot()
+        self._registry = registry
+        self._backend = backend
+        self._clash = clash
+        self._watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
+        self._actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
+        self._wake = asyncio.Event()
+        self._sources: dict[str, tuple[float, dict[str, str]]] = {}
+
+    # The loop.
+
+    async def run(self, *, tick_s: float = 1.0, pause_s: float = 0.05) -> None:
+        """Run until cancelled, or until a newer controller has taken over (NotLeader).
+
+        Reports and registry changes wake the loop; `tick_s` is how long it sleeps without any, `pause_s` how long it
+        collects news before it plans.
+        """
+        await self._watch.first()
+        watching = asyncio.create_task(self._watch.run(self.orders.epoch))
+        try:
+            while True:
+                if watching.done():
+                    await watching
+                await self._cycle()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), tick_s)
+                except TimeoutError:
+                    pass
+                else:
+                    await asyncio.sleep(pause_s)
+                self._wake.clear()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await self._actor.close()
+
+    def wake(self) -> None:
+        """There is something new to plan for."""
+        self._wake.set()
+
+    async def _cycle(self) -> None:
+        started = time.perf_counter()
+        self.memory.backend_replicas = {each.name: each.fleet for each in await self._backend.list()}
+        now = time.time()
+        self.snapshot = self.memory.snapshot(self.orders, self._clash, now)
+        made = await asyncio.to_thread(plan, self.snapshot, now)
+        await self._fetch_sources(made)
+        self._log_changes(made)
+        self.memory.last_plan = made
+        if self.memory.settled or any(each.confirmed is not None for each in self.memory.gateways.values()):
+            self.orders.issue(made)
+        self.orders.keep_tables(
+            {
+                name: each.report.generation if each.report.epoch == self.orders.epoch else 0
+                for name, each in self.memory.gateways.items()
+            }
+        )
+        self._actor.act(made.actions)
+        self.planned_at = now
+        self.metrics.cycle(self.snapshot, made, time.perf_counter() - started)
+
+    def _acted(self) -> None:
+        self._watch.look_now()
+        self.wake()
+
+    def _log_changes(self, made: Plan) -> None:
+        before = self.memory.last_plan
+        for subject, reasons in made.reasons.items():
+            if before.reasons.get(subject) != reasons:
+                for reason in reasons:
+                    if reason not in before.reasons.get(subject, ()):
+                        log.info(reason.text, subject=subject, code=reason.code)
+
+    # What an assignment says of a version.
+
+    async def _fetch_sources(self, made: Plan) -> None:
+        """Have download addresses ready for whatever an assignment is about to name: signing them may do I/O."""
+        wanted: dict[str, Manifest] = {}
+        for name, keys in made.holds.items():
+            if self.orders.ordered(name) != keys:
+                for key in keys:
+                    found = self._manifest(key)
+                    if found is not None:
+                        wanted[found[0]] = found[1]
+        now = time.time()
+        for digest, manifest in wanted.items():
+            if digest not in self._sources or now - self._sources[digest][0] > SOURCES_EXPIRE_S / 2:
+                sources = await asyncio.to_thread(self._registry.sources, manifest, SOURCES_EXPIRE_S)
+                self._sources[digest] = (now, dict(sources))
+
+    def _manifest(self, key: Key) -> tuple[str, Manifest] | None:
+        digest = self.snapshot.digest(key)
+        manifest = self.memory.manifests.get(digest) if digest is not None else None
+        return (digest, manifest) if digest is not None and manifest is not None else None
+
+    def _wanted(self, key: Key) -> Wanted | None:
+        found = self._manifest(key)
+        if found is None:
+            log.warning(
+                "a version that is held can't be named: its manifest is gone", model=key.model, version=key.version
+            )
+            return None
+        digest, manifest = found
+        _, sources = self._sources.get(digest, (0.0, {}))
+        return Wanted(model=key.model, version=key.version, digest=digest, manifest=manifest, sources=sources)
+
+    # The sync calls.
+
+    async def sync_replica(self, report: ReplicaReport, wait_s: float) -> Assignment | None:
+        """Take a report; answer with an assignment that is newer than the one it names, or None after `wait_s`."""
+        self._check_epoch(report.epoch)
+        before = self.memory.reports.get(report.replica)
+        self.memory.hear_replica(report, time.time())
+        if before is None or before[0] != report:
+            self.wake()
+        event = self.orders.event(f"replica/{report.replica}")
+        if report.generation == 0 and self.orders.assignment(report.replica) is not None:
+            self._sources = {}
+            self.orders.renew(report.replica)
+        deadline = time.monotonic() + wait_s
+        while True:
+            event.clear()
+            assignment = self.orders.assignment(report.replica)
+            if assignment is not None and (assignment.epoch, assignment.generation) != (
+                report.epoch,
+                report.generation,
+            ):
+                return assignment
+            if not await _set_by(event, deadline):
+                self._still_there(report)
+                return None
+
+    async def sync_gateway(self, report: GatewayReport, wait_s: float) -> GatewayOrder | None:
+        """Take a report; answer with a newer table, with a request for the one it serves, or None after `wait_s`."""
+        self._check_epoch(report.epoch)
+        before = self.memory.gateways.get(report.gateway)
+        changed = before is None or before.report != report
+        heard = self.memory.hear_gateway(report, self.orders, time.time())
+        if heard.confirmed is None:
+            return GatewayOrder(epoch=self.orders.epoch, generation=report.generation, send_table=True)
+        if changed:
+            self.wake()
+        event = self.orders.event(f"gateway/{report.gateway}")
+        deadline = time.monotonic() + wait_s
+        while True:
+            event.clear()
+            table = self.orders.table
+            if table is not None and (table.epoch, table.generation) != (report.epoch, report.generation):
+                return GatewayOrder(epoch=table.epoch, generation=table.generation, table=table)
+            if not await _set_by(event, deadline):
+                return None
+
+    def _still_there(self, report: ReplicaReport) -> None:
+        """A long poll that ended on time is a sign of life as good as a report."""
+        latest = self.memory.reports.get(report.replica)
+        if latest is not None and latest[0].incarnation == report.incarnation:
+            self.memory.reports[report.replica] = (latest[0], time.time())
+
+    def _check_epoch(self, seen: int) -> None:
+        if seen > self.orders.epoch:
+            raise NotLeader(
+                f"this controller has epoch {self.orders.epoch}, the caller has seen {seen}",
+                remedy="ask the controller that has taken over",
+            )
+
+
+async def _set_by(event: asyncio.Event, deadline: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        return False
+    return True
+
+
+async def claim(registry: Registry, identity: str) -> int:
+    """Take the registry over and return the new epoch; waits while the registry can't be reached."""
+    delay_s = 0.5
+    while True:
+        try:
+            return await asyncio.to_thread(registry.claim, identity)
+        except NotLeader:
+            raise
+        except ControlPlaneError as error:
+            if error.code != "UNAVAILABLE":
+                raise
+            log.warning("the registry can't be reached; serving goes on as it is", reason=str(error))
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 10.0)

@@ -1,0 +1,201 @@
+"""What the API shows: the state of things and the plan's reasons, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from controlplane.core.errors import NotFound
+from controlplane.core.messages import Copy
+from controlplane.core.snapshot import Key, ReplicaView
+
+if TYPE_CHECKING:
+    from controlplane.server.controller import Controller
+
+
+def status(controller: Controller, now: float) -> dict[str, Any]:
+    """The controller itself."""
+    memory = controller.memory
+    return {
+        "epoch": controller.orders.epoch,
+        "settled": memory.settled,
+        "up_s": round(now - memory.started_at, 1),
+        "planned_s_ago": None if controller.planned_at is None else round(now - controller.planned_at, 1),
+        "problems": memory.problems,
+        "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),
+        "replicas_wanted": sum(shape.replicas for shape in memory.shapes.values()),
+        "gateways_ready": sum(each.report.ready and each.confirmed is not None for each in memory.gateways.values()),
+    }
+
+
+def models(controller: Controller, now: float) -> list[dict[str, Any]]:
+    """Every model, in short."""
+    return [_model(controller, name) for name in sorted(controller.snapshot.models)]
+
+
+def _model(controller: Controller, name: str) -> dict[str, Any]:
+    document = controller.snapshot.models[name]
+    route = controller.memory.last_plan.table.routes.get(name)
+    rollout = document.rollout
+    return {
+        "name": name,
+        "stable": document.stable,
+        "aliases": dict(document.aliases),
+        "versions": [each.number for each in document.versions if each.deleted_at is None],
+        "served": [
+            {
+                "version": number,
+                "replicas": list(controller.memory.last_plan.table.pools.get(pool or "", ())),
+                "reason": route.reasons.get(number, ""),
+            }
+            for number, pool in sorted(route.pinned.items())
+        ]
+        if route
+        else [],
+        "targets": [{"version": t.version, "weight_percent": t.weight_percent} for t in route.targets] if route else [],
+        "rollout": {"target": rollout.target, "state": rollout.state, "reason": rollout.reason} if rollout else None,
+    }
+
+
+def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
+    """One model, with every reason that is known."""
+    problem = controller.memory.problems.get(f"models/{name}.json")
+    if name not in controller.snapshot.models:
+        if problem:
+            return {"name": name, "problem": problem, "reasons": [{"code": "UNREADABLE", "text": problem}]}
+        raise NotFound(f"there is no model {name!r}", remedy="`ctl get models` lists them")
+    reasons = controller.memory.last_plan.reasons
+    subjects = [f"model/{name}"]
+    subjects += [f"version/{Key(name, each.number)}" for each in controller.snapshot.models[name].versions]
+    copies = [
+        {**_copy(copy, now), "replica": replica.name}
+        for replica in controller.snapshot.replicas.values()
+        for key, copy in sorted(replica.copies.items())
+        if key.model == name
+    ]
+    return {
+        **_model(controller, name),
+        "problem": problem,
+        "copies": copies,
+        "reasons": [
+            {"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())
+        ],
+    }
+
+
+def replicas(controller: Controller, now: float) -> list[dict[str, Any]]:
+    """Every replica."""
+    return [_replica(controller, each, now) for _, each in sorted(controller.snapshot.replicas.items())]
+
+
+def _replica(controller: Controller, replica: ReplicaView, now: float) -> dict[str, Any]:
+    report = replica.report
+    return {
+        "name": replica.name,
+        "fleet": replica.fleet,
+        "server": report.server if report else "unknown",
+        "reason": report.reason if report else "not heard from yet",
+        "heard_s_ago": None if replica.heard_at is None else round(now - replica.heard_at, 1),
+        "endpoint": None
+        if replica.endpoint is None
+        else {key: getattr(replica.endpoint, key) for key in ("host", "grpc_port", "http_port")},
+        "metrics_port": report.metrics_port if report else None,
+        "crashes": report.crashes if report else 0,
+        "disk_free_bytes": report.disk_free_bytes if report else None,
+        "copies": [_copy(copy, now) for _, copy in sorted(replica.copies.items())],
+        "leaving": [str(place.key) for place in controller.memory.last_plan.leaving if place.replica == replica.name],
+        "stopping": replica.name in controller.memory.last_plan.stopping,
+    }
+
+
+def _copy(copy: Copy, now: float) -> dict[str, Any]:
+    return {
+        "model": copy.model,
+        "version": copy.version,
+        "state": copy.state,
+        "reason": copy.reason,
+        "memory_bytes": copy.memory_bytes,
+        "idle_s": None if copy.last_used_at is None else round(max(0.0, now - copy.last_used_at), 1),
+    }
+
+
+def gateways(controller: Controller, now: float) -> list[dict[str, Any]]:
+    """Every gateway."""
+    return [
+        {
+            "name": name,
+            "ready": each.report.ready,
+            "reason": each.report.reason,
+            "heard_s_ago": round(now - each.heard_at, 1),
+            "epoch": each.report.epoch,
+            "generation": each.report.generation,
+            "waiting": [
+                {"model": demand.model, "version": demand.version, "waiting": demand.waiting}
+                for demand in each.report.demand
+            ],
+        }
+        for name, each in sorted(controller.memory.gateways.items())
+    ]
+
+
+def fleets(controller: Controller, now: float) -> list[dict[str, Any]]:
+    """Every fleet."""
+    return [_fleet(controller, name) for name in sorted(controller.memory.shapes)]
+
+
+def _fleet(controller: Controller, name: str) -> dict[str, Any]:
+    shape = controller.memory.shapes[name]
+    record = controller.snapshot.fleets.get(name)
+    there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
+    capabilities = record.capabilities if record else None
+    return {
+        "name": name,
+        "replicas": shape.replicas,
+        "ready": sum(each.report is not None and each.report.server == "ready" for each in there),
+        "memory_bytes": shape.memory_bytes,
+        "gpus": shape.gpus,
+        "default": shape.default,
+        "server_version": capabilities.server_version if capabilities else None,
+        "backends": list(capabilities.backends) if capabilities else [],
+        "quarantines": [
+            {"model": each.model, "version": each.version, "reason": each.reason}
+            for each in (record.quarantines if record else ())
+        ],
+    }
+
+
+def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
+    """One fleet, with every reason that is known."""
+    if name not in controller.memory.shapes:
+        raise NotFound(f"there is no fleet {name!r}", remedy="`ctl get fleets` lists them")
+    subjects = [f"fleet/{name}"]
+    subjects += [f"replica/{each.name}" for each in controller.snapshot.replicas.values() if each.fleet == name]
+    reasons: Mapping[str, Any] = controller.memory.last_plan.reasons
+    return {
+        **_fleet(controller, name),
+        "reasons": [
+            {"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())
+        ],
+    }
+
+
+def routes(controller: Controller, now: float) -> list[dict[str, Any]]:
+    """Every route of the latest table."""
+    table = controller.orders.table or controller.memory.last_plan.table
+    return [
+        {
+            "model": route.model,
+            "targets": [
+                {
+                    "version": target.version,
+                    "weight_percent": target.weight_percent,
+                    "replicas": list(table.pools.get(target.pool or "", ())),
+                }
+                for target in route.targets
+            ],
+            "pinned": {str(number): list(table.pools.get(pool or "", ())) for number, pool in route.pinned.items()},
+            "sequence": route.sequence_idle_s is not None,
+            "reasons": {str(number): text for number, text in route.reasons.items()},
+        }
+        for _, route in sorted(table.routes.items())
+    ]

@@ -1,0 +1,208 @@
+"""What the controller has heard, and the snapshot it makes of it. After a restart all of it can be heard again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from controlplane.core.errors import ControlPlaneError
+from controlplane.core.fleets import fleet_of
+from controlplane.core.messages import Copy, GatewayReport, ReplicaReport
+from controlplane.core.models import FleetRecord, FleetShape, Manifest, Model
+from controlplane.core.plan import Plan
+from controlplane.core.routes import RouteTable
+from controlplane.core.snapshot import GatewayView, Key, ReplicaView, Settings, Snapshot
+from controlplane.server.orders import Orders
+
+
+@dataclass(slots=True)
+class HeardGateway:
+    """A gateway's last report. `confirmed` is the table it serves; None until that is known."""
+
+    report: GatewayReport
+    heard_at: float
+    confirmed: RouteTable | None = None
+
+
+@dataclass(slots=True)
+class Memory:
+    """The controller's view of the world, kept by the event loop's thread alone."""
+
+    started_at: float
+    settings: Settings
+    shapes: Mapping[str, FleetShape]
+    models: dict[str, Model] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    fleets: dict[str, FleetRecord] = field(default_factory=dict)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    reports: dict[str, tuple[ReplicaReport, float]] = field(default_factory=dict)
+    gateways: dict[str, HeardGateway] = field(default_factory=dict)
+    backend_replicas: dict[str, str] = field(default_factory=dict)
+    demand: dict[Key, float] = field(default_factory=dict)
+    last_plan: Plan = field(default_factory=Plan)
+    settled: bool = False
+
+    # Hearing.
+
+    def hear_replica(self, report: ReplicaReport, now: float) -> None:
+        """Take an agent's report."""
+        self.reports[report.replica] = (report, now)
+
+    def hear_gateway(self, report: GatewayReport, orders: Orders, now: float) -> HeardGateway:
+        """Take a gateway's report. What it serves is known by its generation, or from the table it sent along."""
+        before = self.gateways.get(report.gateway)
+        confirmed = report.table
+        if confirmed is None and report.epoch == orders.epoch:
+            confirmed = orders.table_of(report.generation)
+        if confirmed is None and report.generation == 0:
+            confirmed = RouteTable()  # a new one, which serves nothing
+        if confirmed is None and before is not None and before.confirmed is not None:
+            same = (before.confirmed.epoch, before.confirmed.generation) == (report.epoch, report.generation)
+            confirmed = before.confirmed if same else None
+        heard = HeardGateway(report, now, confirmed)
+        self.gateways[report.gateway] = heard
+        for each in report.demand:
+            self.demand[Key(each.model, each.version)] = now
+        return heard
+
+    def forget_replica(self, name: str) -> None:
+        """The replica is gone."""
+        self.reports.pop(name, None)
+        self.backend_replicas.pop(name, None)
+
+    # The snapshot.
+
+    def snapshot(
+        self, orders: Orders, clash: Callable[[Manifest, Manifest, FleetRecord], str | None], now: float
+    ) -> Snapshot:
+        """Everything known now. `clash` says why two versions can't be on one server, if they can't."""
+        self._refresh_demand(now)
+        replicas = self._replicas(orders)
+        self.settled = self.settled or self._has_settled(replicas, now)
+        fleets = {name: self.fleets[name] for name in self.shapes if name in self.fleets}
+        return Snapshot(
+            epoch=orders.epoch,
+            models=dict(self.models),
+            manifests=self.manifests,
+            fleets=fleets,
+            replicas=replicas,
+            gateways={name: self._gateway(name, each, orders) for name, each in self.gateways.items()},
+            demand=dict(self.demand),
+            leaving=self.last_plan.leaving,
+            stopping=self.last_plan.stopping,
+            settled=self.settled,
+            clashes=dict(self._clashes(fleets, clash)),
+            settings=self.settings,
+        )
+
+    def _refresh_demand(self, now: float) -> None:
+        """What somebody still waits for is asked for now; the rest is forgotten after a while."""
+        for heard in self.gateways.values():
+            if now - heard.heard_at <= self.settings.gateway_live_s:
+                for each in heard.report.demand:
+                    if each.waiting:
+                        self.demand[Key(each.model, each.version)] = now
+        for key in [key for key, at in self.demand.items() if now - at > 10 * self.settings.demand_s]:
+            del self.demand[key]
+
+    def _replicas(self, orders: Orders) -> dict[str, ReplicaView]:
+        views = {
+            name: ReplicaView(name=name, fleet=fleet)
+            for name, fleet in self.backend_replicas.items()
+            if fleet in self.shapes
+        }
+        views.update(self._ghosts(orders))
+        for name, (report, heard_at) in self.reports.items():
+            views[name] = ReplicaView(
+                name=name,
+                fleet=report.fleet,
+                heard_at=heard_at,
+                report=report,
+                endpoint=report.endpoint,
+                copies={Key(copy.model, copy.version): copy for copy in report.copies},
+                ordered=orders.ordered(name),
+            )
+        return views
+
+    def _ghosts(self, orders: Orders) -> dict[str, ReplicaView]:
+        """Replicas that a gateway serves and that this controller has not heard from: unknown is not gone."""
+        ghosts: dict[str, ReplicaView] = {}
+        if self.settled:
+            return ghosts
+        for heard in self.gateways.values():
+            if heard.confirmed is None or heard.confirmed.epoch == orders.epoch:
+                continue
+            for name, held in served_by(heard.confirmed).items():
+                fleet = name.rpartition("-")[0]
+                digests = {key: self._digest(key) for key in sorted(held)}
+                ghosts[name] = ReplicaView(
+                    name=name,
+                    fleet=fleet,
+                    endpoint=heard.confirmed.endpoints[name],
+                    copies={
+                        key: Copy(model=key.model, version=key.version, digest=digest, state="ready")
+                        for key, digest in digests.items()
+                        if digest is not None
+                    },
+                )
+        return ghosts
+
+    def _digest(self, key: Key) -> str | None:
+        model = self.models.get(key.model)
+        version = model.version(key.version) if model else None
+        return version.digest if version else None
+
+    def _has_settled(self, replicas: Mapping[str, ReplicaView], now: float) -> bool:
+        if now - self.started_at > self.settings.settle_s:
+            return True
+        known = [heard for heard in self.gateways.values() if heard.confirmed is not None]
+        everyone = all(each.report is not None and each.report.server != "starting" for each in replicas.values())
+        return bool(known) and len(known) == len(self.gateways) and bool(replicas) and everyone
+
+    def _gateway(self, name: str, heard: HeardGateway, orders: Orders) -> GatewayView:
+        generation = heard.report.generation if heard.report.epoch == orders.epoch else 0
+        return GatewayView(
+            name=name,
+            heard_at=heard.heard_at,
+            table=heard.confirmed,
+            pending=orders.tables_since(generation),
+            active=heard.report.active,
+        )
+
+    def _clashes(
+        self, fleets: Mapping[str, FleetRecord], clash: Callable[[Manifest, Manifest, FleetRecord], str | None]
+    ) -> Iterable[tuple[tuple[Key, Key], str]]:
+        for model in self.models.values():
+            numbers = sorted(referred_versions(model))
+            for index, lower in enumerate(numbers):
+                for higher in numbers[index + 1 :]:
+                    one, other = Key(model.name, lower), Key(model.name, higher)
+                    a, b = (self.manifests.get(self._digest(key) or "") for key in (one, other))
+                    if a is None or b is None:
+                        continue
+                    try:
+                        fleet = fleet_of(b.entry, fleets)
+                    except ControlPlaneError:
+                        continue
+                    why = clash(a, b, fleets[fleet])
+                    if why is not None:
+                        yield (one, other), why
+
+
+def served_by(table: RouteTable) -> dict[str, set[Key]]:
+    """By replica, the versions that a table leads there."""
+    served: dict[str, set[Key]] = {name: set() for name in table.endpoints}
+    for route in table.routes.values():
+        pools = [(target.version, target.pool) for target in route.targets] + list(route.pinned.items())
+        for version, pool in pools:
+            for name in table.pools.get(pool or "", ()):
+                served.setdefault(name, set()).add(Key(route.model, version))
+    return {name: keys for name, keys in served.items() if name in table.endpoints}
+
+
+def referred_versions(model: Model) -> set[int]:
+    """The versions that something points at."""
+    numbers = set(model.aliases.values())
+    if model.rollout is not None:
+        numbers |= {model.rollout.target} | ({model.rollout.source} if model.rollout.source else set())
+    return numbers

@@ -1,0 +1,58 @@
+"""The controller's own Prometheus metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from controlplane.core.plan import Plan
+from controlplane.core.snapshot import Snapshot
+
+
+class Metrics:
+    """What is counted, on a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._cycles = Histogram(
+            "ctl_controller_cycle_seconds", "Time of one observe, plan, act cycle", registry=self._registry
+        )
+        self._actions = Counter(
+            "ctl_controller_actions", "Actions that plans asked for", ["kind"], registry=self._registry
+        )
+        self._epoch = Gauge("ctl_controller_epoch", "This controller's epoch", registry=self._registry)
+        self._settled = Gauge(
+            "ctl_controller_settled", "1 when everybody known has been heard", registry=self._registry
+        )
+        self._models = Gauge("ctl_models", "Models in the registry", registry=self._registry)
+        self._replicas = Gauge(
+            "ctl_replicas", "Replicas by fleet and server state", ["fleet", "server"], registry=self._registry
+        )
+        self._copies = Gauge(
+            "ctl_copies", "Loaded versions by fleet and state", ["fleet", "state"], registry=self._registry
+        )
+        self._leaving = Gauge("ctl_leaving", "Versions on their way out of a replica", registry=self._registry)
+
+    def cycle(self, snapshot: Snapshot, plan: Plan, duration_s: float) -> None:
+        """Count one cycle."""
+        self._cycles.observe(duration_s)
+        for action in plan.actions:
+            self._actions.labels(kind=type(action).__name__).inc()
+        self._epoch.set(snapshot.epoch)
+        self._settled.set(snapshot.settled)
+        self._models.set(len(snapshot.models))
+        self._leaving.set(len(plan.leaving))
+        replicas: dict[tuple[str, str], int] = {}
+        copies: dict[tuple[str, str], int] = {}
+        for replica in snapshot.replicas.values():
+            server = replica.report.server if replica.report else "unknown"
+            replicas[replica.fleet, server] = replicas.get((replica.fleet, server), 0) + 1
+            for copy in replica.copies.values():
+                copies[replica.fleet, copy.state] = copies.get((replica.fleet, copy.state), 0) + 1
+        for gauge, counts in ((self._replicas, replicas), (self._copies, copies)):
+            gauge.clear()
+            for labels, count in counts.items():
+                gauge.labels(*labels).set(count)
+
+    def expose(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self._registry)

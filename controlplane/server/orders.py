@@ -1,0 +1,110 @@
+"""What has been ordered: each replica's assignment and the route tables, numbered, and who waits for the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from controlplane.core.messages import Assignment, Wanted
+from controlplane.core.plan import Plan
+from controlplane.core.routes import RouteTable
+from controlplane.core.snapshot import Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """An assignment and the versions it names."""
+
+    keys: frozenset[Key]
+    stop: bool
+    assignment: Assignment
+
+
+class Orders:
+    """The orders of one controller, that is of one epoch. Lives in the event loop's thread."""
+
+    def __init__(self, epoch: int, wanted: Callable[[Key], Wanted | None]) -> None:
+        """`wanted` builds what an assignment says of a version; None where it can't be named (its manifest is gone)."""
+        self.epoch = epoch
+        self._wanted = wanted
+        self._assignments: dict[str, Issued] = {}
+        self._tables: list[RouteTable] = []
+        self._generation = 0
+        self._news: dict[str, asyncio.Event] = {}
+
+    # Assignments.
+
+    def ordered(self, replica: str) -> frozenset[Key] | None:
+        """What the replica's assignment names; None before its first."""
+        issued = self._assignments.get(replica)
+        return issued.keys if issued else None
+
+    def assignment(self, replica: str) -> Assignment | None:
+        """The latest assignment."""
+        issued = self._assignments.get(replica)
+        return issued.assignment if issued else None
+
+    def renew(self, replica: str) -> None:
+        """Issue the replica's assignment anew (its download addresses may have expired)."""
+        issued = self._assignments.pop(replica, None)
+        if issued is not None:
+            self._issue(replica, issued.keys, issued.stop)
+
+    def forget(self, replica: str) -> None:
+        """The replica is gone."""
+        self._assignments.pop(replica, None)
+        self._news.pop(f"replica/{replica}", None)
+
+    def issue(self, plan: Plan) -> None:
+        """Put a plan's assignments and table into force; whoever waits for a change is woken."""
+        for replica, keys in plan.holds.items():
+            issued = self._assignments.get(replica)
+            stop = replica in plan.stop
+            if issued is None or issued.keys != keys or issued.stop != stop:
+                self._issue(replica, keys, stop)
+        self._issue_table(plan.table)
+
+    def _issue(self, replica: str, keys: frozenset[Key], stop: bool) -> None:
+        self._generation += 1
+        wanted = tuple(each for each in map(self._wanted, sorted(keys)) if each is not None)
+        assignment = Assignment(epoch=self.epoch, generation=self._generation, wanted=wanted, stop=stop)
+        self._assignments[replica] = Issued(keys=keys, stop=stop, assignment=assignment)
+        self.event(f"replica/{replica}").set()
+
+    # Tables.
+
+    @property
+    def table(self) -> RouteTable | None:
+        """The latest table; None before the first."""
+        return self._tables[-1] if self._tables else None
+
+    def _issue_table(self, table: RouteTable) -> None:
+        latest = self.table
+        if latest is not None and replace(latest, epoch=0, generation=0) == table:
+            return
+        self._generation += 1
+        self._tables.append(replace(table, epoch=self.epoch, generation=self._generation))
+        for recipient, event in self._news.items():
+            if recipient.startswith("gateway/"):
+                event.set()
+
+    def tables_since(self, generation: int) -> tuple[RouteTable, ...]:
+        """Each table issued after `generation`."""
+        return tuple(table for table in self._tables if table.generation > generation)
+
+    def table_of(self, generation: int) -> RouteTable | None:
+        """The table with this generation, while it is kept."""
+        return next((table for table in self._tables if table.generation == generation), None)
+
+    def keep_tables(self, confirmed: Mapping[str, int]) -> None:
+        """Forget tables that are older than the oldest one that a gateway may still serve."""
+        if len(self._tables) > 1:
+            oldest = min(confirmed.values(), default=self._tables[-1].generation)
+            self._tables = [t for t in self._tables[:-1] if t.generation >= oldest] + self._tables[-1:]
+
+    # Waiting.
+
+    def event(self, recipient: str) -> asyncio.Event:
+        """Set when there is something new for ``replica/NAME`` or ``gateway/NAME``."""
+        return self._news.setdefault(recipient, asyncio.Event())

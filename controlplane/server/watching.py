@@ -1,0 +1,136 @@
+"""Keeps the controller's copy of the registry current: documents by polling, manifests as they are referred to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import structlog
+
+from controlplane.core.errors import ControlPlaneError, NotLeader
+from controlplane.core.models import Manifest
+from controlplane.registry.poll import RegistryPoll
+from controlplane.registry.registry import Registry
+from controlplane.server.memory import Memory, referred_versions
+
+log = structlog.get_logger(__name__)
+
+PARALLEL_READS = 16
+
+
+class RegistryWatch:
+    """Polls the registry into `memory`. While it can't be read, what was known stays known."""
+
+    def __init__(self, registry: Registry, memory: Memory, *, poll_s: float, changed: Callable[[], None]) -> None:
+        self._registry = registry
+        self._memory = memory
+        self._poll = RegistryPoll(registry)
+        self._poll_s = poll_s
+        self._changed = changed
+        self._now = asyncio.Event()
+        self._failures = 0
+        self._unreadable: dict[str, str] = {}
+
+    async def first(self) -> None:
+        """Read everything once; waits while the registry can't be reached."""
+        while not await self._look():
+            await asyncio.sleep(min(0.5 * 2**self._failures, 10.0))
+
+    async def run(self, epoch: int) -> None:
+        """Poll until cancelled. Raises NotLeader when another controller has taken over."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._now.wait(), self._poll_s)
+            self._now.clear()
+            if await self._look():
+                await self._check_leadership(epoch)
+
+    def look_now(self) -> None:
+        """Do not wait for the next turn: something was just written."""
+        self._now.set()
+
+    async def _check_leadership(self, epoch: int) -> None:
+        try:
+            present = await asyncio.to_thread(self._registry.epoch)
+        except ControlPlaneError:
+            return  # it could be read a moment ago; the next turn tells
+        if present > epoch:
+            raise NotLeader(
+                f"another controller has taken over the registry (epoch {present}, ours is {epoch})",
+                remedy="one registry prefix serves one control plane",
+            )
+
+    async def _look(self) -> bool:
+        try:
+            changes = await asyncio.to_thread(self._poll.poll)
+        except ControlPlaneError as error:
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("the registry can't be read; serving goes on as it is", reason=str(error))
+            return False
+        if self._failures:
+            log.info("the registry can be read again", attempts=self._failures)
+        self._failures = 0
+        memory = self._memory
+        for model in changes.models:
+            memory.models[model.name] = model
+            memory.problems.pop(f"models/{model.name}", None)
+        for name in changes.removed_models:
+            memory.models.pop(name, None)
+        for record in changes.fleets:
+            memory.fleets[record.shape.name] = record
+        for name in changes.removed_fleets:
+            memory.fleets.pop(name, None)
+        if changes.problems != memory.problems:
+            for key, text in changes.problems.items():
+                if memory.problems.get(key) != text:
+                    log.warning("a registry document can't be used", key=key, reason=text)
+            memory.problems = dict(changes.problems)
+        read = await self._read_manifests()
+        if read or changes.models or changes.removed_models or changes.fleets or changes.removed_fleets:
+            self._changed()
+        return True
+
+    async def _read_manifests(self) -> int:
+        """Fetch what is referred to and not known yet; forget what nobody refers to any more."""
+        wanted = set()
+        for model in self._memory.models.values():
+            numbers = referred_versions(model)
+            wanted |= {each.digest for each in model.versions if each.number in numbers}
+        for report, _ in self._memory.reports.values():
+            wanted |= {copy.digest for copy in report.copies}
+        await self._with_steps(wanted)
+        for digest in set(self._memory.manifests) - wanted:
+            del self._memory.manifests[digest]
+        return await self._fetch(wanted)
+
+    async def _with_steps(self, wanted: set[str]) -> None:
+        """An ensemble refers to its steps."""
+        await self._fetch(wanted)
+        for digest in list(wanted):
+            manifest = self._memory.manifests.get(digest)
+            for step in manifest.entry.ensemble if manifest else ():
+                model = self._memory.models.get(step.model_name)
+                version = model.version(step.model_version) if model and step.model_version else None
+                if version is not None:
+                    wanted.add(version.digest)
+
+    async def _fetch(self, wanted: set[str]) -> int:
+        missing = sorted(wanted - set(self._memory.manifests))
+        limit = asyncio.Semaphore(PARALLEL_READS)
+
+        async def fetch(digest: str) -> bool:
+            async with limit:
+                try:
+                    manifest: Manifest = await asyncio.to_thread(self._registry.manifest, digest)
+                except ControlPlaneError as error:
+                    if self._unreadable.get(digest) != str(error):
+                        log.warning("a version's manifest can't be read", digest=digest, reason=str(error))
+                    self._unreadable[digest] = str(error)
+                    return False
+            self._memory.manifests[digest] = manifest
+            self._unreadable.pop(digest, None)
+            return True
+
+        return sum(await asyncio.gather(*(fetch(digest) for digest in missing)))
