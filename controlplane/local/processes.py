@@ -57,10 +57,12 @@ def start(
     log_file: Path,
     environment: Mapping[str, str],
     record_file: Path | None = None,
+    folder: Path | None = None,
 ) -> tuple[subprocess.Popen[bytes], ProcessRecord]:
     """Start `command` in a session of its own, its output appended to `log_file`.
 
-    `environment` is the whole environment, but for CTL_HOME, which is added. Raises OSError when it can't be started.
+    `environment` is the whole environment, but for CTL_HOME, which is added. `folder` is where it runs; absent: where
+    the caller does. Raises OSError when it can't be started.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
@@ -71,6 +73,7 @@ def start(
             stderr=subprocess.STDOUT,
             env={**environment, HOME_VARIABLE: str(home.resolve())},
             start_new_session=True,
+            cwd=folder,
         )
     record = ProcessRecord(pid=popen.pid, started_at=psutil.Process(popen.pid).create_time())
     if record_file is not None:
