@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from controlplane.core.actions import Action, FinishRollout, QuarantineVersion, RecordFleet
@@ -14,7 +14,7 @@ from controlplane.core.placement import Placement, Rank, Slot, Want, place
 from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
-from controlplane.core.scaling import Scaling, scale
+from controlplane.core.scaling import Scaling, depart, scale
 from controlplane.core.snapshot import Key, Place, Reason, ReplicaView, Snapshot
 
 
@@ -62,23 +62,24 @@ class _Planner:
         quarantined = self._quarantine_crashed()
         serving = {name: self._serving(model) for name, model in self.snapshot.models.items()}
         scalings = {
-            name: scale(record, self.by_fleet.get(name, ()), self.snapshot, self.lost, self.now)
+            name: scale(record, self.by_fleet.get(name, ()), self.snapshot, self.lost)
             for name, record in sorted(self.snapshot.fleets.items())
         }
         for name, scaling in scalings.items():
             self.actions += scaling.actions
             self.reasons[f"fleet/{name}"] += scaling.reasons
-        draining = frozenset().union(*(each.draining for each in scalings.values()))
-        gone = frozenset().union(*(each.unrouted for each in scalings.values()))
+        stopping = frozenset().union(*(each.stopping for each in scalings.values()))
         wants = self._wants(serving, quarantined)
         placements = {
             name: self._place(name, scalings[name], wants.get(name, []), quarantined) for name in self.snapshot.fleets
         }
+        departures = depart(
+            {name for name in stopping if self._is_replaced(name, stopping, placements)}, self.snapshot, self.now
+        )
         holds, leaving = self._release(placements)
         for name, replicas in self.by_fleet.items():
             if name not in placements:  # a fleet without a record: leave alone what it has
                 holds.update({each.name: frozenset(each.ordered or each.copies) for each in replicas})
-        going = {place for place in leaving if self.snapshot.settled}
         table = build_table(
             self.snapshot,
             serving={
@@ -86,18 +87,19 @@ class _Planner:
                 for name, each in serving.items()
             },
             ready=self.ready,
-            going=going,
-            draining=draining,
-            gone=gone,
+            holds=holds,
+            going=leaving,
+            draining=departures.draining,
+            gone=departures.unrouted,
             lost=self.lost,
             reasons=self._unserved_reasons(placements),
         )
         self._record_fleets()
         return Plan(
             holds=holds,
-            stop=frozenset().union(*(each.stop for each in scalings.values())),
+            stop=departures.stop,
             leaving=leaving,
-            stopping=frozenset().union(*(each.stopping for each in scalings.values())),
+            stopping=stopping,
             table=table,
             actions=tuple(self.actions),
             reasons={subject: tuple(each) for subject, each in self.reasons.items()},
@@ -250,7 +252,7 @@ class _Planner:
         for replica in self.by_fleet.get(fleet, ()):
             held = frozenset(replica.copies if replica.ordered is None else replica.ordered)
             keys |= held
-            out = replica.name in scaling.draining or replica.name in scaling.stop
+            out = replica.name in scaling.stopping
             slots.append(
                 Slot(
                     replica=replica.name,
@@ -273,6 +275,25 @@ class _Planner:
             leaving_before=[place for place in self.snapshot.leaving if place.replica in self.snapshot.replicas],
             clashes=self.snapshot.clashes,
         )
+
+    def _is_replaced(self, name: str, stopping: Collection[str], placements: Mapping[str, Placement]) -> bool:
+        """Whether whatever a leaving replica serves is ready on another one, or shall not be anywhere else."""
+        replica = self.snapshot.replicas[name]
+        placement = placements.get(replica.fleet)
+        if name in self.lost or placement is None:
+            return True
+        for key in replica.copies:
+            elsewhere = {
+                other for other, held in placement.holds.items() if key in held and other not in stopping
+            } - self.lost
+            if elsewhere and name in self.ready.get(key, ()) and not elsewhere & set(self.ready[key]):
+                self.reasons[f"replica/{name}"].append(
+                    Reason(
+                        code="REPLACING", text=f"{name} leaves when {key} is ready on {', '.join(sorted(elsewhere))}"
+                    )
+                )
+                return False
+        return True
 
     def _release(
         self, placements: Mapping[str, Placement]

@@ -32,6 +32,7 @@ def build_table(
     *,
     serving: Mapping[str, Serving],
     ready: Mapping[Key, Sequence[str]],
+    holds: Mapping[str, Collection[Key]],
     going: Collection[Place],
     draining: Collection[str],
     gone: Collection[str],
@@ -40,6 +41,7 @@ def build_table(
 ) -> RouteTable:
     """The table without epoch and generation.
 
+    Only what is in a replica's assignment (`holds`) is led there: a copy whose end is ordered may still be reported.
     `going` places get no requests any more, `draining` replicas are marked, `gone` ones left out. Lost replicas are
     left out too, except where nobody else has the version: then silence is no proof that they are gone.
     """
@@ -47,7 +49,11 @@ def build_table(
     ids: dict[tuple[str, ...], str] = {}
 
     def pool_of(key: Key) -> str | None:
-        here = [name for name in ready.get(key, ()) if name not in gone and Place(key, name) not in going]
+        here = [
+            name
+            for name in ready.get(key, ())
+            if name not in gone and key in holds.get(name, ()) and Place(key, name) not in going
+        ]
         members = tuple(name for name in here if name not in lost) or tuple(here)
         if not members or all(name in draining for name in members):
             # Nobody who may take a new request. Those who drain still end theirs: they stay endpoints.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from controlplane.core.actions import Action, RemoveReplica, StartReplica
@@ -12,20 +12,14 @@ from controlplane.core.snapshot import Reason, ReplicaView, Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """`stopping`: on their way out. Of these `draining` still end what they have, `unrouted` are in no new table any
-    more, `stop` may end."""
+    """What a fleet's size asks for. `stopping`: replicas on their way out, which get nothing new."""
 
     actions: tuple[Action, ...] = ()
     reasons: tuple[Reason, ...] = ()
     stopping: frozenset[str] = frozenset()
-    draining: frozenset[str] = frozenset()
-    unrouted: frozenset[str] = frozenset()
-    stop: frozenset[str] = frozenset()
 
 
-def scale(
-    record: FleetRecord, replicas: Sequence[ReplicaView], snapshot: Snapshot, lost: set[str], now: float
-) -> Scaling:
+def scale(record: FleetRecord, replicas: Sequence[ReplicaView], snapshot: Snapshot, lost: Collection[str]) -> Scaling:
     """Bring a fleet to the size that its deployment says."""
     desired = record.shape.replicas
     fleet = record.shape.name
@@ -43,8 +37,6 @@ def scale(
         for each in staying[desired:]:
             stopping.add(each.name)
             reasons.append(Reason(code="SCALE_DOWN", text=f"{each.name} leaves: {desired} replicas are asked for"))
-    unrouted: set[str] = set()
-    stop: set[str] = set()
     for each in replicas:
         if each.name not in stopping:
             continue
@@ -52,17 +44,29 @@ def scale(
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
         elif each.name in lost:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent and was to leave"))
-        if _nothing_in_flight(each.name, snapshot, now):
-            unrouted.add(each.name)
-            if _in_no_table(each.name, snapshot, now):
-                stop.add(each.name)
-    return Scaling(
-        actions=tuple(actions),
-        reasons=tuple(reasons),
-        stopping=frozenset(stopping),
-        draining=frozenset(stopping),
+    return Scaling(actions=tuple(actions), reasons=tuple(reasons), stopping=frozenset(stopping))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departures:
+    """How far those who leave are.
+
+    `draining` get no new requests; of these `unrouted` have nothing in flight and are in no new table, and of these
+    `stop` are in no table that may be in force: they may end.
+    """
+
+    draining: frozenset[str] = frozenset()
+    unrouted: frozenset[str] = frozenset()
+    stop: frozenset[str] = frozenset()
+
+
+def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departures:
+    """Judge those who leave and whose versions are served elsewhere by now (`replaced`)."""
+    unrouted = {name for name in replaced if _nothing_in_flight(name, snapshot, now)}
+    return Departures(
+        draining=frozenset(replaced),
         unrouted=frozenset(unrouted),
-        stop=frozenset(stop),
+        stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.fleets import fleet_of
 from controlplane.core.messages import Copy, GatewayReport, ReplicaReport
 from controlplane.core.models import FleetRecord, FleetShape, Manifest, Model
 from controlplane.core.plan import Plan
-from controlplane.core.routes import RouteTable
+from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import GatewayView, Key, ReplicaView, Settings, Snapshot
 from controlplane.server.orders import Orders
 
@@ -38,6 +38,8 @@ class Memory:
     reports: dict[str, tuple[ReplicaReport, float]] = field(default_factory=dict)
     gateways: dict[str, HeardGateway] = field(default_factory=dict)
     backend_replicas: dict[str, str] = field(default_factory=dict)
+    ghosts: dict[str, tuple[Endpoint, set[Key]]] = field(default_factory=dict)
+    """Replicas of tables that an earlier controller ordered: unknown is not gone."""
     demand: dict[Key, float] = field(default_factory=dict)
     last_plan: Plan = field(default_factory=Plan)
     settled: bool = False
@@ -61,6 +63,10 @@ class Memory:
             confirmed = before.confirmed if same else None
         heard = HeardGateway(report, now, confirmed)
         self.gateways[report.gateway] = heard
+        if confirmed is not None and confirmed.epoch != orders.epoch and not self.settled:
+            for name, keys in served_by(confirmed).items():
+                _, known = self.ghosts.get(name, (None, set()))
+                self.ghosts[name] = (confirmed.endpoints[name], keys | known)
         for each in report.demand:
             self.demand[Key(each.model, each.version)] = now
         return heard
@@ -111,7 +117,8 @@ class Memory:
             for name, fleet in self.backend_replicas.items()
             if fleet in self.shapes
         }
-        views.update(self._ghosts(orders))
+        if not self.settled:
+            views.update({name: self._ghost(name) for name in self.ghosts})
         for name, (report, heard_at) in self.reports.items():
             views[name] = ReplicaView(
                 name=name,
@@ -119,33 +126,24 @@ class Memory:
                 heard_at=heard_at,
                 report=report,
                 endpoint=report.endpoint,
-                copies={Key(copy.model, copy.version): copy for copy in report.copies},
+                copies=dict(_copies(report, orders)),
                 ordered=orders.ordered(name),
             )
         return views
 
-    def _ghosts(self, orders: Orders) -> dict[str, ReplicaView]:
-        """Replicas that a gateway serves and that this controller has not heard from: unknown is not gone."""
-        ghosts: dict[str, ReplicaView] = {}
-        if self.settled:
-            return ghosts
-        for heard in self.gateways.values():
-            if heard.confirmed is None or heard.confirmed.epoch == orders.epoch:
-                continue
-            for name, held in served_by(heard.confirmed).items():
-                fleet = name.rpartition("-")[0]
-                digests = {key: self._digest(key) for key in sorted(held)}
-                ghosts[name] = ReplicaView(
-                    name=name,
-                    fleet=fleet,
-                    endpoint=heard.confirmed.endpoints[name],
-                    copies={
-                        key: Copy(model=key.model, version=key.version, digest=digest, state="ready")
-                        for key, digest in digests.items()
-                        if digest is not None
-                    },
-                )
-        return ghosts
+    def _ghost(self, name: str) -> ReplicaView:
+        endpoint, keys = self.ghosts[name]
+        digests = {key: self._digest(key) for key in sorted(keys)}
+        return ReplicaView(
+            name=name,
+            fleet=name.rpartition("-")[0],
+            endpoint=endpoint,
+            copies={
+                key: Copy(model=key.model, version=key.version, digest=digest, state="ready")
+                for key, digest in digests.items()
+                if digest is not None
+            },
+        )
 
     def _digest(self, key: Key) -> str | None:
         model = self.models.get(key.model)
@@ -187,6 +185,13 @@ class Memory:
                     why = clash(a, b, fleets[fleet])
                     if why is not None:
                         yield (one, other), why
+
+
+def _copies(report: ReplicaReport, orders: Orders) -> Iterable[tuple[Key, Copy]]:
+    for copy in report.copies:
+        key = Key(copy.model, copy.version)
+        outdated = orders.outdated(report.replica, key, report.epoch, report.generation)
+        yield key, replace(copy, state="pending", reason="ordered again") if outdated else copy
 
 
 def served_by(table: RouteTable) -> dict[str, set[Key]]:

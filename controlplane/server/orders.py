@@ -14,11 +14,16 @@ from controlplane.core.snapshot import Key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
-    """An assignment and the versions it names."""
+    """An assignment and the versions it names, each with the generation since which it is named without a break."""
 
-    keys: frozenset[Key]
+    since: Mapping[Key, int]
     stop: bool
     assignment: Assignment
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        """The versions."""
+        return frozenset(self.since)
 
 
 class Orders:
@@ -40,6 +45,12 @@ class Orders:
         issued = self._assignments.get(replica)
         return issued.keys if issued else None
 
+    def outdated(self, replica: str, key: Key, epoch: int, generation: int) -> bool:
+        """Whether a report of this age may speak of a copy that was to be given up since, and is wanted again."""
+        issued = self._assignments.get(replica)
+        since = issued.since.get(key, 0) if issued else 0
+        return since > (generation if epoch == self.epoch else 0)
+
     def assignment(self, replica: str) -> Assignment | None:
         """The latest assignment."""
         issued = self._assignments.get(replica)
@@ -47,7 +58,7 @@ class Orders:
 
     def renew(self, replica: str) -> None:
         """Issue the replica's assignment anew (its download addresses may have expired)."""
-        issued = self._assignments.pop(replica, None)
+        issued = self._assignments.get(replica)
         if issued is not None:
             self._issue(replica, issued.keys, issued.stop)
 
@@ -66,10 +77,13 @@ class Orders:
         self._issue_table(plan.table)
 
     def _issue(self, replica: str, keys: frozenset[Key], stop: bool) -> None:
+        before = self._assignments.get(replica)
         self._generation += 1
+        # In the first assignment of an epoch nothing is new: whatever the replica has, nobody has taken it away.
+        since = {key: before.since.get(key, self._generation) if before else 0 for key in keys}
         wanted = tuple(each for each in map(self._wanted, sorted(keys)) if each is not None)
         assignment = Assignment(epoch=self.epoch, generation=self._generation, wanted=wanted, stop=stop)
-        self._assignments[replica] = Issued(keys=keys, stop=stop, assignment=assignment)
+        self._assignments[replica] = Issued(since=since, stop=stop, assignment=assignment)
         self.event(f"replica/{replica}").set()
 
     # Tables.

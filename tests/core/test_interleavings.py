@@ -1,0 +1,114 @@
+"""Whatever happens in whatever order, no request is led astray, and once things calm down everything converges."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from controlplane.core.entry import Load, Serving
+from controlplane.core.messages import Demand
+from controlplane.core.snapshot import Key
+from tests.core.world import World, manifest
+
+NAMES = st.sampled_from(["a", "b", "c"])
+LOADS: st.SearchStrategy[Load] = st.sampled_from(["auto", "always", "on_demand"])
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Each rule is one thing that one party does; the controller may be killed after any of its actions."""
+
+    @initialize(replicas=st.integers(1, 3), gateways=st.integers(1, 2), memory=st.sampled_from([150, 350, 1000]))
+    def begin(self, replicas: int, gateways: int, memory: int) -> None:
+        self.world = World(replicas, memory_mib=memory, gateways=gateways)
+        self.world.run(6)
+
+    @rule(name=NAMES, load=LOADS, size=st.sampled_from([50, 100]), bad=st.sampled_from(["", "", "model", "crash"]))
+    def register_and_promote(self, name: str, load: Load, size: int, bad: str) -> None:
+        made = manifest(name, size_mib=size, serving=Serving(load=load))
+        key = self.world.registry.register(made, self.world.now)
+        if bad:
+            self.world.bad[key] = bad  # type: ignore[assignment]
+        self.world.registry.promote(key, self.world.now, deadline_s=20)
+
+    @rule(name=NAMES)
+    def roll_back(self, name: str) -> None:
+        model = self.world.registry.models.get(name)
+        if model is not None and model.previous_stable is not None:
+            self.world.registry.promote(Key(name, model.previous_stable), self.world.now, deadline_s=20)
+
+    @rule(name=NAMES, waiting=st.integers(0, 3))
+    def ask_for(self, name: str, waiting: int) -> None:
+        model = self.world.registry.models.get(name)
+        if model is not None and model.stable is not None:
+            for gateway in self.world.gateways.values():
+                gateway.demand = (Demand(model=name, version=model.stable, waiting=waiting),)
+
+    @rule()
+    def sync_replicas(self) -> None:
+        self.world.sync_replicas()
+
+    @rule()
+    def sync_gateways(self) -> None:
+        self.world.sync_gateways()
+
+    @rule()
+    def apply_tables(self) -> None:
+        self.world.apply_tables()
+
+    @rule(actions=st.one_of(st.none(), st.integers(0, 2)))
+    def cycle(self, actions: int | None) -> None:
+        self.world.cycle(actions)
+
+    @rule()
+    def work(self) -> None:
+        self.world.work()
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 5.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.now += seconds
+
+    @rule(turns=st.integers(1, 15))
+    def go_on(self, turns: int) -> None:
+        self.world.run(turns)
+
+    @rule(replicas=st.integers(1, 3))
+    def resize(self, replicas: int) -> None:
+        self.world.resize(replicas)
+
+    @rule(data=st.data())
+    def fall_silent_or_speak(self, data: st.DataObject) -> None:
+        if self.world.replicas:
+            name = data.draw(st.sampled_from(sorted(self.world.replicas)))
+            replica = self.world.replicas[name]
+            replica.silent = not replica.silent
+
+    @invariant()
+    def nobody_is_led_astray(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        for replica in world.replicas.values():
+            replica.silent = False
+        for gateway in world.gateways.values():
+            gateway.demand = ()
+        world.run(200, seconds=1.0)
+        for model in world.registry.models.values():
+            assert model.running_rollout is None, f"the rollout of {model.name} never ends: {world.plan.reasons}"
+        assert not world.plan.leaving
+        assert len(world.replicas) == world.shape.replicas
+        before = world.orders.table
+        world.run(5)
+        assert world.orders.table is before, "nothing changes any more"
+        for gateway in world.gateways.values():
+            assert gateway.table == before
+
+
+TestInterleavings = Interleavings.TestCase
+TestInterleavings.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,226 @@
+"""The plan, through a pretended world: what users see of promoting, failing, sharing memory, and restarting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controlplane.core.entry import Serving
+from controlplane.core.messages import Demand
+from controlplane.core.snapshot import Key
+from tests.core.world import World, ensemble, manifest
+
+
+def promoted(world: World, name: str = "m", **options: object) -> Key:
+    key = world.registry.register(manifest(name, **options), world.now)  # type: ignore[arg-type]
+    world.registry.promote(key, world.now)
+    world.run()
+    return key
+
+
+def test_a_promoted_version_is_on_every_replica_and_routed() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    assert world.stable("m") == 1
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+    route = world.gateways["gw-0"].table.routes["m"]
+    assert [target.version for target in route.targets] == [1]
+
+
+def test_a_new_version_is_tried_on_one_replica_first() -> None:
+    world = World(replicas=3)
+    promoted(world)
+    second = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(second, world.now)
+    held = set()
+    while not world.plan.holds or not any(
+        second in replica.copies and replica.copies[second].state == "ready" for replica in world.replicas.values()
+    ):
+        world.turn()
+        held |= {replica.name for replica in world.replicas.values() if second in replica.copies}
+    assert len(held) == 1
+    world.run()
+    assert world.stable("m") == 2
+    assert world.served(second) == {"cpu-0", "cpu-1", "cpu-2"}
+
+
+def test_what_was_stable_stays_warm_and_then_leaves() -> None:
+    world = World()
+    first = promoted(world)
+    second = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(second, world.now)
+    world.run(20)
+    assert world.stable("m") == 2
+    assert world.served(first) == {"cpu-0", "cpu-1"}
+    world.run(120)
+    assert world.served(first) == set()
+    assert all(first not in replica.copies for replica in world.replicas.values())
+    assert 1 not in world.gateways["gw-0"].table.routes["m"].pinned
+
+
+@pytest.mark.parametrize("blames", ["model", "crash"])
+def test_a_bad_target_ends_the_rollout_and_leaves_stable_alone(blames: str) -> None:
+    world = World()
+    first = promoted(world)
+    second = world.registry.register(manifest("m"), world.now)
+    world.bad[second] = blames
+    world.registry.promote(second, world.now)
+    world.run()
+    rollout = world.registry.models["m"].rollout
+    assert rollout is not None and rollout.state == "failed"
+    assert "it is bad" in rollout.reason
+    assert world.stable("m") == 1
+    assert world.served(first) == {"cpu-0", "cpu-1"}
+    assert all(second not in replica.copies for replica in world.replicas.values())
+    quarantined = {each.version for each in world.registry.fleets["cpu"].quarantines}
+    assert quarantined == ({2} if blames == "crash" else set())
+
+
+def test_an_environment_failure_waits_for_the_deadline() -> None:
+    world = World()
+    key = world.registry.register(manifest("m"), world.now)
+    world.bad[key] = "environment"
+    world.registry.promote(key, world.now, deadline_s=10)
+    world.run(10)
+    assert world.registry.models["m"].running_rollout is not None
+    world.run(40)
+    rollout = world.registry.models["m"].rollout
+    assert rollout is not None and rollout.state == "failed" and "it is bad" in rollout.reason
+
+
+def test_a_version_that_fits_nowhere_fails_at_once_with_the_sizes() -> None:
+    world = World(memory_mib=100)
+    key = world.registry.register(manifest("m", size_mib=200), world.now)
+    world.registry.promote(key, world.now)
+    world.run(10)
+    rollout = world.registry.models["m"].rollout
+    assert rollout is not None and rollout.state == "failed"
+    assert "200 MiB" in rollout.reason and "100 MiB" in rollout.reason
+
+
+def test_clashing_versions_on_one_replica_fail_with_the_reason() -> None:
+    world = World(replicas=1)
+    world.clash = lambda one, other, record: "outputs differ"
+    promoted(world)
+    second = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(second, world.now)
+    world.run(10)
+    rollout = world.registry.models["m"].rollout
+    assert rollout is not None and rollout.state == "failed" and "outputs differ" in rollout.reason
+    assert world.stable("m") == 1
+
+
+def test_models_beyond_memory_load_on_demand_and_the_least_recently_used_leaves() -> None:
+    world = World(replicas=1, memory_mib=250)
+    keys = [promoted(world, name) for name in ("a", "b", "c")]
+    loaded = {key for key in keys if world.served(key)}
+    assert len(loaded) == 2
+    (cold,) = set(keys) - loaded
+    route = world.gateways["gw-0"].table.routes[cold.model]
+    assert [target.pool for target in route.targets] == [None]
+    hot = next(iter(sorted(loaded)))
+    replica = world.replicas["cpu-0"]
+    replica.copies[hot] = replace(replica.copies[hot], last_used_at=world.now)
+    world.gateways["gw-0"].demand = (Demand(model=cold.model, version=1, waiting=3),)
+    world.run(20)
+    world.gateways["gw-0"].demand = ()
+    world.run(10)
+    assert world.served(cold) == {"cpu-0"}
+    assert world.served(hot) == {"cpu-0"}, "the one in use stays"
+
+
+def test_an_always_model_is_not_evicted_for_demand() -> None:
+    world = World(replicas=1, memory_mib=150)
+    fixed = promoted(world, "fixed", serving=Serving(load="always"))
+    other = world.registry.register(manifest("other"), world.now)
+    world.registry.promote(other, world.now, deadline_s=5)
+    world.run(30)
+    assert world.served(fixed) == {"cpu-0"}
+    assert world.stable("other") is None
+
+
+def test_an_ensemble_has_its_steps_beside_it() -> None:
+    world = World(replicas=2)
+    step = promoted(world, "step", serving=Serving(max_copies=1))
+    whole = world.registry.register(ensemble("whole", step), world.now)
+    world.registry.promote(whole, world.now)
+    world.run()
+    assert world.stable("whole") == 1
+    for name in world.served(whole):
+        assert step in world.replicas[name].copies
+
+
+def test_a_smaller_fleet_drains_before_it_stops() -> None:
+    world = World(replicas=2)
+    key = promoted(world, serving=Serving(max_copies=1))
+    (name,) = world.served(key)
+    if name == "cpu-0":  # the one that leaves is the one with the higher number: make it the holder
+        world.replicas["cpu-0"].silent = True
+        world.run(60)
+        world.replicas["cpu-0"].silent = False
+        world.run(10)
+    world.resize(1)
+    for _ in range(40):
+        world.turn()
+        world.check()
+        assert world.served(key), "it is served all the while"
+    assert set(world.replicas) == {"cpu-0"}
+    assert world.served(key) == {"cpu-0"}, f"it was on {name}"
+
+
+def test_a_new_controller_takes_nothing_away_before_it_has_heard() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.restart_controller()
+    for replica in world.replicas.values():
+        replica.silent = True
+    for _ in range(10):
+        world.turn()
+        assert world.served(key) == {"cpu-0", "cpu-1"}
+    for replica in world.replicas.values():
+        replica.silent = False
+    world.run()
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+    assert world.gateways["gw-0"].table.epoch == world.epoch
+
+
+def test_silence_of_all_holders_is_no_proof_that_they_are_gone() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    for replica in world.replicas.values():
+        replica.silent = True
+    world.run(100)
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+def test_a_silent_replica_is_left_out_while_another_one_has_the_version() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.replicas["cpu-1"].silent = True
+    world.run(100)
+    assert world.served(key) == {"cpu-0"}
+
+
+def test_a_deleted_version_leaves_after_the_drain() -> None:
+    world = World()
+    first = promoted(world)
+    second = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(second, world.now)
+    world.run(20)
+    world.registry.delete(first, world.now)
+    world.run(20)
+    assert all(first not in replica.copies for replica in world.replicas.values())
+
+
+def test_an_alias_may_be_asked_for_and_is_loaded_by_the_first_request() -> None:
+    world = World()
+    promoted(world)
+    candidate = world.registry.register(manifest("m"), world.now)
+    model = world.registry.models["m"]
+    world.registry.models["m"] = replace(model, aliases={**model.aliases, "candidate": 2})
+    world.run(5)
+    assert world.gateways["gw-0"].table.routes["m"].pinned[2] is None
+    world.gateways["gw-0"].demand = (Demand(model="m", version=2, waiting=1),)
+    world.run(10)
+    assert world.served(candidate)
