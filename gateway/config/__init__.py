@@ -1,0 +1,1 @@
+"""Route table → Envoy's configuration. Pure: values in, JSON out."""

@@ -1,0 +1,123 @@
+"""Pools → clusters and their endpoints (CDS, EDS)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from controlplane.core.routes import Endpoint
+from gateway.config.names import PROTOCOLS, Files, Json, Protocol, any_cluster, cluster, side_cluster, typed
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def protocol_options(protocol: Protocol) -> Json:
+    """HTTP/2 for gRPC, HTTP/1.1 for the rest."""
+    config: Json = {"http2_protocol_options": {}} if protocol == "grpc" else {"http_protocol_options": {}}
+    return {HTTP_OPTIONS: typed(HTTP_OPTIONS, explicit_http_config=config)}
+
+
+def pool_cluster(name: str, protocol: Protocol, files: Files) -> Json:
+    """A cluster of replicas whose members come from its own file."""
+    return typed(
+        "envoy.config.cluster.v3.Cluster",
+        name=name,
+        type="EDS",
+        lb_policy="LEAST_REQUEST",
+        connect_timeout="1s",
+        typed_extension_protocol_options=protocol_options(protocol),
+        eds_cluster_config={
+            "service_name": name,
+            "eds_config": {
+                "resource_api_version": "V3",
+                "path_config_source": {"path": str(files.endpoints_of(name))},
+            },
+        },
+        ignore_health_on_host_removal=True,
+        # Below this share of healthy members the health check is not believed: a busy machine fails it for all of them.
+        common_lb_config={"healthy_panic_threshold": {"value": 10}},
+        health_checks=[
+            {
+                "timeout": "1s",
+                "interval": "0.5s",
+                "no_traffic_interval": "0.5s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                # Triton under SIGTERM goes on answering on the connections that it has.
+                "reuse_connection": False,
+                # Live, not ready: a server that loads a model is not ready, and serves.
+                "http_health_check": {"path": "/v2/health/live", "codec_client_type": "HTTP1"},
+            }
+        ],
+        outlier_detection={
+            "consecutive_5xx": 1000,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_success_rate": 0,
+            "consecutive_gateway_failure": 1000,
+            "enforcing_consecutive_gateway_failure": 0,
+            "consecutive_local_origin_failure": 2,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "split_external_local_origin_errors": True,
+            "interval": "1s",
+            "base_ejection_time": "1s",
+            "max_ejection_time": "10s",
+            "max_ejection_percent": 50,
+        },
+        circuit_breakers={
+            "thresholds": [
+                {
+                    "max_connections": 4096,
+                    "max_pending_requests": 16384,
+                    "max_requests": 16384,
+                    "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 20},
+                }
+            ]
+        },
+    )
+
+
+def side(protocol: Protocol, port: int) -> Json:
+    """The Python side's cluster."""
+    name = side_cluster(protocol)
+    endpoint = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}
+    return typed(
+        "envoy.config.cluster.v3.Cluster",
+        name=name,
+        type="STATIC",
+        connect_timeout="1s",
+        typed_extension_protocol_options=protocol_options(protocol),
+        load_assignment={"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
+        circuit_breakers={
+            "thresholds": [{"max_connections": 16384, "max_pending_requests": 16384, "max_requests": 16384}]
+        },
+    )
+
+
+def cluster_list(bases: Iterable[str], side_ports: Mapping[Protocol, int], files: Files) -> list[Json]:
+    """All clusters: two for each of `bases`, then all replicas, then the Python side."""
+    found: list[Json] = []
+    for protocol in PROTOCOLS:
+        found.append(side(protocol, side_ports[protocol]))
+        found.append(pool_cluster(any_cluster(protocol), protocol, files))
+        found += [pool_cluster(cluster(base, protocol), protocol, files) for base in sorted(bases)]
+    return found
+
+
+def assignment(name: str, protocol: Protocol, members: Iterable[Endpoint]) -> Json:
+    """The members of one cluster. A replica's name is its host name here, for the access log."""
+    return typed(
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        cluster_name=name,
+        endpoints=[{"lb_endpoints": [_member(endpoint, protocol) for endpoint in members]}],
+    )
+
+
+def _member(endpoint: Endpoint, protocol: Protocol) -> Json:
+    port = endpoint.grpc_port if protocol == "grpc" else endpoint.http_port
+    return {
+        "endpoint": {
+            "hostname": endpoint.replica,
+            "address": {"socket_address": {"address": endpoint.host, "port_value": port}},
+            "health_check_config": {"port_value": endpoint.http_port, "hostname": endpoint.host},
+        },
+        **({"health_status": "DRAINING"} if endpoint.draining else {}),
+    }

@@ -1,0 +1,265 @@
+"""The filter chains of the two listeners: allow-list, size limit, the route's key, the forced version, logs."""
+
+from __future__ import annotations
+
+import base64
+from functools import cache
+from importlib import resources
+
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
+
+from gateway.config.logs import access_logs
+from gateway.config.names import (
+    HEALTH_CALL,
+    HTTP_MODEL_PATH,
+    HTTP_SERVER_PATH,
+    METADATA,
+    MODEL_CALLS,
+    MODEL_HEADER,
+    ROUTE_KEY,
+    SERVED_MODEL,
+    SERVED_REPLICA,
+    SERVED_VERSION,
+    SERVER_CALLS,
+    SERVICE,
+    STREAM_CALL,
+    VERSION_HEADER,
+    Files,
+    Json,
+    Protocol,
+    typed,
+)
+from gateway.settings import Settings
+
+HTTP_FILTERS = "envoy.extensions.filters.http"
+NOT_OFFERED = (
+    "the gateway does not offer this call: only inference, metadata, config, statistics and health can be reached; "
+    "loading, shared memory, tracing and logging are closed to clients"
+)
+SIZE_LIMIT, FIELDS, HEADER_KEY, BODY_KEY = "size-limit", "fields", "header-key", "body-key"
+EXTRACTED = 'metadata.filter_metadata["envoy.filters.http.grpc_field_extraction"]'
+
+
+def connection_manager(protocol: Protocol, settings: Settings, files: Files) -> Json:
+    """The HTTP connection manager of one listener."""
+    chain = _grpc_chain(settings) if protocol == "grpc" else _http_chain(settings)
+    window = min(settings.max_request_bytes + (1 << 20), 2**31 - 1)
+    return typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=protocol,
+        codec_type="AUTO",
+        http_filters=[
+            *chain,
+            {
+                "name": "router",
+                "typed_config": typed(f"{HTTP_FILTERS}.router.v3.Router", suppress_envoy_headers=True),
+            },
+        ],
+        stream_idle_timeout=f"{settings.idle_timeout_s:g}s",
+        request_headers_timeout="10s",
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action="REJECT_REQUEST",
+        generate_request_id=True,
+        http2_protocol_options={
+            "max_concurrent_streams": 1024,
+            # The field extraction may hold a whole message, and its limit is the stream's window.
+            "initial_stream_window_size": window,
+            "initial_connection_window_size": min(4 * window, 2**31 - 1),
+        },
+        rds={
+            "route_config_name": f"routes-{protocol}",
+            "config_source": {
+                "resource_api_version": "V3",
+                "path_config_source": {"path": str(files.routes(protocol))},
+            },
+        },
+        local_reply_config=_local_replies(protocol, settings),
+        access_log=access_logs(protocol, files),
+    )
+
+
+def _filter(name: str, config: Json) -> Json:
+    return {"name": name, "typed_config": config}
+
+
+def header_is(header: str, value: Json) -> Json:
+    """A matcher's predicate: the request has this header, with such a value."""
+    header_input = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=header)
+    return {"single_predicate": {"input": {"name": "header", "typed_config": header_input}, "value_match": value}}
+
+
+COMPRESSED: Json = {
+    "or_matcher": {
+        "predicate": [header_is("grpc-encoding", {"exact": name}) for name in ("gzip", "deflate")],
+    }
+}
+"""The request's messages are compressed, as far as its headers say."""
+
+
+def _allow(permissions: list[Json]) -> Json:
+    rules = {
+        "action": "ALLOW",
+        "policies": {"offered": {"permissions": permissions, "principals": [{"any": True}]}},
+    }
+    return _filter("allow", typed(f"{HTTP_FILTERS}.rbac.v3.RBAC", rules=rules))
+
+
+def _size_limit(settings: Settings) -> Json:
+    return typed(f"{HTTP_FILTERS}.body_size_limit.v3.BodySizeLimit", max_request_bytes=settings.max_request_bytes)
+
+
+def _route_key(name: str, text: str) -> Json:
+    entry = {
+        "object_key": ROUTE_KEY,
+        "factory_key": "envoy.string",
+        "format_string": {"text_format_source": {"inline_string": text}, "omit_empty_values": True},
+    }
+    return _filter(
+        name, typed(f"{HTTP_FILTERS}.set_filter_state.v3.Config", clear_route_cache=True, on_request_headers=[entry])
+    )
+
+
+def _served_headers() -> Json:
+    """Takes what the Python side decided into the metadata that logs read."""
+    rules = [
+        {"header": header, "on_header_present": {"metadata_namespace": METADATA, "key": key}, "remove": True}
+        for header, key in ((SERVED_MODEL, "model"), (SERVED_VERSION, "version"), (SERVED_REPLICA, "replica"))
+    ]
+    return _filter("served", typed(f"{HTTP_FILTERS}.header_to_metadata.v3.Config", response_rules=rules))
+
+
+def _lua(script: str) -> Json:
+    text = resources.files("gateway.config").joinpath(script).read_text()
+    return _filter(
+        "lua",
+        typed(
+            f"{HTTP_FILTERS}.lua.v3.Lua", clear_route_cache=False, default_source_code={"inline_string": text}
+        ),
+    )
+
+
+def _grpc_chain(settings: Settings) -> list[Json]:
+    calls = [SERVICE + call for call in (*MODEL_CALLS, STREAM_CALL, *SERVER_CALLS)] + [HEALTH_CALL]
+    extraction = typed(
+        f"{HTTP_FILTERS}.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
+        descriptor_set={"inline_bytes": base64.b64encode(descriptors()).decode()},
+        extractions_by_method={
+            f"inference.GRPCInferenceService.{call}": {
+                "request_field_extractions": {"model_name": {}, "model_version": {}},
+            }
+            for call in MODEL_CALLS
+        },
+    )
+    return [
+        _allow([{"url_path": {"path": {"exact": call}}} for call in calls]),
+        _filter(SIZE_LIMIT, _size_limit(settings)),
+        _filter(FIELDS, extraction),
+        _route_key(HEADER_KEY, f"%REQ({MODEL_HEADER})%/%REQ({VERSION_HEADER})%"),
+        _route_key(BODY_KEY, f"%CEL({EXTRACTED}['model_name'][0])%/%CEL({EXTRACTED}['model_version'][0])%"),
+        _served_headers(),
+        _lua("force_version.lua"),
+    ]
+
+
+STREAM_OFF = (SIZE_LIMIT, FIELDS, BODY_KEY)
+"""Filters that a stream does without: it may be endless, the extraction would lose data of it, headers lead it."""
+COMPRESSED_OFF = (FIELDS, BODY_KEY, HEADER_KEY)
+"""Filters that compressed messages do without: the extraction refuses them."""
+UNARY_OFF = (HEADER_KEY,)
+"""What unary calls do without: their body leads them."""
+
+
+def without(filters: tuple[str, ...]) -> Json:
+    """What a route says to have these filters left out for requests that match it when they arrive."""
+    off = typed("envoy.config.route.v3.FilterConfig", disabled=True)
+    return {"typed_per_filter_config": dict.fromkeys(filters, off)}
+
+
+def _http_chain(settings: Settings) -> list[Json]:
+    return [
+        _allow([{"url_path": {"path": {"safe_regex": {"regex": path}}}} for path in (HTTP_MODEL_PATH, HTTP_SERVER_PATH)]),
+        _filter(SIZE_LIMIT, _size_limit(settings)),
+        _filter(
+            "path",
+            typed(
+                f"{HTTP_FILTERS}.header_to_metadata.v3.Config",
+                request_rules=[
+                    {
+                        "header": ":path",
+                        "on_header_present": {
+                            "metadata_namespace": METADATA,
+                            "key": "route",
+                            "regex_value_rewrite": {
+                                "pattern": {"regex": r"^/v2/models/([^/?]+)(?:/versions/([^/?]+))?(?:[/?].*)?$"},
+                                "substitution": r"\1/\2",
+                            },
+                        },
+                    }
+                ],
+            ),
+        ),
+        _route_key(BODY_KEY, f"%DYNAMIC_METADATA({METADATA}:route)%"),
+        _served_headers(),
+        _lua("force_version_http.lua"),
+    ]
+
+
+@cache
+def descriptors() -> bytes:
+    """The inference service as the field extraction shall see it.
+
+    In the requests of all calls that name a model, field 1 is its name and field 2 its version; only these are told.
+    """
+    file = FileDescriptorProto(name="gateway.proto", package="inference", syntax="proto3")
+    request = file.message_type.add(name="Request")
+    for number, name in ((1, "model_name"), (2, "model_version")):
+        request.field.add(
+            name=name, number=number, type=FieldDescriptorProto.TYPE_STRING, label=FieldDescriptorProto.LABEL_OPTIONAL
+        )
+    file.message_type.add(name="Response")
+    service = file.service.add(name="GRPCInferenceService")
+    for call in MODEL_CALLS:
+        service.method.add(name=call, input_type=".inference.Request", output_type=".inference.Response")
+    return FileDescriptorSet(file=[file]).SerializeToString(deterministic=True)
+
+
+def _local_replies(protocol: Protocol, settings: Settings) -> Json:
+    """Envoy's own answers, in Triton's form: a sentence in grpc-message, or `{"error": …}`."""
+
+    def mapper(code: int, grpc_status: int, text: str) -> Json:
+        body = (
+            {"text_format_source": {"inline_string": text}}
+            if protocol == "grpc"
+            else {"json_format": {"error": text}}
+        )
+        return {
+            "filter": {
+                "status_code_filter": {
+                    "comparison": {"op": "EQ", "value": {"default_value": code, "runtime_key": "unset"}},
+                }
+            },
+            "body_format_override": body,
+            **(
+                {
+                    "headers_to_add": [
+                        {
+                            "header": {"key": "grpc-status", "value": str(grpc_status)},
+                            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                        }
+                    ]
+                }
+                if protocol == "grpc"
+                else {}
+            ),
+        }
+
+    unknown = (
+        f"no route for model/version '%FILTER_STATE({ROUTE_KEY}:PLAIN)%': the model is not known, none of its versions "
+        "is stable yet, or this version may not be asked for"
+    )
+    too_large = f"the request is larger than the gateway's limit of {settings.max_request_bytes} bytes"
+    mappers = [mapper(403, 7, NOT_OFFERED), mapper(404, 5, unknown), mapper(413, 8, too_large)]
+    if protocol == "grpc":
+        return {"mappers": [*mappers, mapper(400, 3, "%LOCAL_REPLY_BODY%")]}
+    return {"mappers": mappers, "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}

@@ -1,0 +1,219 @@
+"""Routes → Envoy's route configuration (RDS): one flat map from "MODEL/VERSION" to where such a request goes.
+
+The text is put together from one fragment a model, since with thousands of models only few of them differ from the
+table before; a fragment is made from a shape (clusters, versions, weights) that many models share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from controlplane.core.routes import Route
+from gateway.config.filters import COMPRESSED, COMPRESSED_OFF, HTTP_FILTERS, STREAM_OFF, UNARY_OFF, without
+from gateway.config.names import (
+    HEALTH_CALL,
+    MODEL_CALLS,
+    PROTOCOLS,
+    ROUTE_KEY,
+    SERVER_CALLS,
+    SERVICE,
+    STREAM_CALL,
+    Json,
+    Protocol,
+    any_cluster,
+    cluster,
+    side_cluster,
+    typed,
+)
+
+MARK = "@MODEL@"
+"""Stands for the model's name in a shape's text; no name can hold it."""
+
+RETRIES: Json = {
+    # 5: Triton answers NOT_FOUND for about a second while it stops.
+    "retry_on": "connect-failure,refused-stream,reset,unavailable,retriable-headers",
+    "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": "5"}}],
+    "num_retries": 2,
+    "retry_host_predicate": [
+        {
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+        }
+    ],
+    "host_selection_retry_max_attempts": 10,
+    "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+}
+SAFE_RETRIES: Json = {**RETRIES, "retry_on": "connect-failure,refused-stream", "retriable_headers": []}
+"""For sequences: only what surely has not reached a server is sent again."""
+SIDE_RETRIES: Json = {
+    "retry_on": "connect-failure,refused-stream",
+    "num_retries": 8,
+    "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"},
+}
+"""For the Python side, which may be starting again."""
+
+
+class Arm(NamedTuple):
+    """A share of the requests for one key. `base` None: the Python side. `version` None: it is not forced here."""
+
+    base: str | None
+    version: int | None
+    weight: int
+
+
+def arms_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, tuple[Arm, ...]]:
+    """Where requests for each key of `route` go; `bases` are the clusters of the pools."""
+    direct = route.sequence_idle_s is None
+
+    def arm(version: int, pool: str | None, weight: int) -> Arm:
+        base = bases.get(pool) if pool is not None else None
+        return Arm(base if direct else None, version if direct else None, weight)
+
+    found: dict[str, tuple[Arm, ...]] = {}
+    if route.targets:
+        shares = tuple(arm(target.version, target.pool, target.weight_percent) for target in route.targets)
+        found[f"{route.model}/"] = shares if direct else shares[:1]
+    for version, pool in sorted(route.pinned.items()):
+        found[f"{route.model}/{version}"] = (arm(version, pool, 100),)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _shape(arms: tuple[Arm, ...], protocol: Protocol) -> str:
+    """The action for these arms, with a mark where the model's name belongs."""
+
+    def forced(version: int | None) -> Json:
+        if version is None:
+            return {}
+        context = {"model": MARK, "version": str(version)}
+        return {
+            "typed_per_filter_config": {"lua": typed(f"{HTTP_FILTERS}.lua.v3.LuaPerRoute", filter_context=context)}
+        }
+
+    def where(arm: Arm) -> str:
+        return cluster(arm.base, protocol) if arm.base is not None else side_cluster(protocol)
+
+    action: Json = {"timeout": "0s"}
+    per_route: Json = {}
+    if len(arms) == 1:
+        action["cluster"] = where(arms[0])
+        per_route = forced(arms[0].version)
+    else:
+        action["weighted_clusters"] = {
+            "clusters": [{"name": where(arm), "weight": arm.weight, **forced(arm.version)} for arm in arms]
+        }
+    if all(arm.base is None for arm in arms):
+        action["retry_policy"] = SIDE_RETRIES
+    return _compact(_action(action, per_route))
+
+
+def _action(route: Json, per_route: Json | None = None) -> Json:
+    action = typed("envoy.config.route.v3.Route", match={"prefix": "/"}, route=route, **(per_route or {}))
+    return {"action": {"name": "route", "typed_config": action}}
+
+
+def _side(off: tuple[str, ...]) -> Json:
+    route = {"cluster": side_cluster("grpc"), "timeout": "0s", "retry_policy": SIDE_RETRIES}
+    return _action(route, without(off))
+
+
+def _refusal(status: int, text: str, off: tuple[str, ...] = ()) -> Json:
+    answer = {"status": status, "body": {"inline_string": text}}
+    action = typed("envoy.config.route.v3.Route", match={"prefix": "/"}, direct_response=answer, **without(off))
+    return {"action": {"name": "refusal", "typed_config": action}}
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+class RouteWriter:
+    """Makes the route configuration's text again and again, and keeps the fragments that did not change."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Route, tuple[str | None, ...], Mapping[Protocol, str]]] = {}
+
+    def write(self, routes: Mapping[str, Route], bases: Mapping[str, str], version: str) -> Mapping[Protocol, str]:
+        """The text of both files. `bases` are the clusters of the pools, `version` is what Envoy will report."""
+        kept: dict[str, tuple[Route, tuple[str | None, ...], Mapping[Protocol, str]]] = {}
+        fragments: dict[Protocol, list[str]] = {protocol: [] for protocol in PROTOCOLS}
+        for name, route in sorted(routes.items()):
+            pools = (*(target.pool for target in route.targets), *route.pinned.values())
+            used = tuple(bases.get(pool) if pool is not None else None for pool in pools)
+            before = self._kept.get(name)
+            if before is None or before[1] != used or before[0] != route:
+                before = (route, used, _fragments(route, bases))
+            kept[name] = before
+            for protocol, text in before[2].items():
+                if text:
+                    fragments[protocol].append(text)
+        self._kept = kept
+        return {protocol: _file(fragments[protocol], protocol, version) for protocol in PROTOCOLS}
+
+
+def _fragments(route: Route, bases: Mapping[str, str]) -> Mapping[Protocol, str]:
+    arms = arms_of(route, bases)
+    return {
+        protocol: ",".join(
+            f"{json.dumps(key)}:{_shape(shares, protocol).replace(MARK, route.model)}" for key, shares in arms.items()
+        )
+        for protocol in PROTOCOLS
+    }
+
+
+def _file(fragments: Iterable[str], protocol: Protocol, version: str) -> str:
+    """The discovery response that holds the route configuration."""
+    by_key = {
+        "matcher_tree": {
+            "input": {
+                "name": "route-key",
+                "typed_config": typed(
+                    "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput", key=ROUTE_KEY
+                ),
+            },
+            "exact_match_map": {"map": {MARK: MARK}},
+        },
+        "on_no_match": {"matcher": _by_path(protocol)},
+    }
+    matcher: Json = by_key
+    if protocol == "grpc":
+        # Envoy can't write into a compressed message.
+        compressed = {"predicate": COMPRESSED, "on_match": _side(COMPRESSED_OFF)}
+        matcher = {"matcher_list": {"matchers": [compressed]}, "on_no_match": {"matcher": by_key}}
+    host = {"name": "all", "domains": ["*"], "retry_policy": RETRIES, "matcher": matcher}
+    resource = typed(
+        "envoy.config.route.v3.RouteConfiguration",
+        name=f"routes-{protocol}",
+        virtual_hosts=[host],
+        # Triton compresses its answers when it is asked to, at a price.
+        request_headers_to_remove=["accept-encoding"],
+    )
+    before, after = _compact({"version_info": version, "resources": [resource]}).split(f'"{MARK}":"{MARK}"')
+    text = ",".join(fragments) or f'"{MARK}":{_compact(_refusal(404, "nothing is served yet"))}'
+    return f"{before}{text}{after}"
+
+
+def _by_path(protocol: Protocol) -> Json:
+    """What has no route of its own: calls about the server, streams without a header, unknown models."""
+    anywhere = _action({"cluster": any_cluster(protocol), "timeout": "10s"})
+    paths: dict[str, Json]
+    if protocol == "http":
+        paths = {path: anywhere for path in ("/v2", "/v2/", "/v2/health/live", "/v2/health/ready")}
+    else:
+        paths = {
+            **{SERVICE + call: anywhere for call in SERVER_CALLS},
+            HEALTH_CALL: anywhere,
+            SERVICE + STREAM_CALL: _side(STREAM_OFF),
+            **{SERVICE + call: _refusal(404, "unknown model or version", UNARY_OFF) for call in MODEL_CALLS},
+        }
+    path_input = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=":path")
+    return {
+        "matcher_tree": {
+            "input": {"name": "path", "typed_config": path_input},
+            "exact_match_map": {"map": paths},
+        },
+        "on_no_match": _refusal(404, "unknown model or version"),
+    }

@@ -1,0 +1,63 @@
+"""What can be set about a gateway, read from `settings.json` in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+from pydantic import TypeAdapter, ValidationError
+
+from controlplane.core.errors import InvalidInput
+
+FILE = "settings.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A gateway's settings. Ports of 0 are given by the system once and then kept.
+
+    `max_request_bytes`: the largest request body (a unary gRPC message included); what is larger is refused.
+    `max_heap_bytes`: above 95 % of it Envoy takes no new requests. `threads`: Envoy's worker threads, 0: one a CPU.
+    `idle_timeout_s`: a request or stream on which nothing moves for so long is ended.
+    `cold_wait_s`: how long a request waits at most for a model that is not loaded; `held_per_model`, `held_total`,
+    `held_bytes` bound how many of them wait. `sequences`: how many sequences are remembered at once.
+    `access_log_bytes`: the access log is put aside (one old file is kept) when it has grown to this.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str = "gateway"
+    address: str = "127.0.0.1"
+    grpc_port: Annotated[int, Ge(0), Le(65535)] = 8001
+    http_port: Annotated[int, Ge(0), Le(65535)] = 8000
+    max_request_bytes: Annotated[int, Gt(0), Le(2**31 - 2**20)] = 80 << 20
+    max_heap_bytes: Annotated[int, Gt(0)] = 4 << 30
+    threads: Annotated[int, Ge(0)] = 0
+    idle_timeout_s: Annotated[float, Gt(0)] = 3600.0
+    cold_wait_s: Annotated[float, Gt(0)] = 60.0
+    held_per_model: Annotated[int, Gt(0)] = 1024
+    held_total: Annotated[int, Gt(0)] = 4096
+    held_bytes: Annotated[int, Gt(0)] = 1 << 30
+    sequences: Annotated[int, Gt(0)] = 100_000
+    access_log_bytes: Annotated[int, Gt(0)] = 256 << 20
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings in `folder`; the defaults where there is no file. Raises InvalidInput."""
+    path = folder / FILE
+    try:
+        return TypeAdapter(Settings).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or None
+        raise InvalidInput(f"{path}: {first['msg']}", field=where, remedy="see docs/gateway.md") from error
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Keep `settings` in `folder`, for `read_settings`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_bytes(TypeAdapter(Settings).dump_json(settings, indent=1))

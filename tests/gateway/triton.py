@@ -1,0 +1,239 @@
+"""A real Triton server for the gateway's tests, with small Python models whose answers say who gave them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from controlplane.core.routes import Endpoint
+from controlplane.local.processes import free_ports, remove_shared_memory, stop
+from tests.gateway.waiting import wait_for
+
+SHIP = Path(next(iter(importlib.util.find_spec("pytriton").submodule_search_locations))) / "tritonserver"  # type: ignore[union-attr, arg-type]
+
+# The stub's Python does not read PYTHONPATH by itself.
+FIND_PACKAGES = """
+import os, sys
+sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+"""
+
+ECHO = """
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.version = int(args["model_version"])
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            data = pb.get_input_tensor_by_name(request, "IN").as_numpy()
+            answers.append(pb.InferenceResponse([
+                pb.Tensor("OUT", data), pb.Tensor("VERSION", np.array([self.version], dtype=np.int32))]))
+        return answers
+"""
+
+REPEAT = """
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.version = int(args["model_version"])
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            for i in range(int(pb.get_input_tensor_by_name(request, "IN").as_numpy()[0])):
+                sender.send(pb.InferenceResponse([
+                    pb.Tensor("OUT", np.array([i], dtype=np.float32)),
+                    pb.Tensor("VERSION", np.array([self.version], dtype=np.int32))]))
+            sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return None
+"""
+
+# Answers when it is cancelled or when the seconds given as input are over; says in a file which one it was.
+SLOW = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.file = args["model_repository"] + "/ended"
+        self.version = int(args["model_version"])
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            data = pb.get_input_tensor_by_name(request, "IN").as_numpy()
+            end = time.monotonic() + float(data[0])
+            while time.monotonic() < end and not sender.is_cancelled():
+                time.sleep(0.005)
+            with open(self.file, "a") as file:
+                file.write("cancelled\\n" if sender.is_cancelled() else "answered\\n")
+            sender.send(pb.InferenceResponse([
+                pb.Tensor("OUT", data), pb.Tensor("VERSION", np.array([self.version], dtype=np.int32))]),
+                flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return None
+"""
+
+# The sum of a sequence's inputs so far.
+SUM = """
+import os
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.version = int(args["model_version"])
+        self.sums = {}
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            data = pb.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)
+            start = pb.get_input_tensor_by_name(request, "START").as_numpy().reshape(-1)[0]
+            key = str(pb.get_input_tensor_by_name(request, "CORRID").as_numpy().reshape(-1)[0])
+            if start:
+                self.sums[key] = 0.0
+            self.sums[key] += float(data[0])
+            answers.append(pb.InferenceResponse([
+                pb.Tensor("OUT", np.array([[self.sums[key]]], dtype=np.float32)),
+                pb.Tensor("VERSION", np.array([[self.version]], dtype=np.int32))]))
+        return answers
+"""
+
+PLAIN = """
+backend: "python"
+max_batch_size: 0
+input [{ name: "IN" data_type: TYPE_FP32 dims: [-1] }]
+output [{ name: "OUT" data_type: TYPE_FP32 dims: [-1] }, { name: "VERSION" data_type: TYPE_INT32 dims: [1] }]
+version_policy { all {} }
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+
+SEQUENCE = """
+backend: "python"
+max_batch_size: 8
+input [{ name: "IN" data_type: TYPE_FP32 dims: [1] }]
+output [{ name: "OUT" data_type: TYPE_FP32 dims: [1] }, { name: "VERSION" data_type: TYPE_INT32 dims: [1] }]
+version_policy { all {} }
+instance_group [{ kind: KIND_CPU count: 1 }]
+sequence_batching {
+  max_sequence_idle_microseconds: 60000000
+  direct {}
+  control_input [
+    { name: "START" control { kind: CONTROL_SEQUENCE_START int32_false_true: [0, 1] } },
+    { name: "CORRID" control { kind: CONTROL_SEQUENCE_CORRID data_type: %s } }
+  ]
+}
+"""
+
+DECOUPLED = PLAIN + "model_transaction_policy { decoupled: true }\n"
+
+MODELS: dict[str, tuple[str, str, tuple[int, ...]]] = {
+    "echo": (ECHO, PLAIN, (1, 2, 3)),
+    "other": (ECHO, PLAIN, (1,)),
+    "repeat": (REPEAT, DECOUPLED, (1,)),
+    "slow": (SLOW, DECOUPLED, (1,)),
+    "sum": (SUM, SEQUENCE % "TYPE_UINT64", (1,)),
+    "sumtext": (SUM, SEQUENCE % "TYPE_STRING", (1,)),
+}
+
+
+def backends(folder: Path) -> Path:
+    """A backend directory with the stub of this Python beside the backend's library."""
+    folder = folder / "backends"
+    python = folder / "python"
+    if not python.is_dir():
+        python.mkdir(parents=True)
+        for file in (SHIP / "backends" / "python").iterdir():
+            (python / file.name).symlink_to(file)
+        stub = SHIP / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
+        (python / "triton_python_backend_stub").symlink_to(stub / "triton_python_backend_stub")
+    return folder
+
+
+class Triton:
+    """One server. `models` is its model repository."""
+
+    def __init__(self, name: str, folder: Path, models: tuple[str, ...] = ("echo", "other")) -> None:
+        self.name = name
+        self.folder = folder / name
+        self.models = self.folder / "models"
+        self.shared = f"gatewaytest_{uuid.uuid4().hex[:8]}"
+        for model in models:
+            code, config, versions = MODELS[model]
+            for version in versions:
+                (self.models / model / str(version)).mkdir(parents=True)
+                (self.models / model / str(version) / "model.py").write_text(FIND_PACKAGES + code)
+            (self.models / model / "config.pbtxt").write_text(f'name: "{model}"\n{config}')
+        self.grpc_port, self.http_port, self.metrics_port = free_ports(3)
+        command = [
+            str(SHIP / "bin" / "tritonserver"),
+            f"--model-repository={self.models}",
+            f"--backend-directory={backends(folder)}",
+            f"--cache-directory={SHIP / 'caches'}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
+            "--http-address=127.0.0.1",
+            "--grpc-address=127.0.0.1",
+            "--metrics-address=127.0.0.1",
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-port={self.metrics_port}",
+            "--strict-readiness=false",
+            "--exit-timeout-secs=2",
+            f"--backend-config=python,shm-region-prefix-name={self.shared}",
+            "--backend-config=python,shm-default-byte-size=1048576",
+        ]
+        environment = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ
+        } | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part.endswith("site-packages"))}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(replica=self.name, host="127.0.0.1", grpc_port=self.grpc_port, http_port=self.http_port)
+
+    def wait(self) -> Triton:
+        def ready() -> bool:
+            assert self.process.poll() is None, (self.folder / "log").read_text()[-4000:]
+            try:
+                return httpx2.get(f"http://127.0.0.1:{self.http_port}/v2/health/ready").status_code == 200
+            except httpx2.HTTPError:
+                return False
+
+        wait_for(ready, "Triton to be ready", timeout_s=120)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL, and what its stubs leave behind."""
+        try:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        self.process.kill()
+        self.process.wait()
+        for member in family:
+            if member.is_running():
+                member.kill()
+        remove_shared_memory(self.shared)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            stop(psutil.Process(self.process.pid), grace_s=5)
+            self.process.wait()
+        remove_shared_memory(self.shared)
