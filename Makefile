@@ -1,0 +1,45 @@
+# Everything is installed into the clone: .venv for the programs, .cache for what tests and the demo fetch.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin
+
+.PHONY: help install lint test demo bench clean
+
+help:
+	@echo "make demo   show the main job on real models (a minute)"
+	@echo "make test   run every test"
+	@echo "make lint   check style, types and the floors of the house"
+	@echo "make bench  measure what docs/benchmarks.md states"
+	@echo "make clean  remove what the targets above installed and made"
+
+install: $(STAMP)
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "Python 3.11 or 3.12 is needed; set it with make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) …"
+	@$(RUN)/python -m pip install -q --disable-pip-version-check uv
+	@$(RUN)/uv pip install -q --python $(RUN)/python -r requirements/dev.txt
+	@$(RUN)/uv pip install -q --python $(RUN)/python --no-deps -e .
+	@touch $@
+
+lint: install
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+	$(RUN)/deptry .
+
+test: install
+	$(RUN)/python -m pytest
+
+demo: install
+	@$(RUN)/python -m examples.demo
+
+bench: install
+	$(RUN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

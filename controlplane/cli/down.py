@@ -1,0 +1,17 @@
+"""`ctl down`: ends the system of a home."""
+
+from __future__ import annotations
+
+import click
+
+from controlplane.cli.context import Context, pass_context
+from controlplane.cli.up import end
+
+
+@click.command()
+@click.option("--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="Seconds to wait.")
+@pass_context
+def down(context: Context, timeout_s: float) -> None:
+    """End the system of this home: its gateway, controller, agents and servers. The registry stays."""
+    ended = end(context.home, timeout_s=timeout_s)
+    click.echo("stopped" if ended else f"nothing was running for {context.home.root}", err=True)

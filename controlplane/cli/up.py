@@ -1,0 +1,207 @@
+"""`ctl up`: a whole system on this machine, in the foreground or detached."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import click
+import httpx2
+
+from controlplane.cli.context import Context, pass_context
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, Unavailable
+from controlplane.local.home import Home
+from controlplane.local.supervisor import Supervisor, owned, owner
+from controlplane.local.system import System, read_system
+
+LOOK_S = 0.25
+
+
+@click.command()
+@click.option("-f", "--file", "file", type=click.Path(path_type=Path), help="The system's definition (YAML).")
+@click.option("-d", "--detach", is_flag=True, help="Return when it is ready; `ctl down` ends it.")
+@click.option("--registry", "registry", help="Where models are kept: a folder or s3://bucket/prefix.")
+@click.option("--timeout", "timeout_s", type=float, default=120.0, show_default=True, help="Seconds to wait with -d.")
+@pass_context
+def up(context: Context, file: Path | None, detach: bool, registry: str | None, timeout_s: float) -> None:
+    """Start a system on this machine: registry, controller, gateway, replicas.
+
+    Without -f: a directory registry and one fleet of one replica. It runs in the foreground until Ctrl-C; everything
+    is kept in the home folder (./.ctl), which also tells the other commands where things are.
+    """
+    home = context.home
+    system = read_system(file, home)
+    if registry is not None:
+        system = replace(system, registry=registry if "://" in registry else str(Path(registry).resolve()))
+    check_gateway_settings(system)
+    if detach:
+        _detach(home, system, file, registry, timeout_s)
+        return
+    with owned(home):
+        _run(home, system)
+
+
+def check_gateway_settings(system: System) -> None:
+    """Refuse wrong settings before anything is started."""
+    from gateway.settings import parse_settings  # noqa: PLC0415 - the gateway is needed here only
+
+    parse_settings(system.gateway)
+
+
+class _Interrupted(Exception):  # noqa: N818 - not an error: somebody asked for the end
+    pass
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise _Interrupted
+
+
+def _run(home: Home, system: System) -> None:
+    supervisor = Supervisor(home)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    try:
+        for number in numbers:
+            signal.signal(number, _interrupt)
+        left = supervisor.start(system)
+        if left:
+            _say(f"cleared away {left} processes that an earlier run left")
+        _say(f"home {home.root}, registry {system.registry}")
+        reporter = _Reporter(home)
+        while True:
+            for news in supervisor.look():
+                _say(f"{news} (see {home.logs})")
+            reporter.look()
+            time.sleep(LOOK_S)
+    except _Interrupted:
+        _say("stopping …")
+    finally:
+        for number in numbers:  # a second Ctrl-C must not leave half of it behind
+            signal.signal(number, signal.SIG_IGN)
+        supervisor.stop()
+        _say("stopped")
+
+
+class _Reporter:
+    """Says what has changed since the last look, a line each."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._said: dict[str, str] = {}
+        self.ready = False
+
+    def look(self) -> None:
+        try:
+            state = _read_state(self._home)
+        except (ControlPlaneError, httpx2.HTTPError):
+            return
+        for key, text in state.lines.items():
+            if self._said.get(key) != text:
+                _say(text)
+                self._said[key] = text
+        if state.ready and not self.ready:
+            self.ready = True
+            for line in next_steps(self._home):
+                _say(line)
+
+
+class _State:
+    def __init__(self, lines: dict[str, str], ready: bool) -> None:
+        self.lines = lines
+        self.ready = ready
+
+
+def _read_state(home: Home) -> _State:
+    from controlplane.client.reader import Reader  # noqa: PLC0415 - keeps `ctl --help` fast
+
+    with Reader.of(home) as reader:
+        replicas, gateways = reader.get("/v1/replicas"), reader.get("/v1/gateways")
+        status = reader.get("/v1/status")
+    lines = {}
+    for each in replicas:
+        why = f" ({each['reason']})" if each["reason"] and each["server"] != "ready" else ""
+        lines[each["name"]] = f"replica {each['name']}: {each['server']}{why}"
+        for copy in each["copies"]:
+            name = f"{copy['model']}@{copy['version']}"
+            what = f": {copy['reason']}" if copy["reason"] else ""
+            lines[f"{each['name']}/{name}"] = f"  {name} on {each['name']}: {copy['state']}{what}"
+    for each in gateways:
+        ready = "ready" if each["ready"] else f"not ready ({each['reason'] or 'starting'})"
+        lines[f"gateway/{each['name']}"] = f"gateway {each['name']}: {ready}"
+    for key, text in status["problems"].items():
+        lines[f"problem/{key}"] = f"problem with {key}: {text}"
+    ready = status["replicas_ready"] >= status["replicas_wanted"] and status["gateways_ready"] > 0
+    return _State(lines, ready)
+
+
+def next_steps(home: Home) -> list[str]:
+    """What to do next, with this system's own addresses."""
+    from controlplane.cli.addresses import gateway_addresses  # noqa: PLC0415
+
+    addresses = gateway_addresses(home)
+    return [
+        f"ready: gRPC {addresses.grpc}, HTTP http://{addresses.http}",
+        "next: ctl register NAME MODEL.onnx && ctl promote NAME 1",
+    ]
+
+
+def _detach(home: Home, system: System, file: Path | None, registry: str | None, timeout_s: float) -> None:
+    with owned(home):
+        pass  # refuses here, where somebody reads it, if the home is in use
+    command = [sys.executable, "-m", "controlplane.cli.main", "--home", str(home.root), "up"]
+    command += ["-f", str(file)] if file is not None else []
+    command += ["--registry", system.registry] if registry is not None else []
+    log_file = home.logs / "up.log"
+    with log_file.open("ab") as output:
+        begin = output.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=dict(os.environ)
+        )
+    deadline = time.monotonic() + timeout_s
+    reporter = _Reporter(home)
+    try:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                with log_file.open("rb") as output:
+                    output.seek(begin)
+                    said = output.read().decode(errors="replace").strip()
+                raise Unavailable(f"the system ended at once: {said}", remedy=f"see {home.logs}")
+            reporter.look()
+            if reporter.ready:
+                return
+            time.sleep(LOOK_S)
+    except KeyboardInterrupt:
+        end(home, timeout_s=30.0)
+        raise
+    raise DeadlineExceeded(
+        f"the system was not ready after {timeout_s:.0f} s; it goes on starting",
+        remedy=f"look at `ctl get replicas` and {home.logs}, or end it with `ctl down`",
+    )
+
+
+def end(home: Home, *, timeout_s: float) -> bool:
+    """End a home's system, whoever runs it. True if there was one."""
+    from controlplane.local import processes  # noqa: PLC0415
+
+    pid = owner(home)
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        while owner(home) is not None:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"process {pid} has not ended after {timeout_s:.0f} s", remedy="look at it, then try again"
+                )
+            time.sleep(0.05)
+    left = processes.sweep(home.root)
+    home.controller_file.unlink(missing_ok=True)
+    return pid is not None or left > 0
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
