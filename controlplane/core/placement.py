@@ -119,6 +119,7 @@ class _Placer:
                     if key not in room.slot.failed:
                         self.copies.setdefault(key, set()).add(name)
         self.leaving: dict[Place, Reason] = {}
+        self.going_from: dict[Key, set[str]] = {}
         self.leaving_before = leaving_before
         self.unplaced: dict[Key, Reason] = {}
         self.added: list[Place] = []
@@ -150,6 +151,7 @@ class _Placer:
         room.going.add(key)
         room.going_bytes += self.sizes.get(key, 0)
         self.leaving[Place(key, name)] = reason
+        self.going_from.setdefault(key, set()).add(name)
         self.copies.get(key, set()).discard(name)
 
     def _stay(self, name: str, key: Key) -> None:
@@ -157,6 +159,7 @@ class _Placer:
         room.going.discard(key)
         room.going_bytes -= self.sizes.get(key, 0)
         del self.leaving[Place(key, name)]
+        self.going_from[key].discard(name)
         self.copies.setdefault(key, set()).add(name)
 
     def _drop_unwanted(self) -> None:
@@ -197,8 +200,9 @@ class _Placer:
                 return
 
     def _revive(self, want: Want) -> bool:
-        for name, room in self.rooms.items():
-            if want.key in room.going and room.slot.counts and want.key not in room.slot.failed:
+        for name in sorted(self.going_from.get(want.key, ())):
+            room = self.rooms[name]
+            if room.slot.counts and want.key not in room.slot.failed:
                 over = -room.free_soon + self.sizes.get(want.key, 0)
                 if over <= 0 or want.rank <= Rank.DEMAND:
                     self._stay(name, want.key)
