@@ -43,3 +43,15 @@ bench: install
 
 clean:
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The pinned lists, made anew from the open ranges of pyproject.toml. They record no download addresses.
+PIN := $(RUN)/uv pip compile pyproject.toml --python-version 3.11 --no-emit-index-url --no-annotate --no-header -q
+
+.PHONY: pins
+pins:
+	$(PIN) --extra local --extra kubernetes --group dev -o requirements/dev.txt
+	$(PIN) --extra local -c requirements/dev.txt -o requirements/local.txt
+	$(PIN) --extra agent -c requirements/dev.txt -o requirements/agent.txt
+	$(PIN) --extra controller -c requirements/dev.txt -o requirements/controller.txt
+	$(PIN) --extra gateway -c requirements/dev.txt -o requirements/gateway.txt
+	$(PIN) --extra cli -c requirements/dev.txt -o requirements/cli.txt

@@ -15,7 +15,7 @@ import click
 import httpx2
 
 from controlplane.cli.context import Context, pass_context
-from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, Unavailable
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput, Unavailable
 from controlplane.local.home import Home
 from controlplane.local.supervisor import Supervisor, owned, owner
 from controlplane.local.system import System, read_system
@@ -39,19 +39,29 @@ def up(context: Context, file: Path | None, detach: bool, registry: str | None, 
     system = read_system(file, home)
     if registry is not None:
         system = replace(system, registry=registry if "://" in registry else str(Path(registry).resolve()))
-    check_gateway_settings(system)
     if detach:
         _detach(home, system, file, registry, timeout_s)
         return
     with owned(home):
+        place_gateway_settings(system, home)
         _run(home, system)
 
 
-def check_gateway_settings(system: System) -> None:
-    """Refuse wrong settings before anything is started."""
-    from gateway.settings import parse_settings  # noqa: PLC0415 - the gateway is needed here only
+def place_gateway_settings(system: System, home: Home) -> None:
+    """Leave the gateway's settings in its folder. Wrong ones are refused, before anything is started."""
+    from pydantic import TypeAdapter, ValidationError
 
-    parse_settings(system.gateway)
+    from gateway.settings import Settings, write_settings
+
+    try:
+        settings = TypeAdapter(Settings).validate_python(dict(system.gateway))
+    except ValidationError as error:
+        problems = tuple(
+            InvalidInput(each["msg"], field=".".join(("gateway", *map(str, each["loc"]))), remedy="see docs/gateway.md")
+            for each in error.errors()
+        )
+        raise InvalidEntry("the system", problems) from error
+    write_settings(home.gateway, settings)
 
 
 class _Interrupted(Exception):  # noqa: N818 - not an error: somebody asked for the end
@@ -117,7 +127,7 @@ class _State:
 
 
 def _read_state(home: Home) -> _State:
-    from controlplane.client.reader import Reader  # noqa: PLC0415 - keeps `ctl --help` fast
+    from controlplane.client.reader import Reader
 
     with Reader.of(home) as reader:
         replicas, gateways = reader.get("/v1/replicas"), reader.get("/v1/gateways")
@@ -141,7 +151,7 @@ def _read_state(home: Home) -> _State:
 
 def next_steps(home: Home) -> list[str]:
     """What to do next, with this system's own addresses."""
-    from controlplane.cli.addresses import gateway_addresses  # noqa: PLC0415
+    from controlplane.cli.addresses import gateway_addresses
 
     addresses = gateway_addresses(home)
     return [
@@ -151,8 +161,8 @@ def next_steps(home: Home) -> list[str]:
 
 
 def _detach(home: Home, system: System, file: Path | None, registry: str | None, timeout_s: float) -> None:
-    with owned(home):
-        pass  # refuses here, where somebody reads it, if the home is in use
+    with owned(home):  # refuses here, where somebody reads it, if the home is in use or a setting is wrong
+        place_gateway_settings(system, home)
     command = [sys.executable, "-m", "controlplane.cli.main", "--home", str(home.root), "up"]
     command += ["-f", str(file)] if file is not None else []
     command += ["--registry", system.registry] if registry is not None else []
@@ -186,7 +196,7 @@ def _detach(home: Home, system: System, file: Path | None, registry: str | None,
 
 def end(home: Home, *, timeout_s: float) -> bool:
     """End a home's system, whoever runs it. True if there was one."""
-    from controlplane.local import processes  # noqa: PLC0415
+    from controlplane.local import processes
 
     pid = owner(home)
     if pid is not None:

@@ -28,7 +28,7 @@ class Interleavings(RuleBasedStateMachine):
         made = manifest(name, size_mib=size, serving=Serving(load=load))
         key = self.world.registry.register(made, self.world.now)
         if bad:
-            self.world.bad[key] = bad  # type: ignore[assignment]
+            self.world.bad[key] = bad
         self.world.registry.promote(key, self.world.now, deadline_s=20)
 
     @rule(name=NAMES)

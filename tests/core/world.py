@@ -1,4 +1,4 @@
-"""A pretended world around the pure core: agents and gateways that do what they are told, in an order the test chooses."""
+"""A pretended world around the pure core: agents and gateways that do as told, in an order the test chooses."""
 
 from __future__ import annotations
 

@@ -1,0 +1,78 @@
+"""A system's definition: what is accepted, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.core.errors import Conflict, ControlPlaneError
+from controlplane.local.home import Home
+from controlplane.local.supervisor import owned, owner
+from controlplane.local.system import System, load_system, read_system, save_system
+
+
+def read(tmp_path: Path, text: str) -> System:
+    file = tmp_path / "system.yaml"
+    file.write_text(text)
+    return read_system(file, Home(tmp_path / "home"))
+
+
+def test_without_a_file_there_is_one_fleet_and_a_directory_registry(tmp_path: Path) -> None:
+    system = read_system(None, Home(tmp_path))
+    assert system.registry == str(tmp_path / "registry")
+    assert [fleet.name for fleet in system.fleets] == ["default"]
+
+
+def test_a_relative_registry_is_relative_to_the_file(tmp_path: Path) -> None:
+    system = read(tmp_path, "registry: ./models\nfleets: [{name: cpu, replicas: 2, memory: 512Mi}]")
+    assert system.registry == str(tmp_path / "models")
+    assert system.fleets[0].shape().memory_bytes == 512 << 20
+
+
+def test_an_s3_registry_stays_as_it_is(tmp_path: Path) -> None:
+    assert read(tmp_path, "registry: s3://bucket/prefix").registry == "s3://bucket/prefix"
+
+
+def test_it_is_found_again(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.prepare()
+    system = read(tmp_path, "fleets: [{name: cpu}]\ncontroller: {drain_s: 1}")
+    save_system(system, home)
+    assert load_system(home) == system
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("fleets: [{name: ../x}]", "fleets[0].name", id="a name that leaves the folder"),
+        pytest.param("fleets: []", "there is no fleet", id="no fleet"),
+        pytest.param("fleets: [{name: a}, {name: a}]", "twice", id="a name twice"),
+        pytest.param("fleets: [{name: a, default: true}, {name: b, default: true}]", "default", id="two defaults"),
+        pytest.param("fleets: [{name: a, memory: lots}]", "512Mi", id="a size that is none"),
+        pytest.param("fleets: [{name: a, replica: 2}]", "fleets.0.replica", id="an unknown setting"),
+        pytest.param("fleets: [{name: a, replicas: -1}]", "fleets.0.replicas", id="a negative count"),
+        pytest.param("controller: {port: 99999}", "controller.port", id="a port that is none"),
+        pytest.param("fleets: [", "not YAML", id="broken YAML"),
+        pytest.param("- 1", "system.yaml", id="a list"),
+    ],
+)
+def test_a_wrong_definition_is_told_where(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ControlPlaneError) as caught:
+        read(tmp_path, text)
+    assert caught.value.code == "INVALID"
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ControlPlaneError, match=r"system\.yaml can't be read"):
+        read_system(tmp_path / "system.yaml", Home(tmp_path))
+
+
+def test_a_home_has_one_owner(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    with owned(home):
+        assert owner(home) is not None
+        with pytest.raises(Conflict, match="ctl down"), owned(home):
+            pass
+    assert owner(home) is None
