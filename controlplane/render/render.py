@@ -50,7 +50,7 @@ def render_model(
         raise InvalidEntry(subject, (error,)) from error
     entry = dataclasses.replace(entry, instances=_instances(entry, capabilities))
     text = _text(entry, tuple(sorted(versions)), served)
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    config = _parsed(text, subject)
     raw = _raw(entry.config, subject)
     if raw is not None:
         _merge(config, raw)
@@ -104,6 +104,14 @@ def _text(entry: Entry, versions: tuple[int, ...], served: Served) -> str:
         )
     )
     return "\n".join(line.rstrip() for line in rendered.splitlines() if line.strip()) + "\n"
+
+
+def _parsed(text: str, subject: str) -> model_config_pb2.ModelConfig:
+    try:
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:  # what no field can hold, such as a dim of 2⁷⁰
+        problem = InvalidInput(f"Triton can't hold it: {error}", remedy="use a smaller number")
+        raise InvalidEntry(subject, (problem,)) from error
 
 
 def _raw(text: str, subject: str) -> model_config_pb2.ModelConfig | None:

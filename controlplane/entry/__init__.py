@@ -1,0 +1,1 @@
+"""The edge at which an `Entry` comes into being: the entry file (`model.yaml`), and what a model's own file says."""

@@ -1,0 +1,93 @@
+"""Whether an entry's example can be a request to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from controlplane.core.entry import Entry, Tensor
+from controlplane.core.errors import InvalidInput
+
+_INTEGERS = {
+    "UINT8": (0, 2**8), "UINT16": (0, 2**16), "UINT32": (0, 2**32), "UINT64": (0, 2**64),
+    "INT8": (-(2**7), 2**7), "INT16": (-(2**15), 2**15), "INT32": (-(2**31), 2**31), "INT64": (-(2**63), 2**63),
+}  # fmt: skip
+
+
+def example_problems(entry: Entry) -> Iterator[InvalidInput]:
+    """What is wrong with the example: names, shapes, values."""
+    if entry.example is None:
+        return
+    yield from _side("inputs", entry.example.inputs, entry.inputs, entry)
+    yield from _side("outputs", entry.example.outputs, entry.outputs, entry)
+    for tensor in entry.inputs:
+        if not tensor.optional and tensor.name not in entry.example.inputs:
+            yield InvalidInput(
+                f"lacks {tensor.name!r}", field="example.inputs", remedy="give every input that is not optional"
+            )
+
+
+def _side(side: str, given: Mapping[str, Any], tensors: tuple[Tensor, ...], entry: Entry) -> Iterator[InvalidInput]:
+    declared = {tensor.name: tensor for tensor in tensors}
+    for name, value in given.items():
+        field = f"example.{side}[{name}]"
+        if name not in declared:
+            yield InvalidInput(
+                f"the model has no such {side[:-1]}", field=field, remedy=f"{side} are: {', '.join(declared)}"
+            )
+            continue
+        tensor = declared[name]
+        try:
+            shape = shape_of(value)
+        except ValueError as error:
+            yield InvalidInput(str(error), field=field, remedy="nest lists as deep as the tensor has dimensions")
+            continue
+        wanted = (-1, *tensor.dims) if entry.max_batch_size > 0 else tensor.dims
+        if len(shape) != len(wanted) or any(b not in (-1, a) for a, b in zip(shape, wanted, strict=True)):
+            yield InvalidInput(
+                f"has shape {list(shape)} instead of {list(wanted)}",
+                field=field,
+                remedy="give it with the batch dimension, such as [[…]]"
+                if entry.max_batch_size
+                else "give the whole tensor",
+            )
+        elif entry.max_batch_size and not 1 <= shape[0] <= entry.max_batch_size:
+            yield InvalidInput(
+                f"is a batch of {shape[0]}",
+                field=field,
+                remedy=f"use 1 to {entry.max_batch_size}, the `max_batch_size`",
+            )
+        elif not all(_holds(tensor.data_type, each) for each in flat(value)):
+            yield InvalidInput(
+                f"has a value that is no {tensor.data_type}", field=field, remedy="give text for BYTES, else numbers"
+            )
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of nested lists. Raises ValueError where they are not even."""
+    if not isinstance(value, list | tuple):
+        return ()
+    shapes = {shape_of(item) for item in value}
+    if len(shapes) > 1:
+        raise ValueError("its lists are not equally long")
+    return (len(value), *(shapes.pop() if shapes else ()))
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """The elements of nested lists, in order."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from flat(item)
+    else:
+        yield value
+
+
+def _holds(data_type: str, value: Any) -> bool:
+    if data_type == "BYTES":
+        return isinstance(value, str)
+    if data_type == "BOOL":
+        return isinstance(value, bool) or value in (0, 1)
+    if data_type in _INTEGERS:
+        low, end = _INTEGERS[data_type]
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value < end
+    return isinstance(value, int | float) and not isinstance(value, bool)
