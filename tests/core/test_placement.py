@@ -1,0 +1,147 @@
+"""Placement: as few changes as possible, by importance, within memory."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.core.placement import Placement, Rank, Slot, Want, place
+from controlplane.core.snapshot import Key, Place
+
+A, B, C, STEP = Key("a", 1), Key("b", 1), Key("c", 1), Key("step", 1)
+
+
+def slot(name: str, *held: Key, capacity: int = 100, **options: object) -> Slot:
+    return Slot(replica=name, capacity_bytes=capacity, held=frozenset(held), **options)  # type: ignore[arg-type]
+
+
+def want(key: Key, rank: Rank = Rank.AUTO, size: int = 40, **options: object) -> Want:
+    return Want(key=key, size_bytes=size, rank=rank, **options)  # type: ignore[arg-type]
+
+
+def placed(slots: list[Slot], wants: list[Want], **options: object) -> Placement:
+    sizes = {each.key: each.size_bytes for each in wants} | {STEP: 10}
+    return place(slots, wants, sizes=sizes, **options)  # type: ignore[arg-type]
+
+
+def test_the_emptiest_replica_gets_the_next_one() -> None:
+    result = placed([slot("r0", A), slot("r1")], [want(A, maximum=1), want(B, maximum=1)])
+    assert result.holds["r1"] == {B}
+
+
+def test_what_is_held_stays_where_it_is() -> None:
+    result = placed([slot("r0", A, B), slot("r1")], [want(A, maximum=1), want(B, maximum=1)])
+    assert result.holds == {"r0": {A, B}, "r1": frozenset()}
+    assert not result.added and not result.leaving
+
+
+def test_copies_spread_while_a_tenth_stays_free() -> None:
+    result = placed([slot("r0"), slot("r1")], [want(A, size=40), want(B, size=45)])
+    assert result.holds["r0"] == result.holds["r1"] == {A, B}
+    tight = placed([slot("r0"), slot("r1")], [want(A, size=50), want(B, size=50)])
+    assert sum(len(held) for held in tight.holds.values()) == 2, "a second copy each would leave no room"
+
+
+def test_demand_makes_the_least_recently_used_leave_and_waits_for_its_room() -> None:
+    wants = [want(A, last_used_at=9, maximum=1), want(B, last_used_at=5, maximum=1), want(C, Rank.DEMAND)]
+    result = placed([slot("r0", A, B)], wants)
+    assert set(result.leaving) == {Place(B, "r0")}
+    assert result.holds["r0"] == {A, B}, "it is counted until it has left"
+    assert result.unplaced[C].code == "WAITS_FOR_ROOM"
+
+
+def test_a_decision_does_not_waver_while_the_leaving_one_still_leaves() -> None:
+    wants = [want(A, last_used_at=1, maximum=1), want(B, last_used_at=5, maximum=1), want(C, Rank.DEMAND)]
+    result = placed([slot("r0", A, B)], wants, leaving_before=[Place(B, "r0")])
+    assert set(result.leaving) == {Place(B, "r0")}, "A became older, but B is half gone"
+
+
+def test_a_copy_to_spare_leaves_before_somebodys_last_one() -> None:
+    wants = [want(A, last_used_at=1), want(B, last_used_at=5, minimum=1), want(C, Rank.DEMAND)]
+    result = placed([slot("r0", A, B), slot("r1", B, capacity=60)], wants)
+    assert set(result.leaving) == {Place(B, "r0")}
+
+
+def test_what_always_stays_is_never_a_victim() -> None:
+    result = placed([slot("r0", A, B)], [want(A, Rank.ALWAYS), want(B, Rank.ALWAYS), want(C, Rank.DEMAND)])
+    assert not result.leaving
+    assert result.unplaced[C].code == "NO_ROOM"
+
+
+def test_auto_takes_only_free_room() -> None:
+    result = placed([slot("r0", A, B)], [want(A, maximum=1), want(B, maximum=1), want(C)])
+    assert not result.leaving
+    assert result.unplaced[C].code == "ON_DEMAND"
+
+
+def test_keep_asks_for_nothing() -> None:
+    result = placed([slot("r0"), slot("r1", B)], [want(A, Rank.KEEP), want(B, Rank.KEEP)])
+    assert not result.added and not result.unplaced and not result.leaving
+
+
+def test_an_ensemble_brings_its_steps_and_protects_them() -> None:
+    wants = [want(A, Rank.ROLLOUT, requires=(STEP,)), want(STEP, Rank.AUTO, size=10, maximum=1, last_used_at=-1)]
+    result = placed([slot("r0", STEP), slot("r1")], wants)
+    assert any(held >= {A, STEP} for held in result.holds.values())
+    full = placed(
+        [slot("r0", A, STEP, B)],
+        [
+            want(A, requires=(STEP,), last_used_at=9),
+            want(STEP, size=10, last_used_at=0),
+            want(B, last_used_at=5),
+            want(C, Rank.DEMAND),
+        ],
+    )
+    assert set(full.leaving) == {Place(B, "r0")}, "the step is older, but the ensemble needs it"
+
+
+def test_steps_are_kept_for_an_ensemble_though_nobody_else_wants_them() -> None:
+    result = placed([slot("r0", A, STEP)], [want(A, requires=(STEP,))])
+    assert not result.leaving
+
+
+def test_unwanted_leaves() -> None:
+    assert set(placed([slot("r0", A)], []).leaving) == {Place(A, "r0")}
+
+
+def test_where_it_failed_it_is_not_tried_again() -> None:
+    result = placed([slot("r0", failed=frozenset({A})), slot("r1", capacity=50)], [want(A, maximum=1)])
+    assert result.holds["r1"] == {A}
+    nowhere = placed([slot("r0", failed=frozenset({A}))], [want(A, Rank.DEMAND)])
+    assert nowhere.unplaced[A].code == "FAILED"
+
+
+def test_a_replica_on_its_way_out_gets_nothing_and_does_not_count() -> None:
+    result = placed([slot("r0", A, open=False, counts=False), slot("r1")], [want(A, maximum=1)])
+    assert result.holds["r1"] == {A}
+
+
+def test_clashing_versions_do_not_meet() -> None:
+    first, second = Key("m", 1), Key("m", 2)
+    clashes = {(first, second): "outputs differ"}
+    apart = placed([slot("r0", first), slot("r1")], [want(first), want(second, Rank.ROLLOUT)], clashes=clashes)
+    assert apart.holds["r1"] == {second}
+    nowhere = placed([slot("r0", first)], [want(first), want(second, Rank.ROLLOUT)], clashes=clashes)
+    assert nowhere.unplaced[second].code == "CLASH" and "outputs differ" in nowhere.unplaced[second].text
+
+
+KEYS = [Key(name, 1) for name in "abcdef"]
+
+
+@given(
+    held=st.lists(st.sets(st.sampled_from(KEYS), max_size=3), min_size=1, max_size=4),
+    ranks=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(list(Rank))),
+    minimum=st.integers(1, 3),
+)
+def test_memory_is_never_promised_twice(held: list[set[Key]], ranks: dict[Key, Rank], minimum: int) -> None:
+    sizes = {key: 10 + 7 * index for index, key in enumerate(KEYS)}
+    slots = [slot(f"r{index}", *keys, capacity=100) for index, keys in enumerate(held)]
+    wants = [want(key, rank, size=sizes[key], minimum=minimum) for key, rank in ranks.items()]
+    result = place(slots, wants, sizes=sizes)
+    for each in slots:
+        assert result.holds[each.replica] >= each.held, "nothing is dropped before it has left"
+        used = sum(sizes[key] for key in result.holds[each.replica])
+        assert used <= max(100, sum(sizes[key] for key in each.held))
+    for key, name in result.leaving:
+        assert key in result.holds[name]
+        assert key not in ranks or ranks[key] in (Rank.AUTO, Rank.KEEP), "only the less important makes room"
