@@ -85,7 +85,7 @@ class Simulation:
         """One cycle; its plan and its time in seconds."""
         started = time.perf_counter()
         now = time.time()
-        snapshot = self.memory.snapshot(self.orders, lambda one, other, record: None, now)
+        snapshot = self.memory.snapshot(self.orders, lambda one, other: None, now)
         made = plan(snapshot, now)
         self.memory.last_plan = made
         self.orders.issue(made)

@@ -16,14 +16,13 @@ from pydantic import TypeAdapter
 
 from controlplane.client.access import ControllerAddress
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
-from controlplane.core.models import FleetRecord, Manifest
 from controlplane.core.snapshot import Settings
 from controlplane.fleet.local import LocalFleet
 from controlplane.local.home import Home, write_private
 from controlplane.local.system import System, load_system
 from controlplane.logs import configure
 from controlplane.registry import open_registry
-from controlplane.render import compatible
+from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
 from controlplane.server.api import make_app
 from controlplane.server.controller import Controller, claim
@@ -46,7 +45,7 @@ async def serve(home: Home, system: System) -> None:
         backend=LocalFleet(home),
         settings=Settings(drain_s=system.controller.drain_s, warm_s=system.controller.warm_s),
         poll_s=system.controller.poll_s,
-        clash=_clash,
+        clash=compatible,
     )
     listener = _listen(system.controller.port)
     server = uvicorn.Server(
@@ -81,10 +80,6 @@ async def serve(home: Home, system: System) -> None:
 
 def _address(url: str) -> ControllerAddress:
     return ControllerAddress(url=url, pid=os.getpid())
-
-
-def _clash(one: Manifest, other: Manifest, record: FleetRecord) -> str | None:
-    return compatible(one, other, record.capabilities) if record.capabilities is not None else None
 
 
 def _listen(port: int) -> socket.socket:

@@ -10,7 +10,7 @@ import structlog
 
 from controlplane.core.errors import ControlPlaneError, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport, Wanted
-from controlplane.core.models import FleetRecord, FleetShape, Manifest
+from controlplane.core.models import FleetShape, Manifest
 from controlplane.core.plan import Plan, plan
 from controlplane.core.snapshot import Key, Settings, Snapshot
 from controlplane.fleet.protocol import FleetBackend
@@ -39,7 +39,7 @@ class Controller:
         backend: FleetBackend,
         settings: Settings,
         poll_s: float,
-        clash: Callable[[Manifest, Manifest, FleetRecord], str | None],
+        clash: Callable[[Manifest, Manifest], str | None],
     ) -> None:
         self.memory = Memory(started_at=time.time(), settings=settings, shapes=shapes)
         self.orders = Orders(epoch, self._wanted)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
-from controlplane.core.errors import ControlPlaneError
-from controlplane.core.fleets import fleet_of
 from controlplane.core.messages import Copy, GatewayReport, ReplicaReport
 from controlplane.core.models import FleetRecord, FleetShape, Manifest, Model
 from controlplane.core.plan import Plan
@@ -78,9 +77,7 @@ class Memory:
 
     # The snapshot.
 
-    def snapshot(
-        self, orders: Orders, clash: Callable[[Manifest, Manifest, FleetRecord], str | None], now: float
-    ) -> Snapshot:
+    def snapshot(self, orders: Orders, clash: Callable[[Manifest, Manifest], str | None], now: float) -> Snapshot:
         """Everything known now. `clash` says why two versions can't be on one server, if they can't."""
         self._refresh_demand(now)
         replicas = self._replicas(orders)
@@ -97,7 +94,7 @@ class Memory:
             leaving=self.last_plan.leaving,
             stopping=self.last_plan.stopping,
             settled=self.settled,
-            clashes=dict(self._clashes(fleets, clash)),
+            clashes=dict(self._clashes(clash)),
             settings=self.settings,
         )
 
@@ -167,24 +164,15 @@ class Memory:
             active=heard.report.active,
         )
 
-    def _clashes(
-        self, fleets: Mapping[str, FleetRecord], clash: Callable[[Manifest, Manifest, FleetRecord], str | None]
-    ) -> Iterable[tuple[tuple[Key, Key], str]]:
+    def _clashes(self, clash: Callable[[Manifest, Manifest], str | None]) -> Iterable[tuple[tuple[Key, Key], str]]:
         for model in self.models.values():
             numbers = sorted(referred_versions(model))
-            for index, lower in enumerate(numbers):
-                for higher in numbers[index + 1 :]:
-                    one, other = Key(model.name, lower), Key(model.name, higher)
-                    a, b = (self.manifests.get(self._digest(key) or "") for key in (one, other))
-                    if a is None or b is None:
-                        continue
-                    try:
-                        fleet = fleet_of(b.entry, fleets)
-                    except ControlPlaneError:
-                        continue
-                    why = clash(a, b, fleets[fleet])
-                    if why is not None:
-                        yield (one, other), why
+            for lower, higher in combinations(numbers, 2):
+                one, other = Key(model.name, lower), Key(model.name, higher)
+                a, b = (self.manifests.get(self._digest(key) or "") for key in (one, other))
+                why = clash(a, b) if a is not None and b is not None else None
+                if why is not None:
+                    yield (one, other), why
 
 
 def _copies(report: ReplicaReport, orders: Orders) -> Iterable[tuple[Key, Copy]]:

@@ -101,7 +101,7 @@ def test_a_version_that_fits_nowhere_fails_at_once_with_the_sizes() -> None:
 
 def test_clashing_versions_on_one_replica_fail_with_the_reason() -> None:
     world = World(replicas=1)
-    world.clash = lambda one, other, record: "outputs differ"
+    world.clash = lambda one, other: "outputs differ"
     promoted(world)
     second = world.registry.register(manifest("m"), world.now)
     world.registry.promote(second, world.now)

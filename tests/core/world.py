@@ -214,7 +214,7 @@ class World:
         self.bad: dict[Key, Any] = {}
         self.epoch = 0
         self.plan = Plan()
-        self.clash: Any = lambda one, other, record: None
+        self.clash: Any = lambda one, other: None
         self.restart_controller()
 
     def restart_controller(self) -> None:
