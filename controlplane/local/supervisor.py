@@ -53,7 +53,7 @@ class Supervisor:
         return left
 
     def look(self) -> list[str]:
-        """Start again what has ended, with back-off; returns a sentence for each part that has ended since last time."""
+        """Start again what has ended, with back-off; a sentence for each part that has ended since last time."""
         news = []
         now = time.monotonic()
         for part in self.parts:

@@ -1,4 +1,4 @@
-"""The controller's HTTP API: the sync calls of agents and gateways, and what `ctl` reads. Every call needs the token."""
+"""The controller's HTTP API: the sync calls of agents and gateways, and what `ctl` reads. All need the token."""
 
 from __future__ import annotations
 

@@ -34,8 +34,10 @@ class RegistryWatch:
 
     async def first(self) -> None:
         """Read everything once; waits while the registry can't be reached."""
+        delay_s = 0.5
         while not await self._look():
-            await asyncio.sleep(min(0.5 * 2**self._failures, 10.0))
+            await asyncio.sleep(delay_s)  # noqa: ASYNC110 - what is waited for is another machine, not an event here
+            delay_s = min(delay_s * 2, 10.0)
 
     async def run(self, epoch: int) -> None:
         """Poll until cancelled. Raises NotLeader when another controller has taken over."""
