@@ -14,6 +14,7 @@ from controlplane.core.models import FleetShape, Manifest
 from controlplane.core.plan import Plan, plan
 from controlplane.core.snapshot import Key, Settings, Snapshot
 from controlplane.fleet.protocol import FleetBackend
+from controlplane.metrics.scrape import Scraper
 from controlplane.registry.registry import Registry
 from controlplane.server.acting import Actor
 from controlplane.server.memory import Memory
@@ -22,6 +23,9 @@ from controlplane.server.orders import Orders
 from controlplane.server.watching import RegistryWatch
 
 log = structlog.get_logger(__name__)
+
+SCRAPE_S = 5.0
+"""How often the servers' metrics are read."""
 
 SOURCES_EXPIRE_S = 3600
 """How long the download addresses of an assignment are good for."""
@@ -44,6 +48,7 @@ class Controller:
         self.memory = Memory(started_at=time.time(), settings=settings, shapes=shapes)
         self.orders = Orders(epoch, self._wanted)
         self.metrics = Metrics()
+        self.scraper = Scraper()
         self.planned_at: float | None = None
         self.snapshot = Snapshot()
         self._registry = registry
@@ -63,11 +68,15 @@ class Controller:
         collects news before it plans.
         """
         await self._watch.first()
-        watching = asyncio.create_task(self._watch.run(self.orders.epoch))
+        beside = {
+            asyncio.create_task(self._watch.run(self.orders.epoch)),
+            asyncio.create_task(self._scrape()),
+        }
         try:
             while True:
-                if watching.done():
-                    await watching
+                for task in beside:
+                    if task.done():
+                        task.result()
                 await self._cycle()
                 try:
                     await asyncio.wait_for(self._wake.wait(), tick_s)
@@ -77,9 +86,22 @@ class Controller:
                     await asyncio.sleep(pause_s)
                 self._wake.clear()
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await self._actor.close()
+
+    async def _scrape(self) -> None:
+        """Read the servers' metrics now and then, for whoever asks how things are."""
+        while True:
+            await self.scraper.scrape(
+                {
+                    name: f"http://{report.endpoint.host}:{report.metrics_port}/metrics"
+                    for name, (report, _) in self.memory.reports.items()
+                    if report.server == "ready" and report.endpoint is not None and report.metrics_port is not None
+                }
+            )
+            await asyncio.sleep(SCRAPE_S)
 
     def wake(self) -> None:
         """There is something new to plan for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from controlplane.core.errors import NotFound
@@ -68,7 +69,7 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
     subjects = [f"model/{name}"]
     subjects += [f"version/{Key(name, each.number)}" for each in controller.snapshot.models[name].versions]
     copies = [
-        {**_copy(copy, now), "replica": replica.name}
+        {**_copy(copy, now), "replica": replica.name, "signals": _signals(controller, replica.name, key, now)}
         for replica in controller.snapshot.replicas.values()
         for key, copy in sorted(replica.copies.items())
         if key.model == name
@@ -81,6 +82,14 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             {"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())
         ],
     }
+
+
+def _signals(controller: Controller, replica: str, key: Key, now: float) -> dict[str, Any] | None:
+    found = controller.scraper.signals.get(replica, {}).get(key)
+    if found is None:
+        return None
+    shown = {name: value for name, value in asdict(found).items() if name != "at" and value is not None}
+    return {"age_s": round(now - found.at, 1), **{name: round(value, 3) for name, value in shown.items()}}
 
 
 def replicas(controller: Controller, now: float) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""From Triton's Prometheus metrics to signals per model version and replica."""

@@ -1,0 +1,59 @@
+"""Reads Triton's `/metrics` page into counters per model version.
+
+Durations there are in microseconds, summed over successful requests; GPU instances report one series for each GPU, so
+series are added up. A series that is absent is absent here too: it is not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from controlplane.core.snapshot import Key
+
+_FIELDS = {
+    "nv_inference_request_success": "success",
+    "nv_inference_count": "inferences",
+    "nv_inference_exec_count": "executions",
+    "nv_inference_request_duration_us": "request_us",
+    "nv_inference_queue_duration_us": "queue_us",
+    "nv_inference_compute_input_duration_us": "compute_us",
+    "nv_inference_compute_infer_duration_us": "compute_us",
+    "nv_inference_compute_output_duration_us": "compute_us",
+    "nv_cache_num_hits_per_model": "cache_hits",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """One model version's counters on one server, since the version was loaded. `…_us` in microseconds.
+
+    `inferences` counts items (a batch of 8 counts 8), `executions` what the model was run; `compute_us` is input,
+    infer and output together.
+    """
+
+    success: float = 0.0
+    inferences: float = 0.0
+    executions: float = 0.0
+    request_us: float = 0.0
+    queue_us: float = 0.0
+    compute_us: float = 0.0
+    cache_hits: float = 0.0
+
+
+def parse_counters(text: str) -> Mapping[Key, Counters]:
+    """The counters of every model version on a metrics page. Raises ValueError for text that is none."""
+    found: dict[Key, Counters] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            name = sample.name.removesuffix("_total")
+            field = _FIELDS.get(name)
+            model, version = sample.labels.get("model"), sample.labels.get("version", "")
+            if field is None or model is None or not version.isdigit():
+                continue
+            key = Key(model, int(version))
+            counters = found.get(key, Counters())
+            found[key] = replace(counters, **{field: getattr(counters, field) + sample.value})
+    return found

@@ -1,0 +1,69 @@
+"""Signals from counters: Triton's own page, and the formulas against figures measured on a real server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controlplane.core.snapshot import Key
+from controlplane.metrics.counters import Counters, parse_counters
+from controlplane.metrics.signals import signals
+
+PAGE = """\
+# HELP nv_inference_request_success Number of successful inference requests, all batch sizes
+# TYPE nv_inference_request_success counter
+nv_inference_request_success{model="m",version="2"} 80
+nv_inference_request_success{model="m",version="1"} 5
+# TYPE nv_inference_exec_count counter
+nv_inference_exec_count{model="m",version="2",gpu_uuid="GPU-a"} 6
+nv_inference_exec_count{model="m",version="2",gpu_uuid="GPU-b"} 4
+# TYPE nv_inference_compute_input_duration_us counter
+nv_inference_compute_input_duration_us{model="m",version="2"} 10
+# TYPE nv_inference_compute_infer_duration_us counter
+nv_inference_compute_infer_duration_us{model="m",version="2"} 100
+# TYPE nv_gpu_utilization gauge
+nv_gpu_utilization{gpu_uuid="GPU-a"} 0.5
+"""
+
+
+def test_a_page_becomes_counters_by_version_with_gpus_added_up() -> None:
+    counters = parse_counters(PAGE)
+    assert set(counters) == {Key("m", 1), Key("m", 2)}
+    assert counters[Key("m", 2)] == Counters(success=80, executions=10, compute_us=110)
+
+
+# 8 closed-loop clients on one instance that takes 20 ms for a batch of 4, for 10 s: 500 executions, 2,000 requests, of
+# which each waits for one other batch.
+AFTER = Counters(
+    success=2000, inferences=2000, executions=500, request_us=80e6, queue_us=40e6, compute_us=2000 * 20e3, cache_hits=0
+)
+
+
+def test_the_formulas() -> None:
+    made = signals(Counters(), AFTER, at=10.0, window_s=10.0)
+    assert made is not None
+    assert made.requests_per_s == 200
+    assert made.batch_size == 4
+    assert made.queue_ms == 20
+    assert made.latency_ms == 40
+    assert made.in_flight == pytest.approx(8)
+    assert made.queue_length == pytest.approx(4)
+    assert made.duty_cycle == pytest.approx(1.0)
+
+
+def test_cache_hits_are_no_executions() -> None:
+    cached = replace(AFTER, success=4000, cache_hits=2000)
+    made = signals(Counters(), cached, at=10.0, window_s=10.0)
+    assert made is not None and made.duty_cycle == pytest.approx(1.0)
+
+
+def test_nothing_executed_is_not_zero() -> None:
+    made = signals(AFTER, AFTER, at=20.0, window_s=10.0)
+    assert made is not None
+    assert made.requests_per_s == 0
+    assert made.batch_size is None and made.queue_ms is None and made.duty_cycle is None
+
+
+def test_a_counter_that_went_back_gives_nothing() -> None:
+    assert signals(AFTER, replace(AFTER, success=3), at=20.0, window_s=10.0) is None
