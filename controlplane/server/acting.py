@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
@@ -57,7 +58,10 @@ class Actor:
             if identity not in self._tasks:
                 task = asyncio.create_task(self._attempt(action))
                 self._tasks[identity] = task
-                task.add_done_callback(lambda _, identity=identity: self._tasks.pop(identity, None))
+                task.add_done_callback(partial(self._forget, identity))
+
+    def _forget(self, identity: object, _task: asyncio.Task[None]) -> None:
+        self._tasks.pop(identity, None)
 
     async def close(self) -> None:
         """Abandon what is under way: the next plan, of whichever controller, asks for it again."""
@@ -109,11 +113,11 @@ class Actor:
 async def record_shapes(registry: Registry, shapes: Iterable[FleetShape]) -> None:
     """Write what the deployment says of each fleet into its record, keeping what was learned before."""
     for shape in shapes:
-        await asyncio.to_thread(
-            registry.update_fleet,
-            shape.name,
-            lambda present, shape=shape: replace(present or FleetRecord(shape=shape), shape=shape),
-        )
+        await asyncio.to_thread(registry.update_fleet, shape.name, partial(_with_shape, shape=shape))
+
+
+def _with_shape(present: FleetRecord | None, *, shape: FleetShape) -> FleetRecord:
+    return replace(present, shape=shape) if present is not None else FleetRecord(shape=shape)
 
 
 def _identity(action: Action) -> object:
