@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Ge, Le
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
@@ -16,22 +14,21 @@ from pydantic.dataclasses import dataclass as validated
 from controlplane.core.entry import is_name
 from controlplane.core.errors import InvalidEntry, InvalidInput
 from controlplane.core.models import FleetShape
+from controlplane.entry.document import read_document
+from controlplane.entry.wording import size_bytes
 from controlplane.local.home import Home, replace_file
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
-
-def parse_bytes(value: object) -> object:
-    """``512Mi``, ``4GiB``, ``2G`` or a number of bytes → bytes. Anything else is left for the validator to refuse."""
+def _bytes(value: object) -> object:
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", value.lower())
-    if match is None or match[2] not in _UNITS:
+    size = size_bytes(value)
+    if size is None:
         raise ValueError(f"{value!r} is no size; write it like 512Mi or 4Gi")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return size
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Ge(1)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Ge(1)]
 Port = Annotated[int, Ge(0), Le(65535)]
 
 
@@ -41,8 +38,8 @@ class FleetSettings:
 
     name: str
     replicas: Annotated[int, Ge(0), Le(1000)] = 1
-    memory: Bytes = 4 << 30
-    disk: Bytes = 20 << 30
+    memory_bytes: Bytes = 4 << 30
+    disk_bytes: Bytes = 20 << 30
     gpus: Annotated[int, Ge(0)] = 0
     default: bool = False
 
@@ -51,8 +48,8 @@ class FleetSettings:
         return FleetShape(
             name=self.name,
             replicas=self.replicas,
-            memory_bytes=self.memory,
-            disk_bytes=self.disk,
+            memory_bytes=self.memory_bytes,
+            disk_bytes=self.disk_bytes,
             gpus=self.gpus,
             default=self.default,
         )
@@ -91,14 +88,12 @@ def read_system(path: Path | None, home: Home) -> System:
 
     A registry given as a relative path is relative to the file. Raises InvalidInput or InvalidEntry.
     """
-    content: object = {}
+    content: Mapping[str, Any] = {}
     if path is not None:
         try:
-            content = yaml.safe_load(path.read_text()) or {}
+            content = read_document(path.read_bytes(), str(path)).data
         except OSError as error:
             raise InvalidInput(f"{path} can't be read: {error.strerror}", remedy="name an existing file") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{path} is not YAML: {error}", remedy="mend the line that the message names") from error
     subject = str(path or "the system")
     try:
         file = TypeAdapter(_SystemFile).validate_python(content)

@@ -25,7 +25,7 @@ def test_without_a_file_there_is_one_fleet_and_a_directory_registry(tmp_path: Pa
 
 
 def test_a_relative_registry_is_relative_to_the_file(tmp_path: Path) -> None:
-    system = read(tmp_path, "registry: ./models\nfleets: [{name: cpu, replicas: 2, memory: 512Mi}]")
+    system = read(tmp_path, "registry: ./models\nfleets: [{name: cpu, replicas: 2, memory_bytes: 512Mi}]")
     assert system.registry == str(tmp_path / "models")
     assert system.fleets[0].shape().memory_bytes == 512 << 20
 
@@ -49,11 +49,11 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         pytest.param("fleets: []", "there is no fleet", id="no fleet"),
         pytest.param("fleets: [{name: a}, {name: a}]", "twice", id="a name twice"),
         pytest.param("fleets: [{name: a, default: true}, {name: b, default: true}]", "default", id="two defaults"),
-        pytest.param("fleets: [{name: a, memory: lots}]", "512Mi", id="a size that is none"),
+        pytest.param("fleets: [{name: a, memory_bytes: lots}]", "512Mi", id="a size that is none"),
         pytest.param("fleets: [{name: a, replica: 2}]", "fleets.0.replica", id="an unknown setting"),
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets.0.replicas", id="a negative count"),
         pytest.param("controller: {port: 99999}", "controller.port", id="a port that is none"),
-        pytest.param("fleets: [", "not YAML", id="broken YAML"),
+        pytest.param("fleets: [", "line 1", id="broken YAML"),
         pytest.param("- 1", "system.yaml", id="a list"),
     ],
 )
