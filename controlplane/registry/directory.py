@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from controlplane.core.errors import Conflict, ControlPlaneError, InvalidInput, NotFound, Unauthenticated, Unavailable
-from controlplane.registry.reading import VerifiedReader, opened
+from controlplane.registry.reading import VerifiedReader, opened, rewinding
 from controlplane.registry.store import Sent, Stored, check_key, check_prefix, is_key
 
 CHUNK_BYTES = 1 << 20
@@ -71,8 +71,8 @@ class DirectoryStore:
         """See ObjectStore."""
         target = self._path(key)
         with _own_errors(key), self._incoming() as (beside, file):
-            with opened(path) as source:
-                reader = VerifiedReader(source, path, sha256=sha256, size_bytes=size_bytes, sent=sent)
+            with rewinding(sent) as counted, opened(path) as source:
+                reader = VerifiedReader(source, path, sha256=sha256, size_bytes=size_bytes, sent=counted)
                 while chunk := reader.read(CHUNK_BYTES):
                     file.write(chunk)
             _flush(file)

@@ -1,0 +1,107 @@
+"""Real S3 servers for the contract suite: moto's, and versitygw where it is installed or can be built."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+BUCKET = "registry"
+ACCESS_KEY, SECRET_KEY = "tester", "tester-secret"
+BUILD = Path(__file__).with_name("versitygw.sh")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """A server that is up and has the bucket."""
+
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes boto3 use it, and nothing that lies around on this machine."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def has_versitygw() -> bool:
+    """Whether versitygw is here or can be built."""
+    return shutil.which("versitygw") is not None or shutil.which("go") is not None
+
+
+def _versitygw() -> str:
+    found = shutil.which("versitygw")
+    return found or subprocess.run([BUILD], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def make_bucket(endpoint: str) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=BUCKET)
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[S3Server]:
+    """Moto's server, in a thread of this process, over real HTTP."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        make_bucket(f"http://{host}:{port}")
+        yield S3Server(f"http://{host}:{port}")
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def versitygw(folder: Path) -> Iterator[S3Server]:
+    """Versitygw over a plain folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [_versitygw(), "--port", address, "--quiet", "posix", str(folder)],
+        env={**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _await_port(process, address)
+        make_bucket(f"http://{address}")
+        yield S3Server(f"http://{address}")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _await_port(process: subprocess.Popen[bytes], address: str) -> None:
+    host, port = address.split(":")
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+            return
+        assert process.poll() is None, "versitygw ended at once"
+        assert time.monotonic() < deadline, "versitygw does not listen"
+        time.sleep(0.02)
