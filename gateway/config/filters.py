@@ -133,9 +133,7 @@ def _lua(script: str) -> Json:
     text = resources.files("gateway.config").joinpath(script).read_text()
     return _filter(
         "lua",
-        typed(
-            f"{HTTP_FILTERS}.lua.v3.Lua", clear_route_cache=False, default_source_code={"inline_string": text}
-        ),
+        typed(f"{HTTP_FILTERS}.lua.v3.Lua", clear_route_cache=False, default_source_code={"inline_string": text}),
     )
 
 
@@ -178,7 +176,9 @@ def without(filters: tuple[str, ...]) -> Json:
 
 def _http_chain(settings: Settings) -> list[Json]:
     return [
-        _allow([{"url_path": {"path": {"safe_regex": {"regex": path}}}} for path in (HTTP_MODEL_PATH, HTTP_SERVER_PATH)]),
+        _allow(
+            [{"url_path": {"path": {"safe_regex": {"regex": path}}}} for path in (HTTP_MODEL_PATH, HTTP_SERVER_PATH)]
+        ),
         _filter(SIZE_LIMIT, _size_limit(settings)),
         _filter(
             "path",
@@ -229,9 +229,7 @@ def _local_replies(protocol: Protocol, settings: Settings) -> Json:
 
     def mapper(code: int, grpc_status: int, text: str) -> Json:
         body = (
-            {"text_format_source": {"inline_string": text}}
-            if protocol == "grpc"
-            else {"json_format": {"error": text}}
+            {"text_format_source": {"inline_string": text}} if protocol == "grpc" else {"json_format": {"error": text}}
         )
         return {
             "filter": {

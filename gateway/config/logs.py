@@ -70,7 +70,10 @@ def statistics(protocol: Protocol) -> Json:
         "envoy.extensions.access_loggers.stats.v3.Config",
         stats_scope={"prefix": "model"},
         counters=[
-            {"stat": {"name": "requests", "tags": [*tags, *own, {"name": "code", "value_format": code}]}, "value_fixed": 1}
+            {
+                "stat": {"name": "requests", "tags": [*tags, *own, {"name": "code", "value_format": code}]},
+                "value_fixed": 1,
+            }
         ],
         histograms=[
             {"stat": {"name": "duration", "tags": tags}, "unit": "Milliseconds", "value_format": "%DURATION%"},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 Json = dict[str, Any]
 Protocol = Literal["grpc", "http"]
@@ -41,9 +42,13 @@ def cluster(base: str, protocol: Protocol) -> str:
     return f"{base}-{protocol}"
 
 
-def pool_base(pool: str) -> str:
-    """What the clusters of a pool are called, without the protocol; safe as a file's name."""
-    return f"pool-{quote(pool, safe='')}"
+def pool_base(members: Sequence[str]) -> str:
+    """What the clusters of a pool with these replicas are called, without the protocol.
+
+    A name for its members and not for the pool's id: so a cluster never changes its members, and what was led to one
+    before is never led to a replica that does not hold it.
+    """
+    return "pool-" + hashlib.sha256("\n".join(members).encode()).hexdigest()[:16]
 
 
 def any_cluster(protocol: Protocol) -> str:
@@ -64,26 +69,33 @@ class Files:
 
     @property
     def bootstrap(self) -> Path:
+        """What Envoy starts with."""
         return self.folder / "envoy.json"
 
     @property
     def clusters(self) -> Path:
+        """All clusters (CDS)."""
         return self.folder / "xds" / "clusters.json"
 
     def routes(self, protocol: Protocol) -> Path:
+        """The routes of one listener (RDS)."""
         return self.folder / "xds" / f"routes-{protocol}.json"
 
     @property
     def endpoints(self) -> Path:
+        """The folder of the clusters' members."""
         return self.folder / "xds" / "endpoints"
 
     def endpoints_of(self, cluster: str) -> Path:
+        """One cluster's members (EDS)."""
         return self.endpoints / f"{cluster}.json"
 
     @property
     def admin_address(self) -> Path:
+        """Where Envoy says on which port its admin interface is."""
         return self.folder / "envoy-admin"
 
     @property
     def access_log(self) -> Path:
+        """One line of JSON a request."""
         return self.folder / "access.log"

@@ -89,9 +89,7 @@ def _shape(arms: tuple[Arm, ...], protocol: Protocol) -> str:
         if version is None:
             return {}
         context = {"model": MARK, "version": str(version)}
-        return {
-            "typed_per_filter_config": {"lua": typed(f"{HTTP_FILTERS}.lua.v3.LuaPerRoute", filter_context=context)}
-        }
+        return {"typed_per_filter_config": {"lua": typed(f"{HTTP_FILTERS}.lua.v3.LuaPerRoute", filter_context=context)}}
 
     def where(arm: Arm) -> str:
         return cluster(arm.base, protocol) if arm.base is not None else side_cluster(protocol)
@@ -201,7 +199,7 @@ def _by_path(protocol: Protocol) -> Json:
     anywhere = _action({"cluster": any_cluster(protocol), "timeout": "10s"})
     paths: dict[str, Json]
     if protocol == "http":
-        paths = {path: anywhere for path in ("/v2", "/v2/", "/v2/health/live", "/v2/health/ready")}
+        paths = dict.fromkeys(("/v2", "/v2/", "/v2/health/live", "/v2/health/ready"), anywhere)
     else:
         paths = {
             **{SERVICE + call: anywhere for call in SERVER_CALLS},

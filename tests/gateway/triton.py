@@ -196,9 +196,9 @@ class Triton:
             f"--backend-config=python,shm-region-prefix-name={self.shared}",
             "--backend-config=python,shm-default-byte-size=1048576",
         ]
-        environment = {
-            name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ
-        } | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part.endswith("site-packages"))}
+        environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
+            "PYTHONPATH": os.pathsep.join(part for part in sys.path if part.endswith("site-packages"))
+        }
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True

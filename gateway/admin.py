@@ -1,0 +1,72 @@
+"""Envoy's admin interface: which versions of its configuration it serves, how its clusters are, its logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+TEXT = re.compile(r'^(?P<name>\S+): "(?P<value>.*)"$', re.MULTILINE)
+NUMBER = re.compile(r"^(?P<name>\S+): (?P<value>\d+)$", re.MULTILINE)
+
+
+class Admin:
+    """Calls to the admin port, whose address Envoy leaves in a file. Raises httpx2.HTTPError or OSError."""
+
+    def __init__(self, address_file: Path) -> None:
+        self._address_file = address_file
+        self._http = httpx2.AsyncClient(timeout=10.0)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def live(self) -> bool:
+        """Whether Envoy answers and has its first configuration."""
+        try:
+            return (await self._get("/ready")).startswith("LIVE")
+        except (httpx2.HTTPError, OSError):
+            return False
+
+    async def versions(self) -> Mapping[str, str]:
+        """The versions of all resources that Envoy serves, by the name of their statistic."""
+        text = await self._get("/stats?filter=version_text&type=TextReadouts")
+        return {match["name"]: match["value"] for match in TEXT.finditer(text)}
+
+    async def numbers(self, pattern: str, kind: str) -> Mapping[str, int]:
+        """Counters or gauges (`kind`: Counters, Gauges) whose name matches `pattern`."""
+        text = await self._get(f"/stats?filter={pattern}&type={kind}")
+        return {match["name"]: int(match["value"]) for match in NUMBER.finditer(text)}
+
+    async def active(self) -> Mapping[tuple[str, str], int]:
+        """Requests in flight by cluster and replica."""
+        answer = await self._http.get(f"{self._base()}/clusters", params={"format": "json"})
+        answer.raise_for_status()
+        return {
+            (cluster["name"], host.get("hostname", "")): _value(host, "rq_active")
+            for cluster in answer.json().get("cluster_statuses", [])
+            for host in cluster.get("host_statuses", [])
+        }
+
+    async def reopen_logs(self) -> None:
+        """Go on in new log files."""
+        (await self._http.post(f"{self._base()}/reopen_logs")).raise_for_status()
+
+    async def drain(self) -> None:
+        """Take no new connections, tell clients to go elsewhere."""
+        (await self._http.post(f"{self._base()}/drain_listeners?graceful&skip_exit")).raise_for_status()
+
+    def _base(self) -> str:
+        return f"http://{self._address_file.read_text().strip()}"
+
+    async def _get(self, path: str) -> str:
+        answer = await self._http.get(self._base() + path)
+        answer.raise_for_status()
+        return answer.text
+
+
+def _value(host: Mapping[str, Any], name: str) -> int:
+    return next((int(stat.get("value", 0)) for stat in host.get("stats", []) if stat.get("name") == name), 0)

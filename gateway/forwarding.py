@@ -1,0 +1,77 @@
+"""Who answers a request of the Python side: a sequence's own replica, or the member with the fewest requests."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from controlplane.core.errors import Unavailable
+from controlplane.core.routes import Endpoint
+from gateway.holding import Holding
+from gateway.replicas import Replicas
+from gateway.resolving import Resolved, resolve, share
+from gateway.sequences import NO_SEQUENCE, Seat, SequenceMark, Sequences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where one request goes. `once`: it must not be sent a second time, since it belongs to a sequence."""
+
+    resolved: Resolved
+    endpoint: Endpoint
+    once: bool
+
+
+class Forwarding:
+    """Chooses destinations; shared by the gRPC and the HTTP side."""
+
+    def __init__(self, holding: Holding, replicas: Replicas, sequences: Sequences) -> None:
+        self.holding = holding
+        self.replicas = replicas
+        self.sequences = sequences
+
+    async def destination(
+        self,
+        model: str,
+        wish: str,
+        *,
+        mark: SequenceMark = NO_SEQUENCE,
+        size_bytes: int = 0,
+        remaining_s: float | None = None,
+    ) -> Destination:
+        """Where a request goes, as soon as it goes anywhere. Raises NotFound or Unavailable."""
+        now = asyncio.get_running_loop().time()
+        seat = self.sequences.seat(model, mark, now) if mark.key else None
+        if seat is not None and not wish:
+            wish = str(seat.version)
+        # By the correlation id, so that gateways agree about the version of a sequence too.
+        draw = share(f"{model}\n{mark.key}") if mark.key else None
+        resolved = await self.holding.route(model, wish, size_bytes=size_bytes, remaining_s=remaining_s, draw=draw)
+        if resolved.sequences and mark.key:
+            return self._sequence(resolved, mark, seat)
+        endpoint = self.replicas.pick(resolved.members)
+        if endpoint is None:
+            raise Unavailable(f"no replica of {model} version {resolved.version} takes new requests at present")
+        return Destination(resolved=resolved, endpoint=endpoint, once=resolved.sequences)
+
+    def loaded(self, model: str, wish: str) -> bool:
+        """Whether a request would go somewhere at once. Raises NotFound."""
+        return bool(resolve(self.holding.table, model, wish, 0.0).members)
+
+    def next(self, destination: Destination, tried: list[str]) -> Destination | None:
+        """Another destination after a failure; None when there is none or the request must not be sent again."""
+        endpoint = None if destination.once else self.replicas.pick(destination.resolved.members, tried)
+        return Destination(resolved=destination.resolved, endpoint=endpoint, once=False) if endpoint else None
+
+    def _sequence(self, resolved: Resolved, mark: SequenceMark, seat: Seat | None) -> Destination:
+        replica = seat.replica if seat is not None else self.sequences.choose(resolved, mark)
+        endpoint = self.holding.table.endpoints.get(replica) if replica is not None else None
+        if replica is None or endpoint is None:
+            raise Unavailable(
+                f"the replica of sequence {mark.key} of {resolved.model} is gone; begin the sequence anew"
+                if seat is not None
+                else f"no replica of {resolved.model} version {resolved.version} takes new sequences at present"
+            )
+        until = asyncio.get_running_loop().time() + resolved.sequence_idle_s
+        self.sequences.keep(resolved.model, mark, Seat(replica=replica, version=resolved.version, until=until))
+        return Destination(resolved=resolved, endpoint=endpoint, once=True)

@@ -1,0 +1,86 @@
+"""The Python side's way to the replicas: channels, requests in flight, and who gets the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx2
+
+from controlplane.core.routes import Endpoint
+from gateway.settings import Settings
+
+
+class Replicas:
+    """Connections to replicas, kept while the replicas are in the table."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.max_request_bytes + (1 << 20)
+        self._channels: dict[str, Any] = {}
+        self._in_flight: Counter[str] = Counter()
+        # A pool of connections that is not bounded here: Envoy bounds what comes in.
+        self.http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(connect=2.0, read=settings.idle_timeout_s, write=settings.idle_timeout_s, pool=None),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    @property
+    def in_flight(self) -> Mapping[str, int]:
+        """Requests of the Python side in flight, by replica."""
+        return self._in_flight
+
+    def pick(self, members: Iterable[Endpoint], tried: Iterable[str] = ()) -> Endpoint | None:
+        """The member with the fewest requests in flight from here; none that drains, none that was tried."""
+        avoided = set(tried)
+        free = [each for each in members if not each.draining and each.replica not in avoided]
+        if not free:
+            return None
+        random.shuffle(free)
+        return min(free, key=lambda each: self._in_flight[each.replica])
+
+    @contextlib.contextmanager
+    def request(self, endpoint: Endpoint) -> Iterator[None]:
+        """Count a request while it runs."""
+        self._in_flight[endpoint.replica] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[endpoint.replica] -= 1
+            if not self._in_flight[endpoint.replica]:
+                del self._in_flight[endpoint.replica]
+
+    def channel(self, endpoint: Endpoint) -> Any:
+        """The channel to a replica's gRPC port."""
+        target = f"{endpoint.host}:{endpoint.grpc_port}"
+        if target not in self._channels:
+            self._channels[target] = grpc.aio.insecure_channel(
+                target,
+                options=[
+                    ("grpc.max_send_message_length", -1),
+                    ("grpc.max_receive_message_length", -1),
+                    ("grpc.initial_reconnect_backoff_ms", 100),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
+                    ("grpc.use_local_subchannel_pool", 1),
+                    ("grpc.enable_http_proxy", 0),
+                ],
+            )
+        return self._channels[target]
+
+    async def forget_others(self, endpoints: Iterable[Endpoint]) -> None:
+        """Close the channels to replicas that are gone; calls under way there may end first."""
+        wanted = {f"{each.host}:{each.grpc_port}" for each in endpoints}
+        for target in [target for target in self._channels if target not in wanted]:
+            await self._channels.pop(target).close(grace=60.0)
+
+    async def close(self) -> None:
+        """Close everything."""
+        for channel in self._channels.values():
+            await channel.close()
+        await self.http.aclose()

@@ -1,0 +1,233 @@
+"""One gateway, put together: Envoy, the Python side, the writer of its files, the talk with the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+import grpc.aio
+import httpx2
+import structlog
+
+from controlplane.client.access import read_access
+from controlplane.client.sync import SyncLoop
+from controlplane.core.errors import ControlPlaneError
+from controlplane.core.messages import GatewayOrder, GatewayReport
+from controlplane.core.routes import RouteTable
+from controlplane.local.home import Home
+from controlplane.local.processes import free_ports
+from gateway import grpc_side, http_side, status
+from gateway.admin import Admin
+from gateway.config.names import Files
+from gateway.envoy import Envoy
+from gateway.forwarding import Forwarding
+from gateway.holding import Holding
+from gateway.replicas import Replicas
+from gateway.sequences import Sequences
+from gateway.settings import Settings
+from gateway.state import Epoch, Kept, Ports, Served
+from gateway.xds import Rejected, Xds
+
+log = structlog.get_logger(__name__)
+
+LARGE_TABLE = 1000
+"""Routes from which on updates are joined: at most two a second."""
+LARGE_PAUSE_S = 0.5
+TICK_S = 1.0
+RETRY_S = 5.0
+
+
+class Gateway:
+    """A running gateway. Make one with `run`."""
+
+    def __init__(self, home: Home, settings: Settings) -> None:
+        folder = home.gateway
+        folder.mkdir(parents=True, exist_ok=True)
+        self._home = home
+        self._files = Files(folder.resolve())
+        self._ports = Kept(folder / "ports.json", Ports)
+        self._served = Kept(folder / "served.json", Served)
+        self._epoch = Kept(folder / "epoch.json", Epoch)
+        self.settings = self._with_ports(settings)
+        self.incarnation = secrets.token_hex(8)
+        self._admin = Admin(self._files.admin_address)
+        self.envoy = Envoy(home=home, settings=self.settings, files=self._files, admin=self._admin)
+        self.replicas = Replicas(self.settings)
+        self.holding = Holding(self.settings, self._served.value.table, self._poke)
+        self.sequences = Sequences(self.settings.sequences)
+        self._forwarding = Forwarding(self.holding, self.replicas, self.sequences)
+        self._newest: RouteTable | None = None
+        self._news = asyncio.Event()
+        self._reason = ""
+        self._send_table = False
+        self._active: Mapping[str, int] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._sync = SyncLoop(
+            path=f"/v1/gateways/{self.settings.name}/sync",
+            access=lambda: read_access(home.controller_file, home.token_file),
+            report=self.report,
+            apply=self.take,
+            report_type=GatewayReport,
+            order_type=GatewayOrder,
+        )
+
+    @property
+    def served(self) -> RouteTable:
+        """The table that Envoy has confirmed."""
+        return self._served.value.table
+
+    @property
+    def reason(self) -> str:
+        """Why a newer table is not served; empty when none is waiting."""
+        return self._reason
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises Conflict for a port in use, Unavailable when Envoy does not start."""
+        async with self._side() as side_ports:
+            self._xds = Xds(
+                files=self._files,
+                admin=self._admin,
+                kept=self._served,
+                side_ports={"grpc": side_ports.side_grpc, "http": side_ports.side_http},
+                envoy_log=self.envoy.log_file,
+            )
+            self._xds.write_served()
+            if not self.envoy.adopt():
+                await self.envoy.start()
+            log.info("gateway ready", grpc=self.settings.grpc_port, http=self.settings.http_port)
+            async with asyncio.TaskGroup() as tasks:
+                for job in (self.envoy.keep_alive(), self._sync.run(), self._apply_newest(), self._tick()):
+                    tasks.create_task(job)
+
+    async def stop(self, grace_s: float) -> None:
+        """End Envoy too; what is in flight gets up to `grace_s`."""
+        await self.envoy.stop(grace_s)
+
+    def report(self) -> GatewayReport:
+        """What the controller is told."""
+        table = self.served
+        sent, self._send_table = self._send_table, False
+        return GatewayReport(
+            gateway=self.settings.name,
+            incarnation=self.incarnation,
+            epoch=table.epoch,
+            generation=table.generation,
+            reason=self._reason,
+            table=table if sent else None,
+            demand=self.holding.demand,
+            active=self._active,
+        )
+
+    async def take(self, order: GatewayOrder) -> None:
+        """Take an order; the table is put into force in the background."""
+        if order.epoch < self._epoch.value.epoch:
+            log.warning("refused an order of an older epoch", epoch=order.epoch, seen=self._epoch.value.epoch)
+            await asyncio.sleep(TICK_S)
+            return
+        if order.epoch > self._epoch.value.epoch:
+            self._epoch.keep(Epoch(epoch=order.epoch))
+        if order.send_table:
+            self._send_table = True
+            self._poke()
+        if order.table is not None:
+            self._newest = replace(order.table, epoch=order.epoch, generation=order.generation)
+            self._news.set()
+
+    async def _apply_newest(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            table, self._newest = self._newest, None
+            if table is None:
+                continue
+            try:
+                # The Python side first: what waits for a model need not wait for Envoy.
+                self.holding.update(table)
+                await self._xds.apply(table)
+                self._reason = ""
+                log.info("table in force", epoch=table.epoch, generation=table.generation, routes=len(table.routes))
+            except Rejected as error:
+                self._reason = str(error)
+                log.error("table refused", epoch=table.epoch, generation=table.generation, reason=self._reason)
+            await self._look()
+            self._spawn(self.replicas.forget_others(self.holding.table.endpoints.values()))
+            self._poke()
+            if len(table.routes) >= LARGE_TABLE:
+                await asyncio.sleep(LARGE_PAUSE_S)
+
+    async def _tick(self) -> None:
+        """What is looked after once a second."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            before = self._active
+            await self._look()
+            if before != self._active:
+                self._poke()
+            self.sequences.forget_idle(asyncio.get_running_loop().time())
+            with contextlib.suppress(OSError, httpx2.HTTPError):
+                await self._xds.reap()
+                await self._rotate()
+
+    async def _look(self) -> None:
+        """Count what is in flight at draining replicas."""
+        draining = [name for name, each in self.served.endpoints.items() if each.draining]
+        if not draining:
+            self._active = {}
+            return
+        with contextlib.suppress(OSError, httpx2.HTTPError):
+            counts = await self._admin.active()
+            of_envoy = {name: sum(n for (_, host), n in counts.items() if host == name) for name in draining}
+            self._active = {name: of_envoy[name] + self.replicas.in_flight.get(name, 0) for name in draining}
+
+    async def _rotate(self) -> None:
+        """Put a grown access log aside."""
+        path = self._files.access_log
+        if path.exists() and path.stat().st_size > self.settings.access_log_bytes:
+            path.replace(path.with_suffix(".log.1"))
+            await self._admin.reopen_logs()
+
+    @contextlib.asynccontextmanager
+    async def _side(self) -> AsyncIterator[Ports]:
+        """The Python side's two servers, on the ports that they had before where these are free."""
+        ports = self._ports.value
+        grpc_server, grpc_port = await grpc_side.serve(self._forwarding, self.settings, ports.side_grpc)
+        side = http_side.HttpSide(self._forwarding, self.settings)
+        app = http_side.application(side, status.health(self), status.metrics(self))
+        server, listener = http_side.server(app, ports.side_http)
+        self._ports.keep(replace(ports, side_grpc=grpc_port, side_http=listener.getsockname()[1]))
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        try:
+            yield self._ports.value
+        finally:
+            server.should_exit = server.force_exit = True
+            await asyncio.gather(serving, return_exceptions=True)
+            listener.close()
+            await _quietly(grpc_server.stop(grace=0.5))
+            await self.replicas.close()
+            await self._admin.close()
+
+    def _with_ports(self, settings: Settings) -> Settings:
+        """The settings with real ports: those that the system gives are kept."""
+        kept = self._ports.value
+        free = free_ports(2, settings.address)
+        grpc_port = settings.grpc_port or kept.grpc or free[0]
+        http_port = settings.http_port or kept.http or free[1]
+        self._ports.keep(replace(kept, grpc=grpc_port, http=http_port))
+        return replace(settings, grpc_port=grpc_port, http_port=http_port)
+
+    def _poke(self) -> None:
+        self._sync.poke()
+
+    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(job)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+async def _quietly(job: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(ControlPlaneError, grpc.aio.AioRpcError, asyncio.CancelledError):
+        await job

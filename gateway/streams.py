@@ -1,0 +1,140 @@
+"""Streams whose messages lead themselves: each (model, version) that is met gets a stream of its own to a replica."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc.aio
+
+from controlplane.core.errors import ControlPlaneError, Unavailable
+from gateway import wire
+from gateway.config.names import SERVICE, STREAM_CALL
+from gateway.forwarding import Destination, Forwarding
+from gateway.metadata import passed_on, served
+
+QUEUED = 64
+"""Messages that wait in each direction before the sender is made to wait."""
+
+
+class Stream:
+    """One client's stream. Answers go out in the order in which they come from the replicas."""
+
+    def __init__(self, forwarding: Forwarding, context: Any) -> None:
+        self.forwarding = forwarding
+        self.context = context
+        self.answers: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUED)
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._told = False
+
+    async def run(self) -> None:
+        """Pass messages until the client has ended its side and everything is answered.
+
+        Raises AioRpcError when a replica's stream breaks, ControlPlaneError when it ends too early or a message can't
+        be read.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write())
+                running = await self._read(tasks)
+                await asyncio.gather(*running)
+                await self.answers.put(None)
+                await writer
+        except ExceptionGroup as group:
+            raise _first(group) from group
+
+    async def tell(self, destination: Destination) -> None:
+        """Say who serves, with the first destination that is known."""
+        if not self._told:
+            self._told = True
+            await self.context.send_initial_metadata(served(destination))
+
+    async def _read(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        running: list[asyncio.Task[None]] = []
+        while (message := await self.context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            envelope = wire.read(message)
+            key = (envelope.model, envelope.version)
+            lane = self._lanes.get(key)
+            if lane is None or lane.refusal is not None:
+                lane = self._lanes[key] = _Lane(self, envelope)
+                running = [task for task in running if not task.done()]
+                running.append(tasks.create_task(lane.run()))
+            await lane.put(message, envelope.id)
+        for lane in self._lanes.values():
+            await lane.close()
+        return running
+
+    async def _write(self) -> None:
+        while (answer := await self.answers.get()) is not None:
+            await self.context.write(answer)
+
+
+class _Lane:
+    """One (model, version) of a stream, and the replica's stream that serves it from its first message on.
+
+    `refusal` is set when the lane ended because its messages can't go anywhere; each of them is answered with it, and
+    the stream goes on.
+    """
+
+    def __init__(self, stream: Stream, first: wire.Envelope) -> None:
+        self._stream = stream
+        self._first = first
+        self._messages: asyncio.Queue[tuple[bytes, str] | None] = asyncio.Queue(QUEUED)
+        self.refusal: str | None = None
+
+    async def put(self, message: bytes, request_id: str) -> None:
+        await self._messages.put((message, request_id))
+        if self.refusal is not None:
+            await self._refuse(self.refusal)
+
+    async def close(self) -> None:
+        if self.refusal is None:
+            await self._messages.put(None)
+
+    async def run(self) -> None:
+        forwarding, context = self._stream.forwarding, self._stream.context
+        try:
+            destination = await forwarding.destination(
+                self._first.model,
+                self._first.version,
+                mark=self._first.sequence,
+                remaining_s=context.time_remaining(),
+            )
+        except ControlPlaneError as error:
+            await self._refuse(str(error))
+            return
+        await self._stream.tell(destination)
+        with forwarding.replicas.request(destination.endpoint):
+            method = forwarding.replicas.channel(destination.endpoint).stream_stream(SERVICE + STREAM_CALL)
+            call = method(metadata=passed_on(context))
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    writer = tasks.create_task(self._pass_messages(call, destination))
+                    await self._pass_answers(call, writer)
+            finally:
+                call.cancel()
+
+    async def _pass_messages(self, call: Any, destination: Destination) -> None:
+        while (item := await self._messages.get()) is not None:
+            await call.write(wire.forced(item[0], self._first.model, destination.resolved.version))
+        await call.done_writing()
+
+    async def _pass_answers(self, call: Any, writer: asyncio.Task[None]) -> None:
+        async for answer in call:
+            await self._stream.answers.put(answer)
+        if not writer.done():
+            raise Unavailable(f"the replica ended the stream for {self._first.model}")
+
+    async def _refuse(self, text: str) -> None:
+        self.refusal = text
+        while not self._messages.empty():
+            item = self._messages.get_nowait()
+            if item is not None:
+                await self._stream.answers.put(wire.stream_error(text, item[1]))
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """What really happened: the first error inside, however deep."""
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, ExceptionGroup) else error
+    return group
