@@ -13,13 +13,13 @@ from typing import Any
 
 from controlplane.core.entry import Entry
 from controlplane.core.errors import InvalidEntry, InvalidInput, NotFound
-from controlplane.entry.artifact_files import walk
 from controlplane.entry.document import EMPTY, Document, read_document
 from controlplane.entry.example import example_problems
 from controlplane.entry.from_onnx import with_onnx
 from controlplane.entry.onnx_file import read_onnx
 from controlplane.entry.parse import check_name, to_entry
 from controlplane.entry.wording import normal
+from controlplane.registry.artifact import collect
 
 ENTRY_FILE = "model.yaml"
 """The entry file of a folder, if no other is given. It is no part of the artifact."""
@@ -105,11 +105,7 @@ def _files(path: Path | None) -> dict[str, Path]:
         return {}
     if not path.exists():
         raise NotFound(f"there is no file or folder {path}", remedy="give the path of the model's file or folder")
-    if path.is_dir():
-        return dict(walk(path))
-    if not path.is_file():
-        raise InvalidInput(f"{path} is neither a file nor a folder", remedy="give the model's file or folder")
-    return {path.name: path}
+    return collect(path)
 
 
 def _document(path: Path | None, files: Mapping[str, Path], entry_file: Path | None) -> tuple[Document, Path | None]:

@@ -132,10 +132,12 @@ def _below(kind: Any, part: str | int) -> Any:
     kind = _plain(kind)
     if dataclasses.is_dataclass(kind):
         return typing.get_type_hints(kind).get(str(part))
-    arguments = typing.get_args(kind)
-    return (arguments[0] if isinstance(part, int) and len(arguments) == 2 and arguments[1] is ... else arguments[-1]) if (
-        arguments
-    ) else None  # fmt: skip
+    match typing.get_args(kind):
+        case (item, other) if other is ...:
+            return item
+        case (*_, value):
+            return value
+    return None
 
 
 def _plain(kind: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,6 +37,9 @@ TRITON_NAMES = {
 }
 """What Triton or habit calls a field that has another name here; used to point to it, not to accept it."""
 
+MAX_FILLED = 1 << 20
+"""Elements of an example that is given as `fill` and `dims`."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
 _TEXTS = ("parameters", "metric_tags", "labels")
@@ -57,7 +61,31 @@ def normal(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(resources, Mapping) and isinstance(resources.get("memory_bytes"), str):
         size = size_bytes(resources["memory_bytes"])
         said["resources"] = {**resources, **({} if size is None else {"memory_bytes": size})}
+    example = said.get("example")
+    if isinstance(example, Mapping):
+        said["example"] = {
+            key: _filled(value) if isinstance(value, Mapping) else value for key, value in example.items()
+        }
     return {key: _spelled(value) for key, value in said.items()}
+
+
+def _filled(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """An example's tensors, those written as `{fill: VALUE, dims: […]}` as nested lists."""
+    return {
+        name: _nested(value["fill"], value["dims"])
+        if isinstance(value, Mapping) and set(value) == {"fill", "dims"} and _is_shape(value["dims"])
+        else value
+        for name, value in tensors.items()
+    }
+
+
+def _is_shape(dims: Any) -> bool:
+    whole = isinstance(dims, list) and all(isinstance(dim, int) and dim > 0 for dim in dims)
+    return whole and math.prod(dims) <= MAX_FILLED
+
+
+def _nested(value: Any, dims: list[int]) -> Any:
+    return value if not dims else [_nested(value, dims[1:])] * dims[0]
 
 
 def _text(value: Any) -> Any:

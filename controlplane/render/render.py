@@ -103,7 +103,7 @@ def _text(entry: Entry, versions: tuple[int, ...], served: Served) -> str:
             native_states=not served.stand_in,
         )
     )
-    return "\n".join(line.rstrip() for line in rendered.splitlines() if line.strip()) + "\n"
+    return "\n".join(line.rstrip() for line in rendered.split("\n") if line.strip()) + "\n"
 
 
 def _parsed(text: str, subject: str) -> model_config_pb2.ModelConfig:

@@ -1,0 +1,1 @@
+"""Real models, ready to be registered."""
