@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,7 +47,7 @@ class Codec(Generic[Document]):
         Values that equal their default are left out, so that a release with new fields still writes the same text.
         """
         content = self._content(document, exclude_defaults=True)
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def read(self, content: bytes, key: str) -> Document:
         """The document in `content`. Raises NewerFormat, or InvalidInput for what is no such document."""
@@ -90,10 +92,17 @@ CONTROL_PLANE = Codec("control plane's claim", ControlPlane)
 
 def write_manifest(manifest: Manifest) -> tuple[str, bytes]:
     """A version's digest, and the text that it is the digest of. Raises InvalidInput for numbers that JSON lacks."""
-    try:
-        content = MANIFEST.write_canonical(manifest)
-    except ValueError as error:
+    if not _is_finite(asdict(manifest.entry)):
         raise InvalidInput(
-            "the entry holds a number that is not finite", field="example", remedy="leave NaN and infinity out"
-        ) from error
+            "the entry holds a number that is not finite", field="entry", remedy="leave NaN and infinity out"
+        )
+    content = MANIFEST.write_canonical(manifest)
     return hashlib.sha256(content).hexdigest(), content
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

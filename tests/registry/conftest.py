@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from controlplane.registry.open import open_store
 from controlplane.registry.store import ObjectStore
 from tests.registry.servers import BUCKET, S3Server, has_versitygw, moto, versitygw
 
+logging.getLogger("werkzeug").setLevel(logging.WARNING)
 S3_SERVERS = ("moto", *(("versitygw",) if has_versitygw() else ()))
 
 
