@@ -1,0 +1,207 @@
+"""From a file or a folder to an entry: what is read, what is stated, and where the two contradict each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from controlplane.core.entry import DynamicBatching, EnsembleStep, Entry
+from controlplane.core.errors import ControlPlaneError, InvalidEntry, NotFound
+from controlplane.entry.build import build, pin_steps
+
+Dims = Sequence[str | int | None]
+
+
+def onnx_bytes(dims: Dims = ("batch", 4), out: Dims | None = None) -> bytes:
+    """y = Relu(x)."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, dims if out is None else out)
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes a folder of files; returns it."""
+
+    def making(**files: bytes | str) -> Path:
+        folder = tmp_path / "model"
+        for name, content in files.items():
+            path = folder / name.replace("__", "/").replace("_yaml", ".yaml").replace("_onnx", ".onnx").replace(
+                "_py", ".py"
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return folder
+
+    return making
+
+
+def test_a_file_alone_is_enough(make: Make) -> None:
+    built = build("resnet", make(resnet_onnx=onnx_bytes()) / "resnet.onnx")
+    assert list(built.files) == ["model.onnx"]
+    assert built.entry.backend == "onnxruntime"
+    assert built.entry.max_batch_size == 32
+    assert built.entry.dynamic_batching == DynamicBatching()
+    assert [(t.name, t.data_type, t.dims) for t in (*built.entry.inputs, *built.entry.outputs)] == [
+        ("x", "FP32", (4,)),
+        ("y", "FP32", (4,)),
+    ]
+    assert any("32" in fact for fact in built.facts)
+
+
+def test_without_a_free_first_dimension_there_are_no_batches(make: Make) -> None:
+    entry = build("m", make(model_onnx=onnx_bytes((1, "n")))).entry
+    assert (entry.max_batch_size, entry.dynamic_batching, entry.inputs[0].dims) == (0, None, (1, -1))
+
+
+def test_scalars_and_single_numbers(make: Make) -> None:
+    entry = build("m", make(model_onnx=onnx_bytes(()))).entry
+    assert (entry.inputs[0].dims, entry.inputs[0].reshape) == ((1,), None)
+    entry = build("m", make(model_onnx=onnx_bytes(("batch",)))).entry
+    assert (entry.inputs[0].dims, entry.inputs[0].reshape) == ((1,), ())
+
+
+def test_what_is_stated_wins(make: Make) -> None:
+    folder = make(
+        model_onnx=onnx_bytes(("batch", "n")),
+        model_yaml="max_batch_size: 4\ndynamic_batching: null\ninputs: [{name: x, dims: [7]}]\nlabels: {a: b}\n",
+    )
+    built = build("m", folder, overrides={"labels": {"a": "c"}})
+    assert (built.entry.max_batch_size, built.entry.dynamic_batching) == (4, None)
+    assert built.entry.inputs[0].dims == (7,)
+    assert built.entry.outputs[0].dims == (-1,)
+    assert built.entry.labels == {"a": "c"}
+    assert list(built.files) == ["model.onnx"]
+
+
+CONTRADICTIONS: dict[str, tuple[str, str]] = {
+    "no-such-input": ("inputs: [{name: z}]", "inputs[0].name"),
+    "no-such-output": ("outputs: [{name: z}]", "outputs[0].name"),
+    "another-type": ("inputs: [{name: x, data_type: INT32}]", "inputs[0].data_type"),
+    "other-dims": ("inputs: [{name: x, dims: [5]}]", "inputs[0].dims"),
+    "batch-dimension-repeated": ("inputs: [{name: x, dims: [-1, 4]}]", "inputs[0].dims"),
+    "batch-dimension-left-out": ("max_batch_size: 0\ninputs: [{name: x, dims: [4]}]", "inputs[0].dims"),
+    "unknown-state": (
+        "sequence_batching: {states: [{input_name: s, output_name: t, data_type: FP32, dims: [1]}]}",
+        "sequence_batching",
+    ),
+    "example-of-another-shape": ("example: {inputs: {x: [[1, 2]]}}", "example.inputs[x]"),
+    "example-uneven": ("example: {inputs: {x: [[1, 2, 3, 4], [1]]}}", "example.inputs[x]"),
+    "example-of-no-input": ("example: {inputs: {q: [[1]]}}", "example.inputs[q]"),
+    "example-of-text": ("example: {inputs: {x: [[a, b, c, d]]}}", "example.inputs[x]"),
+    "example-too-many": ("max_batch_size: 1\nexample: {inputs: {x: {fill: 1, dims: [2, 4]}}}", "example.inputs[x]"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_contradictions_are_refused(make: Make, case: str) -> None:
+    text, field = CONTRADICTIONS[case]
+    with pytest.raises(InvalidEntry) as caught:
+        build("m", make(model_onnx=onnx_bytes(), model_yaml=text))
+    assert field in [problem.field for problem in caught.value.problems]
+    assert all(problem.remedy for problem in caught.value.problems)
+
+
+def test_batches_of_a_file_that_takes_none(make: Make) -> None:
+    with pytest.raises(InvalidEntry, match="takes no batches"):
+        build("m", make(model_onnx=onnx_bytes((1, 4)), model_yaml="max_batch_size: 8"))
+
+
+def external() -> bytes:
+    """A model that says its weights are in /etc/passwd."""
+    model = onnx.load_model_from_string(onnx_bytes())
+    weights = model.graph.initializer.add(name="w", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value="../../etc/passwd")
+    return model.SerializeToString()
+
+
+HOSTILE = {
+    "empty": b"",
+    "text": b"hello, this is not a model at all",
+    "zeros": bytes(1000),
+    "cut-off": onnx_bytes()[:40],
+    "lfs-pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    "weights-elsewhere": external(),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_no_onnx_is_refused(make: Make, case: str) -> None:
+    with pytest.raises(ControlPlaneError) as caught:
+        build("m", make(model_onnx=HOSTILE[case]))
+    assert caught.value.code == "INVALID"
+    assert caught.value.remedy
+
+
+def test_other_backends_by_their_files(make: Make) -> None:
+    tensors = "inputs: [{name: x, data_type: FP32, dims: [1]}]\noutputs: [{name: y__0, data_type: FP32, dims: [1]}]\n"
+    folder = make(model_py="pass", model_yaml=tensors)
+    assert build("m", folder).entry.backend == "python"
+    (folder / "model.py").rename(folder / "net.pt")
+    built = build("m", folder)
+    assert (built.entry.backend, built.entry.default_model_filename) == ("pytorch", "net.pt")
+
+
+def test_what_can_not_be_read_must_be_stated(make: Make) -> None:
+    with pytest.raises(InvalidEntry) as caught:
+        build("m", make(model_py="pass"))
+    assert [problem.field for problem in caught.value.problems] == ["inputs", "outputs"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ""])
+def test_hostile_names(make: Make, name: str) -> None:
+    with pytest.raises(ControlPlaneError) as caught:
+        build(name, make(model_onnx=onnx_bytes()))
+    assert caught.value.field == "name"
+
+
+def test_two_names(make: Make) -> None:
+    folder = make(model_onnx=onnx_bytes(), model_yaml="name: a")
+    assert build(None, folder).entry.name == "a"
+    with pytest.raises(ControlPlaneError, match="'a'"):
+        build("b", folder)
+
+
+def test_links_out_of_the_folder_are_refused(make: Make, tmp_path: Path) -> None:
+    folder = make(model_onnx=onnx_bytes())
+    (tmp_path / "secret").write_text("s")
+    os.symlink(tmp_path / "secret", folder / "labels.txt")
+    with pytest.raises(ControlPlaneError, match="out of"):
+        build("m", folder)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        build("m", tmp_path / "gone.onnx")
+    with pytest.raises(NotFound):
+        build("m", entry_file=tmp_path / "gone.yaml")
+
+
+def test_a_triton_repository_is_explained(make: Make) -> None:
+    folder = make(model_onnx=onnx_bytes())
+    (folder / "config.pbtxt").write_text('name: "m"')
+    with pytest.raises(ControlPlaneError) as caught:
+        build("m", folder)
+    assert caught.value.field == "config"
+
+
+def test_the_steps_of_an_ensemble_are_pinned(make: Make) -> None:
+    steps = "ensemble: [{model_name: a, input_map: {x: x}, output_map: {y: y}}]\n"
+    tensors = "inputs: [{name: x, data_type: FP32, dims: [1]}]\noutputs: [{name: y, data_type: FP32, dims: [1]}]\n"
+    entry = build("m", make(model_yaml=steps + tensors)).entry
+    assert (entry.backend, entry.ensemble[0].model_version) == ("ensemble", None)
+    pinned: Entry = pin_steps(entry, {"a": 3}.get)
+    assert pinned.ensemble == (
+        EnsembleStep(model_name="a", model_version=3, input_map={"x": "x"}, output_map={"y": "y"}),
+    )
+    with pytest.raises(NotFound, match="a has no stable version"):
+        pin_steps(entry, {}.get)
