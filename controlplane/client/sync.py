@@ -12,6 +12,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from controlplane.client.access import Access
+from controlplane.core.errors import ControlPlaneError
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,21 @@ class SyncLoop(Generic[Report, Order]):
                 if order is not None:
                     await self._apply(order)
 
+    async def tell(self, *, timeout_s: float) -> bool:
+        """Report once more, without waiting for an order: the last word, after `run` has ended. Whether it arrived."""
+        try:
+            access = self._access()
+            async with httpx2.AsyncClient(timeout=timeout_s) as http:
+                answer = await http.post(
+                    f"{access.url}{self._path}",
+                    params={"wait_s": 0},
+                    content=self._reports.dump_json(self._report()),
+                    headers={"authorization": f"Bearer {access.token}", "content-type": "application/json"},
+                )
+            return bool(answer.is_success)
+        except (httpx2.HTTPError, OSError, ValueError, ControlPlaneError):
+            return False
+
     async def _call_or_news(self, http: httpx2.AsyncClient) -> Order | None:
         call = asyncio.ensure_future(self._call(http))
         news = asyncio.ensure_future(self._news.wait())
@@ -87,7 +103,7 @@ class SyncLoop(Generic[Report, Order]):
             order = (
                 None if answer.status_code == httpx2.codes.NO_CONTENT else self._orders.validate_json(answer.content)
             )
-        except (httpx2.HTTPError, OSError, ValueError) as error:
+        except (httpx2.HTTPError, OSError, ValueError, ControlPlaneError) as error:
             self._failures += 1
             if self._failures in (1, 10, 100):
                 log.warning("controller does not answer", path=self._path, error=str(error), attempts=self._failures)

@@ -1,0 +1,1 @@
+"""The process beside each server: asks the controller what to hold, loads it, proves it, reports."""

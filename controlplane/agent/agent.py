@@ -1,0 +1,311 @@
+"""The agent: the sync call on one side, the server on the other, a keeper for each model in between."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import structlog
+
+from controlplane.agent.blame import Crash, judge
+from controlplane.agent.disk import BlobStore
+from controlplane.agent.gate import LoadGate
+from controlplane.agent.keeper import Keeper, Surroundings
+from controlplane.agent.ledger import Ledger, Line
+from controlplane.agent.reconcile import Held
+from controlplane.agent.server import Death, Server, ServerDied
+from controlplane.agent.settings import Settings
+from controlplane.client.access import Access
+from controlplane.client.sync import SyncLoop
+from controlplane.core.messages import Assignment, ReplicaReport, Wanted
+from controlplane.core.snapshot import Key
+from controlplane.local.home import Home
+
+log = structlog.get_logger(__name__)
+
+GATHER_S = 0.02
+"""Changes within this time go up in one report."""
+LAST_WORD_S = 5.0
+CRASHES_KEPT = 20
+IN_USE_S = 60.0
+"""A version asked within this time before a crash may have caused it."""
+
+
+class Agent:
+    """One replica's agent. `run` it; it ends when the controller says stop, or when `stop` is called."""
+
+    def __init__(self, settings: Settings, server: Server, access: Callable[[], Access]) -> None:
+        folder = Home(settings.home).replica(settings.replica)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        self._server = server
+        self._ledger = Ledger(folder)
+        self._store = BlobStore(
+            folder / "blobs", budget_bytes=settings.disk_bytes, parallel=settings.parallel_downloads
+        )
+        self._incarnation = secrets.token_hex(8)
+        self._assignment = self._ledger.assignment()
+        self._current = False
+        """Whether the assignment came from the controller, and its download addresses were good when last used."""
+        self._stop = asyncio.Event()
+        self._ordered_to_stop = False
+        self._keepers: dict[str, Keeper] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: asyncio.Future[None]
+        self._poke: asyncio.TimerHandle | None = None
+        self._crashes: list[Crash] = []
+        self._used_at: dict[Key, float] = {}
+        self._requests: dict[Key, int] = {}
+        self._around = Surroundings(
+            settings=settings,
+            server=server,
+            store=self._store,
+            gate=LoadGate(settings.parallel_loads),
+            loading=set(),
+            careful=set(),
+            is_ready=self._is_ready,
+            changed=self._changed,
+            expired=self._expired,
+        )
+        self._sync: SyncLoop[ReplicaReport, Assignment] = SyncLoop(
+            path=f"/v1/replicas/{settings.replica}/sync",
+            access=access,
+            report=self.report,
+            apply=self.apply,
+            report_type=ReplicaReport,
+            order_type=Assignment,
+        )
+
+    # Its life.
+
+    async def run(self) -> bool:
+        """Work until told to stop; then end the server, too. Returns whether it was the controller that said so.
+        Cancelled instead, or killed, it leaves the server running for the next agent."""
+        self._broken = asyncio.get_running_loop().create_future()
+        if self._assignment is not None:
+            self._hand_out(self._assignment.wanted)
+        syncing = asyncio.create_task(self._sync.run())
+        work: set[asyncio.Future[Any]] = {
+            asyncio.create_task(self._server.supervise(self)),
+            asyncio.create_task(self._watch_use()),
+            asyncio.create_task(self._stop.wait()),
+            self._broken,
+        }
+        try:
+            done, _ = await asyncio.wait({*work, syncing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await _cancel(*work, *self._tasks)
+            self._store.close()
+        log.info("stopping", ordered=self._ordered_to_stop)
+        ending = asyncio.create_task(self._server.stop())
+        await asyncio.sleep(0)
+        self._sync.poke()  # "stopping"
+        await ending
+        await _cancel(syncing)
+        heard = await self._sync.tell(timeout_s=LAST_WORD_S)
+        log.info("stopped", controller_heard=heard)
+        return self._ordered_to_stop
+
+    def stop(self) -> None:
+        """End the server and then this agent."""
+        self._stop.set()
+
+    # The controller's side.
+
+    def report(self) -> ReplicaReport:
+        """How things are now."""
+        status, held = self._server.status, self._assignment
+        return ReplicaReport(
+            replica=self._settings.replica,
+            fleet=self._settings.fleet,
+            incarnation=self._incarnation,
+            epoch=held.epoch if held and self._current else 0,
+            generation=held.generation if held and self._current else 0,
+            server=status.state,
+            reason=status.reason,
+            endpoint=status.endpoint,
+            metrics_port=status.metrics_port,
+            capabilities=status.capabilities,
+            copies=tuple(copy for _, keeper in sorted(self._keepers.items()) for copy in keeper.copies()),
+            crashes=status.crashes,
+            disk_free_bytes=self._store.free_bytes(),
+        )
+
+    async def apply(self, order: Assignment) -> None:
+        """Take an assignment, unless it is of an older epoch or older than what is held."""
+        held = self._assignment
+        if held is not None and order.epoch < held.epoch:
+            log.warning("an order of an older epoch is refused", epoch=order.epoch, seen=held.epoch)
+            await asyncio.sleep(1.0)  # whoever sent it is about to find out that it no longer leads
+            return
+        if held is not None and self._current and (order.epoch, order.generation) < (held.epoch, held.generation):
+            return
+        self._ledger.accept(replace(order, wanted=()) if order.stop else order)
+        self._assignment, self._current = order, True
+        log.info("assignment", epoch=order.epoch, generation=order.generation, versions=len(order.wanted))
+        self._hand_out(order.wanted)
+        if order.stop:
+            self._ordered_to_stop = True
+            self.stop()
+
+    def _hand_out(self, wanted: tuple[Wanted, ...]) -> None:
+        by_model: dict[str, dict[int, Wanted]] = defaultdict(dict)
+        for each in wanted:
+            by_model[each.model][each.version] = each
+        for model in by_model.keys() | self._keepers.keys():
+            self._keeper(model).want(by_model.get(model, {}))
+        self._changed()
+
+    def _keeper(self, model: str) -> Keeper:
+        keeper = self._keepers.get(model)
+        if keeper is None:
+            keeper = self._keepers[model] = Keeper(model, self._around)
+            if self._server.status.state == "ready":
+                keeper.server_up()
+            task = asyncio.create_task(self._run_keeper(keeper), name=model)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return keeper
+
+    async def _run_keeper(self, keeper: Keeper) -> None:
+        await asyncio.sleep(0)  # it is told what is wanted first
+        try:
+            await keeper.run()
+        except Exception as error:  # noqa: BLE001 - a defect: the agent ends with it, and the next one takes over
+            if not self._broken.done():
+                self._broken.set_exception(error)
+        finally:
+            if self._keepers.get(keeper.model) is keeper:
+                del self._keepers[keeper.model]
+            self._changed()
+
+    def _changed(self) -> None:
+        """Something that a report shows is different: write down what must be, and report soon."""
+        held = [each for keeper in self._keepers.values() for each in keeper.held.values() if each.wanted]
+        self._store.kept = frozenset(file.sha256 for each in held if each.wanted for file in each.wanted.manifest.files)
+        self._ledger.write(
+            tuple(
+                Line(wanted=replace(each.wanted, sources={}), proved=each.proved)
+                for each in held
+                if each.wanted and (each.loaded or each.doing == "loading")
+            )
+        )
+        for keeper in self._keepers.values():
+            keeper.others_changed()
+        if self._poke is None:
+            self._poke = asyncio.get_running_loop().call_later(GATHER_S, self._report_now)
+
+    def _report_now(self) -> None:
+        self._poke = None
+        self._sync.poke()
+
+    def _expired(self) -> None:
+        """A download address is refused: an agent that holds no assignment is sent a fresh one."""
+        self._current = False
+        self._changed()
+
+    def _is_ready(self, key: Key) -> bool:
+        keeper = self._keepers.get(key.model)
+        held = keeper.held.get(key.version) if keeper else None
+        return held is not None and held.proved
+
+    # The server's side.
+
+    def server_up(self, loaded: Mapping[Key, Literal["ready", "loading"]]) -> None:
+        """Tell every keeper, and what an adopted server holds to whom it belongs."""
+        lines = self._ledger.lines() if loaded else {}
+        for key, state in loaded.items():
+            line = lines.get(key)
+            keeper = self._keeper(key.model)
+            if state == "loading" and line is not None:
+                keeper.adopt(key.version, Held(wanted=line.wanted))
+            else:
+                keeper.adopt(
+                    key.version,
+                    Held(
+                        wanted=line.wanted if line else None,
+                        files=line is not None,
+                        loaded=True,
+                        proved=line is not None and line.proved,
+                    ),
+                )
+        if self._assignment is not None and self._current:
+            self._hand_out(self._assignment.wanted)
+        for keeper in list(self._keepers.values()):
+            keeper.server_up()
+        self._changed()
+
+    def server_down(self, death: Death) -> None:
+        """Find out whose fault it was, as far as that can be known, and have everything loaded again but that."""
+        guilty: dict[str, dict[int, str]] = defaultdict(dict)
+        if death.how in ("crash", "hang"):
+            self._crashes = [*self._crashes, self._crash(death.how)][-CRASHES_KEPT:]
+            verdict = judge(self._crashes, window_s=self._settings.crash_window_s)
+            log.error(
+                "the server crashed",
+                reason=death.reason,
+                loading=sorted(map(str, self._around.loading)),
+                guilty=str(verdict.guilty) if verdict.guilty else "not known",
+            )
+            self._around.careful.update(verdict.careful)
+            if verdict.guilty is not None:
+                self._around.careful.discard(verdict.guilty)
+                guilty[verdict.guilty.model][verdict.guilty.version] = f"{verdict.reason} ({death.reason})"
+        self._requests.clear()
+        self._used_at.clear()
+        for model, keeper in list(self._keepers.items()):
+            keeper.server_down(guilty.get(model, {}))
+        self._changed()
+
+    def _crash(self, how: Literal["crash", "hang"]) -> Crash:
+        now = time.monotonic()
+        loaded = (
+            Key(k.model, number) for k in self._keepers.values() for number, each in k.held.items() if each.loaded
+        )
+        recent = {key for key, at in self._used_at.items() if now - at < IN_USE_S}
+        return Crash(
+            at=now,
+            how=how,
+            loading=frozenset(self._around.loading),
+            loaded=frozenset(loaded),
+            in_use=frozenset(recent),
+        )
+
+    def server_changed(self) -> None:
+        """Report it."""
+        self._changed()
+
+    async def _watch_use(self) -> None:
+        """Follow which versions are in use: for the controller, which makes room by it, and to blame after a crash."""
+        while True:
+            await asyncio.sleep(self._settings.use_every_s)
+            if self._server.status.state != "ready":
+                continue
+            try:
+                used = await self._server.use()
+            except ServerDied:
+                continue
+            news = False
+            for key, use in used.items():
+                if use.requests != self._requests.get(key, 0) or use.pending:
+                    self._used_at[key] = time.monotonic()
+                    self._requests[key] = use.requests
+                    news = True
+                keeper = self._keepers.get(key.model)
+                if keeper is not None and use.last_used_at is not None:
+                    keeper.used(key.version, use.last_used_at)
+            if news:
+                self._changed()
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

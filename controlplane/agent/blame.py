@@ -1,0 +1,61 @@
+"""Whose fault the end of a server was, as far as that can be known. Pure.
+
+What is known: which versions were loading, which were loaded, which were in use shortly before. Triton does not say
+which request was being computed, so with several versions in use nobody is blamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from controlplane.core.snapshot import Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crash:
+    """An unexpected end at `at` (seconds, any clock), and what the server was doing."""
+
+    at: float
+    how: Literal["crash", "hang"]
+    loading: frozenset[Key] = frozenset()
+    loaded: frozenset[Key] = frozenset()
+    in_use: frozenset[Key] = frozenset()
+
+    @property
+    def suspects(self) -> frozenset[Key]:
+        """Who can have done it: whatever was loading; else the only version loaded; else the only one in use; else
+        nobody in particular (empty)."""
+        if self.loading:
+            return self.loading
+        if len(self.loaded) == 1:
+            return self.loaded
+        return self.in_use if len(self.in_use) == 1 else frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`guilty` is not loaded again; `careful` are loaded one at a time, so that the next crash has one suspect."""
+
+    guilty: Key | None = None
+    reason: str = ""
+    careful: frozenset[Key] = frozenset()
+
+
+def judge(crashes: Sequence[Crash], *, window_s: float) -> Verdict:
+    """The verdict after the last of `crashes` (in order of time). A crash with one version loading settles it; a hang,
+    or a crash while serving, has to happen twice within `window_s` with the same only suspect."""
+    last = crashes[-1]
+    if len(last.suspects) != 1:
+        return Verdict(careful=last.loading)
+    suspect = next(iter(last.suspects))
+    if last.loading and last.how == "crash":
+        return Verdict(guilty=suspect, reason="the server died while loading it")
+    before = [each for each in crashes[:-1] if last.at - each.at <= window_s and each.suspects == last.suspects]
+    if not before:
+        return Verdict(careful=last.loading)
+    doing = "loading" if last.loading else "serving"
+    return Verdict(
+        guilty=suspect, reason=f"the server {'died' if last.how == 'crash' else 'hung'} twice while {doing} it"
+    )

@@ -1,0 +1,223 @@
+"""The blobs on the disk: downloaded beside, checked while they are written, kept by digest, within a budget."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import httpx2
+import stamina
+
+from controlplane.core.errors import InvalidInput, Unavailable
+from controlplane.core.models import ArtifactFile
+
+CHUNK_BYTES = 1 << 20
+RESERVE_BYTES = 64 << 20
+"""What a download leaves free on the file system, whatever the budget says."""
+ATTEMPTS = 4
+_REFUSED = frozenset({400, 401, 403})
+"""How object stores answer an address whose time is over (AWS: 403; some others: 400 or 401)."""
+
+
+class FetchFailed(Unavailable):
+    """A file could not be downloaded."""
+
+
+class SourceExpired(FetchFailed):
+    """The download address is not accepted (any more): a new assignment brings a new one."""
+
+
+class DiskFull(FetchFailed):
+    """There is no room for the files, and nothing that may go."""
+
+
+class BlobStore:
+    """Files by SHA-256 in one folder. A version in use holds hard links to them, so a blob without other links is free
+    to go; the least recently used goes first (its time of modification is when it was last given up)."""
+
+    def __init__(self, folder: Path, *, budget_bytes: int, parallel: int) -> None:
+        self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._budget = budget_bytes
+        self._threads = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="download")
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._room = threading.Lock()
+        self._reserved: dict[str, int] = {}
+        self.kept: frozenset[str] = frozenset()
+        """Digests that must stay although nothing links to them yet."""
+        self._closing = threading.Event()
+
+    def close(self) -> None:
+        """End downloads soon; what they have got so far is kept for the next agent."""
+        self._closing.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where the blob lies, or would."""
+        return self._folder / sha256
+
+    def has(self, file: ArtifactFile) -> bool:
+        """Whether the blob is there, whole. Blobs are checked before they get their names, so the size is enough."""
+        try:
+            return self.path(file.sha256).stat().st_size == file.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def used_bytes(self) -> int:
+        """What the blobs take."""
+        return sum(size for _, size, _ in self._blobs())
+
+    def free_bytes(self) -> int:
+        """What can still be downloaded without anything leaving."""
+        free = shutil.disk_usage(self._folder).free - RESERVE_BYTES
+        return max(0, min(self._budget - self.used_bytes(), free))
+
+    async def fetch(self, files: Sequence[ArtifactFile], sources: Mapping[str, str]) -> None:
+        """Have all `files` here. Raises FetchFailed or one of its kinds; what is complete stays."""
+        tasks = [asyncio.create_task(self._fetch(file, sources)) for file in files if not self.has(file)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fetch(self, file: ArtifactFile, sources: Mapping[str, str]) -> None:
+        source = sources.get(file.sha256)
+        async with self._locks.setdefault(file.sha256, asyncio.Lock()):
+            if self.has(file):
+                return
+            if source is None:
+                raise SourceExpired(f"there is no source for {file.path}")
+            cancelled = threading.Event()
+            future = asyncio.get_running_loop().run_in_executor(self._threads, self._get, file, source, cancelled)
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError:
+                cancelled.set()
+                with contextlib.suppress(Exception):
+                    await future
+                raise
+
+    # In a download thread.
+
+    def _get(self, file: ArtifactFile, source: str, cancelled: threading.Event) -> None:
+        partial = self._folder / f".partial-{file.sha256}"
+        try:
+            self._make_room(file)
+            for attempt in stamina.retry_context(on=httpx2.TransportError, attempts=ATTEMPTS, timeout=60.0):
+                with attempt:
+                    digest, size = self._transfer(file, source, partial, cancelled)
+            if size != file.size_bytes or digest != file.sha256:
+                partial.unlink(missing_ok=True)
+                raise FetchFailed(
+                    f"{file.path} arrived with {size} bytes and SHA-256 {digest[:12]}…, but the registry says "
+                    f"{file.size_bytes} bytes and {file.sha256[:12]}…",
+                    remedy="the stored file is damaged: register the same bytes again",
+                )
+            partial.replace(self.path(file.sha256))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                partial.unlink(missing_ok=True)
+                raise DiskFull(f"the disk is full: {file.path} needs {file.size_bytes} bytes") from error
+            raise FetchFailed(f"{file.path} can't be read or written: {error}") from error
+        except httpx2.HTTPError as error:
+            raise FetchFailed(f"{file.path} can't be downloaded: {type(error).__name__}: {error}") from error
+        finally:
+            with self._room:
+                self._reserved.pop(file.sha256, None)
+
+    def _transfer(self, file: ArtifactFile, source: str, partial: Path, cancelled: threading.Event) -> tuple[str, int]:
+        """Write what is still missing of the file; returns the SHA-256 and the size of all of it."""
+        with partial.open("a+b") as out:
+            out.seek(0)
+            digest, size = _digest_of(out)
+            if size == file.size_bytes:
+                return digest.hexdigest(), size
+            with _open(source, size if size < file.size_bytes else 0) as (begins_at, chunks):
+                if begins_at != size:
+                    out.truncate(0)
+                    digest, size = hashlib.sha256(), 0
+                for chunk in chunks:
+                    if cancelled.is_set() or self._closing.is_set():
+                        raise FetchFailed(f"the download of {file.path} was called off")
+                    digest.update(chunk)
+                    out.write(chunk)
+                    size += len(chunk)
+                    if size > file.size_bytes:
+                        break
+        return digest.hexdigest(), size
+
+    def _make_room(self, file: ArtifactFile) -> None:
+        """Reserve the file's size, letting unused blobs go, least recently used first. Raises DiskFull."""
+        with self._room:
+            blobs = sorted(self._blobs())
+            used = sum(size for _, size, _ in blobs) + sum(self._reserved.values())
+            disk_free = shutil.disk_usage(self._folder).free - RESERVE_BYTES - sum(self._reserved.values())
+            missing = max(used + file.size_bytes - self._budget, file.size_bytes - disk_free)
+            unused = [
+                (size, path) for _, size, path in blobs if path.name not in self.kept and path.stat().st_nlink == 1
+            ]
+            if missing > sum(size for size, _ in unused):
+                raise DiskFull(
+                    f"there is no room for {file.path}: {missing} bytes are missing "
+                    f"({used} of {self._budget} in use, {max(0, disk_free)} free on the file system)",
+                    remedy="give the fleet more disk, or take models off it",
+                )
+            for size, path in unused:
+                if missing <= 0:
+                    break
+                path.unlink()
+                missing -= size
+            self._reserved[file.sha256] = file.size_bytes
+
+    def _blobs(self) -> Iterator[tuple[float, int, Path]]:
+        """Complete blobs: last used (seconds since 1970), size in bytes, path."""
+        for entry in os.scandir(self._folder):
+            if not entry.name.startswith("."):
+                status = entry.stat()
+                yield status.st_mtime, status.st_size, Path(entry.path)
+
+    def touch(self, files: Sequence[ArtifactFile]) -> None:
+        """Note that the files were in use until now. One that is linked into a version is left alone: Triton would take
+        it for changed."""
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                if self.path(file.sha256).stat().st_nlink == 1:
+                    os.utime(self.path(file.sha256))
+
+
+def _digest_of(file: IO[bytes]) -> tuple[hashlib._Hash, int]:
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+    return digest, size
+
+
+@contextlib.contextmanager
+def _open(source: str, offset: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """A source from `offset` bytes on, or from where it can begin: the actual offset, and chunks."""
+    if source.startswith("/"):
+        with Path(source).open("rb") as file:
+            file.seek(offset)
+            yield offset, iter(lambda: file.read(CHUNK_BYTES), b"")
+        return
+    if not source.startswith(("https://", "http://")):
+        raise InvalidInput("a source is neither a path nor an http address")
+    headers = {"accept-encoding": "identity"} | ({"range": f"bytes={offset}-"} if offset else {})
+    with httpx2.stream("GET", source, headers=headers, timeout=30.0) as answer:
+        if answer.status_code in _REFUSED:
+            raise SourceExpired(f"the download address is refused with {answer.status_code}")
+        if answer.status_code not in (200, 206):
+            raise FetchFailed(f"the download is answered with {answer.status_code}")
+        yield offset if answer.status_code == 206 else 0, answer.iter_raw(CHUNK_BYTES)

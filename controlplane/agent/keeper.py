@@ -1,0 +1,326 @@
+"""Keeps one model on this replica as it is wanted: one step after the other, never two at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from controlplane.agent.disk import BlobStore, SourceExpired
+from controlplane.agent.gate import LoadGate
+from controlplane.agent.reconcile import Failure, Forget, Held, Keep, Load, Prove, next_retry, next_step, to_fetch
+from controlplane.agent.server import ModelStuck, Server, ServerDied
+from controlplane.agent.settings import Settings
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, LoadFailed
+from controlplane.core.messages import Copy, Wanted
+from controlplane.core.models import Manifest
+from controlplane.core.snapshot import Key
+
+log = structlog.get_logger(__name__)
+
+SERVER_MOVES_S = 10.0
+"""How long to wait for word that the server is down, after a call to it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the keepers of a replica share. `loading` and `careful` are for finding out who crashes the server.
+
+    `changed` is called at each change that a report shows, `expired` when a download address is refused.
+    """
+
+    settings: Settings
+    server: Server
+    store: BlobStore
+    gate: LoadGate
+    loading: set[Key]
+    careful: set[Key]
+    is_ready: Callable[[Key], bool]
+    changed: Callable[[], None]
+    expired: Callable[[], None]
+
+
+class Keeper:
+    """One model. `want` says what shall be; `run` makes it so and ends when nothing is wanted and nothing is left."""
+
+    def __init__(self, model: str, surroundings: Surroundings) -> None:
+        self.model = model
+        self.held: dict[int, Held] = {}
+        self._around = surroundings
+        self._wanted: dict[int, Wanted] | None = None
+        self._moved = asyncio.Event()
+        self._server_up = False
+        self._life = 0
+        self._blocked: frozenset[int] = frozenset()
+        self._fetches: dict[int, asyncio.Task[None]] = {}
+        self._log = log.bind(model=model, replica=surroundings.settings.replica)
+
+    # What others tell it.
+
+    def want(self, wanted: Mapping[int, Wanted]) -> None:
+        """All versions that shall be held."""
+        self._wanted = dict(wanted)
+        for number, each in wanted.items():
+            present = self.held.get(number)
+            if present is None:
+                self.held[number] = Held(wanted=each)
+            elif present.digest == each.digest:
+                self.held[number] = replace(present, wanted=each)  # its sources may be fresher
+        for number, task in self._fetches.items():
+            if number not in wanted:
+                task.cancel()
+        self._around.changed()
+        self._moved.set()
+
+    def adopt(self, version: int, held: Held) -> None:
+        """The server has this version already, or is loading it."""
+        wanted = self._wanted.get(version) if self._wanted else None
+        if wanted and not held.loaded and held.digest != wanted.digest:
+            held = Held(wanted=None, loaded=True)  # something else under this number: it has to go first
+        self.held[version] = held
+        self._moved.set()
+
+    def server_up(self) -> None:
+        """Loads can be done."""
+        self._server_up = True
+        self._moved.set()
+
+    def server_down(self, guilty: Mapping[int, str]) -> None:
+        """Nothing is loaded any more. `guilty`: versions that took the server down, with the reason."""
+        self._server_up = False
+        self._life += 1
+        for number, each in list(self.held.items()):
+            bare = replace(each, loaded=False, proved=False, memory_bytes=None)
+            if number in guilty:
+                self._log.error("version crashed the server", version=number, reason=guilty[number])
+                bare = replace(bare, failure=Failure(reason=guilty[number], blames="crash"))
+            self.held[number] = bare
+        self._moved.set()
+
+    def used(self, version: int, at: float) -> None:
+        """The time of the last inference (seconds since 1970)."""
+        if version in self.held:
+            self.held[version] = replace(self.held[version], last_used_at=at)
+
+    def others_changed(self) -> None:
+        """Look again, if this one waits for other models."""
+        if self._blocked:
+            self._moved.set()
+
+    # What it says.
+
+    def copies(self) -> tuple[Copy, ...]:
+        """Its versions, as the controller is told of them."""
+        return tuple(self._copy(number, each, each.wanted) for number, each in sorted(self.held.items()) if each.wanted)
+
+    def _copy(self, number: int, held: Held, wanted: Wanted) -> Copy:
+        failure = held.failure
+        copy = Copy(
+            model=self.model,
+            version=number,
+            digest=wanted.digest,
+            state=held.doing or ("failed" if failure else "ready" if held.proved else "pending"),
+            memory_bytes=held.memory_bytes,
+            last_used_at=held.last_used_at,
+        )
+        if failure and copy.state == "failed":
+            return replace(copy, reason=failure.reason, blames=failure.blames)
+        if copy.state == "pending":
+            missing = self._missing_steps(wanted.manifest)
+            waits = "waits for the server" if not self._server_up else "waits its turn"
+            return replace(copy, reason=f"waits for {missing[0]}" if missing else waits)
+        return copy
+
+    # What it does.
+
+    async def run(self) -> None:
+        """Step by step, until nothing is wanted and nothing is left."""
+        try:
+            while self.held or self._wanted:
+                self._moved.clear()
+                self._begin_fetches()
+                step = self._next_step()
+                if step is None:
+                    await self._wait(next_retry(self.held, now=time.monotonic()))
+                else:
+                    await self._do(step)
+        finally:
+            for task in self._fetches.values():
+                task.cancel()
+            await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        try:
+            await asyncio.wait_for(self._moved.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _next_step(self) -> Forget | Keep | Load | Prove | None:
+        if self._wanted is None:
+            return None  # nothing has been ordered yet: unknown is not unwanted
+        wanted = {number: each.digest for number, each in self._wanted.items()}
+        self._blocked = frozenset(n for n, each in self._wanted.items() if self._missing_steps(each.manifest))
+        step = next_step(wanted, self.held, now=time.monotonic(), blocked=self._blocked)
+        return step if self._server_up or isinstance(step, Forget) else None
+
+    def _missing_steps(self, manifest: Manifest) -> list[Key]:
+        needed = (
+            Key(step.model_name, step.model_version)
+            for step in manifest.entry.ensemble
+            if step.model_version is not None
+        )
+        return [key for key in needed if not self._around.is_ready(key)]
+
+    def _change(self, version: int, **changes: Any) -> None:
+        if version in self.held:
+            self.held[version] = replace(self.held[version], **changes)
+            self._around.changed()
+
+    def _fail(self, version: int, error: Exception, *, model: bool) -> None:
+        """Note a failure. The model's own are not tried again; others are, ever more slowly."""
+        held = self.held.get(version)
+        if held is None or (held.failure is not None and held.failure.blames == "crash"):
+            return
+        settings = self._around.settings
+        delay_s = min(settings.retry_min_s * 2**held.attempts, settings.retry_max_s)
+        failure = Failure(
+            reason=str(error),
+            blames="model" if model else "environment",
+            retry_at=None if model else time.monotonic() + delay_s,
+        )
+        self._log.warning("version failed", version=version, reason=failure.reason, blames=failure.blames)
+        self._change(version, failure=failure, attempts=held.attempts + 1, doing=None)
+
+    # Downloads.
+
+    def _begin_fetches(self) -> None:
+        for number in to_fetch(self.held, now=time.monotonic()):
+            wanted = self.held[number].wanted
+            if number not in self._fetches and wanted is not None:
+                self._change(number, doing="downloading", failure=None)
+                self._fetches[number] = asyncio.create_task(self._fetch(number, wanted))
+
+    async def _fetch(self, number: int, wanted: Wanted) -> None:
+        store = self._around.store
+        try:
+            began = time.monotonic()
+            await store.fetch(wanted.manifest.files, wanted.sources)
+            self._log.info("files are here", version=number, seconds=round(time.monotonic() - began, 3))
+            self._change(number, files=True, doing=None, failure=None, attempts=0)
+        except SourceExpired as error:
+            self._fail(number, error, model=False)
+            self._around.expired()
+        except (ControlPlaneError, OSError) as error:
+            self._fail(number, error, model=False)
+        finally:
+            del self._fetches[number]
+            if number in self.held and self.held[number].doing == "downloading":
+                self._change(number, doing=None)
+            self._moved.set()
+
+    # Loads.
+
+    async def _do(self, step: Forget | Keep | Load | Prove) -> None:
+        if isinstance(step, Forget):
+            gone = self.held.pop(step.version)
+            if gone.wanted is not None:
+                self._around.store.touch(gone.wanted.manifest.files)
+            if self._wanted and step.version in self._wanted:
+                self.held[step.version] = Held(wanted=self._wanted[step.version])
+            self._around.changed()
+        elif isinstance(step, Keep):
+            await self._keep(step)
+        elif isinstance(step, Load):
+            await self._load(step)
+        else:
+            await self._prove(step.version)
+
+    async def _keep(self, step: Keep) -> None:
+        going = [number for number, each in self.held.items() if each.loaded and number not in step.versions]
+        for number in going:
+            if self.held[number].failure is None:
+                self._change(number, doing="unloading", proved=False)
+        self._log.info("unloading", versions=going)
+        try:
+            if step.versions:
+                await self._around.server.serve(self.model, self._manifests(step.versions), self._around.store.path)
+            else:
+                await self._around.server.give_up(self.model)
+        except ServerDied:
+            await self._server_moves()
+        except (ControlPlaneError, OSError) as error:
+            self._log.warning("unloading failed, and is tried again", versions=going, reason=str(error))
+            await self._wait(self._around.settings.retry_min_s)
+        else:
+            for number in going:
+                self._change(number, loaded=False, proved=False, memory_bytes=None)
+        finally:
+            for number in going:
+                self._change(number, doing=None)
+
+    def _manifests(self, versions: frozenset[int]) -> dict[int, Manifest]:
+        known = {number: self.held[number].wanted for number in versions}
+        return {number: wanted.manifest for number, wanted in known.items() if wanted is not None}
+
+    async def _load(self, step: Load) -> None:
+        key, around = Key(self.model, step.version), self._around
+        async with around.gate.enter(alone=key in around.careful) as way:
+            if self._next_step() != step:
+                return  # the world has changed while this waited
+            manifests = self._manifests(step.present | {step.version})
+            if not all(around.store.has(file) for file in manifests[step.version].files):
+                self._change(step.version, files=False)
+                return
+            around.loading.add(key)
+            life = self._life
+            self._change(step.version, doing="loading", failure=None)
+            began = time.monotonic()
+            before = await asyncio.to_thread(around.server.memory_bytes)
+            try:
+                await around.server.serve(self.model, manifests, around.store.path)
+                if self._life != life:
+                    raise ServerDied("the server ended meanwhile")
+                self._change(step.version, loaded=True)
+                await around.server.prove(self.model, step.version, manifests[step.version])
+                took = await asyncio.to_thread(around.server.memory_bytes) - before
+                if self._life != life:
+                    raise ServerDied("the server ended meanwhile")
+                measured = took if way.alone and took > 0 else None
+                self._change(step.version, proved=True, attempts=0, memory_bytes=measured)
+                self._log.info(
+                    "version is ready",
+                    version=step.version,
+                    seconds=round(time.monotonic() - began, 3),
+                    memory_bytes=measured,
+                )
+            except ServerDied:
+                await self._server_moves()
+            except (ModelStuck, LoadFailed) as error:
+                self._fail(step.version, error, model=True)
+            except (DeadlineExceeded, ControlPlaneError, OSError) as error:
+                self._fail(step.version, error, model=False)
+            finally:
+                around.loading.discard(key)
+                self._change(step.version, doing=None)
+
+    async def _prove(self, version: int) -> None:
+        life = self._life
+        try:
+            await self._around.server.prove(self.model, version, self._manifests(frozenset({version}))[version])
+            if self._life == life:
+                self._change(version, proved=True)
+        except ServerDied:
+            await self._server_moves()
+        except LoadFailed as error:
+            self._fail(version, error, model=True)
+
+    async def _server_moves(self) -> None:
+        """A call found no server: wait for word of its end, so as not to ask it again and again."""
+        deadline = time.monotonic() + SERVER_MOVES_S
+        while self._server_up and time.monotonic() < deadline:
+            self._moved.clear()
+            await self._wait(deadline - time.monotonic())

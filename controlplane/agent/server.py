@@ -1,0 +1,105 @@
+"""What the agent asks of a model server. Triton implements it; a server that holds one model only could as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from controlplane.core.errors import LoadFailed, Unavailable
+from controlplane.core.messages import ServerState
+from controlplane.core.models import Capabilities, Manifest
+from controlplane.core.routes import Endpoint
+from controlplane.core.snapshot import Key
+
+
+class ServerDied(Unavailable):
+    """The server went away, or was not there, while something was asked of it."""
+
+
+class ModelStuck(LoadFailed):
+    """A load did not come to an end within its time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatus:
+    """How the server is. `endpoint` and what follows are known once it is ready; `reason` says why it is not."""
+
+    state: ServerState = "starting"
+    reason: str = ""
+    endpoint: Endpoint | None = None
+    metrics_port: int | None = None
+    capabilities: Capabilities | None = None
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """An end of the server. `hang`: killed because it no longer answered; `restart`: killed to end a stuck load;
+    `start`: it did not come up at all."""
+
+    reason: str
+    how: Literal["crash", "hang", "restart", "start"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """How one version has been used since it was loaded. `last_used_at` in seconds since 1970; None: not yet."""
+
+    requests: int = 0
+    pending: int = 0
+    last_used_at: float | None = None
+
+
+class Listener(Protocol):
+    """Who wants to know how the server fares. Called in the event loop; neither call may block."""
+
+    def server_up(self, loaded: Mapping[Key, Literal["ready", "loading"]]) -> None:
+        """The server answers. `loaded` is what it holds already, which is more than nothing only when adopted."""
+
+    def server_down(self, death: Death) -> None:
+        """The server has ended and holds nothing any more; it is being started again."""
+
+    def server_changed(self) -> None:
+        """`status` reads differently now."""
+
+
+BlobPath = Callable[[str], Path]
+"""Where the file with a SHA-256 lies."""
+
+
+class Server(Protocol):
+    """A model server, kept running for as long as `supervise` runs."""
+
+    @property
+    def status(self) -> ServerStatus:
+        """How it is now."""
+
+    async def supervise(self, listener: Listener) -> None:
+        """Adopt the server that an earlier agent left, or start one; start it again whenever it ends. Until cancelled:
+        that leaves the server running, for the next agent."""
+
+    async def stop(self) -> None:
+        """End the server for good. Call it when `supervise` is not running any more."""
+
+    async def serve(self, model: str, versions: Mapping[int, Manifest], blobs: BlobPath) -> None:
+        """Make the server hold exactly `versions` (at least one) of a model; returns when it does. What it holds
+        already is not interrupted. Raises LoadFailed when the model is to blame (what was held stays), ModelStuck when
+        it did not finish in time, ServerDied when the server went away, OSError when the disk fails."""
+
+    async def give_up(self, model: str) -> None:
+        """Make the server hold nothing of a model; returns when requests in flight have ended and its memory is free.
+        Raises ServerDied or DeadlineExceeded."""
+
+    async def prove(self, model: str, version: int, manifest: Manifest) -> None:
+        """Check that the version serves what its entry says. Raises LoadFailed with a sentence, or ServerDied."""
+
+    async def use(self) -> Mapping[Key, Use]:
+        """How the loaded versions have been used. Raises ServerDied."""
+
+    def memory_bytes(self) -> int:
+        """The memory that the server and its helpers take now."""
+
+    async def restart(self, reason: str) -> None:
+        """Kill the server; `supervise` starts it again. For a load that can't be ended in any other way."""

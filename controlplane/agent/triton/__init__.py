@@ -1,0 +1,1 @@
+"""Triton behind the agent's `Server` protocol."""

@@ -1,0 +1,229 @@
+"""The tritonserver process: started, recognised again by the next agent, watched, ended, cleaned up after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import TypeAdapter
+
+from controlplane.agent.settings import Settings
+from controlplane.agent.triton.installation import Installation
+from controlplane.local import processes
+from controlplane.local.home import Home, replace_file
+
+HOST = "127.0.0.1"
+LOG_KEPT_BYTES = 20 << 20
+STUB = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Where a server listens, on loopback."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+class TritonProcess:
+    """The one server process of a replica's folder.
+
+    Files in the folder: `server.json` (which process it is), `ports.json`, `models/` (its repository), `backends/`
+    (links), `empty/` (where it runs: Python's path begins with that folder, so nothing may lie there).
+    """
+
+    def __init__(self, settings: Settings, installation: Installation) -> None:
+        self._settings = settings
+        self._installation = installation
+        home = Home(settings.home)
+        self._home = settings.home
+        self._folder = home.replica(settings.replica)
+        self._record_file = self._folder / "server.json"
+        self._ports_file = self._folder / "ports.json"
+        self.repository = self._folder / "models"
+        self.log_file = home.logs / f"{settings.replica}-triton.log"
+        self.backends: tuple[str, ...] = ()
+        self.ports: Ports | None = None
+        self._prefix = processes.shared_memory_prefix(settings.home, settings.replica)
+        self._process: psutil.Process | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there."""
+        record = processes.read_record(self._record_file)
+        return self._process is not None and record is not None and record.process() is not None
+
+    def adopt(self) -> Ports | None:
+        """Take over the server that an earlier agent left running; None when there is none."""
+        record = processes.read_record(self._record_file)
+        process = record.process() if record else None
+        if process is None:
+            return None
+        try:
+            self.ports = TypeAdapter(Ports).validate_json(self._ports_file.read_bytes())
+        except (FileNotFoundError, ValueError):
+            processes.stop(process, grace_s=0)  # it can't be reached: nobody knows where it listens
+            return None
+        self._process = process
+        self.backends = tuple(sorted(each.name for each in (self._folder / "backends").iterdir()))
+        return self.ports
+
+    def start(self) -> Ports:
+        """Start a server on free ports, with nothing loaded. Raises OSError when it can't be started."""
+        for name in ("models", "empty"):
+            (self._folder / name).mkdir(parents=True, exist_ok=True)
+        self.backends = self._installation.link_backends(self._folder / "backends")
+        http, grpc, metrics = processes.free_ports(3, HOST)
+        self.ports = Ports(http=http, grpc=grpc, metrics=metrics)
+        replace_file(self._ports_file, TypeAdapter(Ports).dump_json(self.ports).decode())
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_KEPT_BYTES:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        _, record = processes.start(
+            self._command(self.ports),
+            home=self._home,
+            log_file=self.log_file,
+            environment=processes.scrubbed_environment(self._home, self._environment()),
+            record_file=self._record_file,
+            folder=self._folder / "empty",
+        )
+        self._process = psutil.Process(record.pid)
+        return self.ports
+
+    def _command(self, ports: Ports) -> list[str]:
+        settings = self._settings
+        command = [
+            str(self._installation.binary),
+            f"--id={settings.replica}",
+            f"--model-repository={self.repository}",
+            f"--backend-directory={self._folder / 'backends'}",
+            "--model-control-mode=explicit",
+            # Readiness is judged by model version; the server's own turns false with each load.
+            "--strict-readiness=false",
+            # What `ctl render` shows is what is served: nothing is guessed into it.
+            "--disable-auto-complete-config",
+            f"--http-address={HOST}",
+            f"--http-port={ports.http}",
+            f"--grpc-address={HOST}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-address={HOST}",
+            f"--metrics-port={ports.metrics}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}_",
+            f"--exit-timeout-secs={settings.exit_timeout_s}",
+        ]
+        if self.response_cache:
+            command += [
+                f"--cache-directory={self._installation.caches}",
+                f"--cache-config=local,size={settings.response_cache_bytes}",
+            ]
+        return command
+
+    @property
+    def response_cache(self) -> bool:
+        """Whether the server has a response cache."""
+        return self._settings.response_cache_bytes > 0 and (self._installation.caches / "local").is_dir()
+
+    def _environment(self) -> dict[str, str]:
+        python = str(Path(sys.executable).parent)
+        gpus = ",".join(str(index) for index in range(self._settings.gpus))
+        return {
+            **self._installation.environment(),
+            "PATH": f"{python}:{os.environ.get('PATH', os.defpath)}",
+            "CUDA_VISIBLE_DEVICES": gpus,
+        }
+
+    async def ended(self) -> str:
+        """Wait for the server's end; returns how it ended, as far as that can be known."""
+        process = self._process
+        if process is None:
+            return "it is not there"
+        gone = asyncio.Event()
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return _reap(process.pid)
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_reader(descriptor, gone.set)
+            if self.running:
+                await gone.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        return _reap(process.pid)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None and self.running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._process.kill()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._process is not None and self.running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._process.send_signal(signal.SIGTERM)
+
+    def clean_up(self) -> None:
+        """Remove what a dead server leaves: its record, orphaned stubs, shared-memory files."""
+        self._process = None
+        self._record_file.unlink(missing_ok=True)
+        self._ports_file.unlink(missing_ok=True)
+        orphans = list(self.stubs())
+        for stub in orphans:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stub.kill()
+        psutil.wait_procs(orphans, timeout=5)
+        processes.remove_shared_memory(self._prefix)
+
+    def stubs(self, model: str | None = None, version: int | None = None) -> Iterator[psutil.Process]:
+        """The Python stubs of this replica, dead parent or not; of one model's version only, if it is named."""
+        part = f"/{model}/{version}/" if model is not None else ""
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            ours = len(words) > 2 and words[0].endswith(STUB) and words[2].startswith(self._prefix)
+            if ours and part in words[1]:
+                yield process
+
+    def memory_bytes(self) -> int:
+        """The proportional memory of the server and its children, shared pages counted once."""
+        process = self._process
+        if process is None:
+            return 0
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            for each in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    total += each.memory_full_info().pss
+        return total
+
+    def log_size(self) -> int:
+        """How long the server's log is now, in bytes."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.log_file.stat().st_size
+        return 0
+
+    def log_since(self, offset: int) -> str:
+        """What the server has logged since its log was `offset` bytes long (64 KiB of it at most)."""
+        with contextlib.suppress(FileNotFoundError), self.log_file.open("rb") as file:
+            file.seek(offset)
+            return file.read(64 << 10).decode(errors="replace")
+        return ""
+
+
+def _reap(pid: int) -> str:
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return "the server ended"  # an earlier agent's child: nobody can ask how
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return f"the server was ended by {signal.Signals(-code).name}"
+    return f"the server ended with exit status {code}"

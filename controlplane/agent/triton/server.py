@@ -1,0 +1,316 @@
+"""Triton as the agent's `Server`: kept up, given model directories, loaded over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import structlog
+
+from controlplane.agent import proof
+from controlplane.agent.repository import ModelRepository
+from controlplane.agent.server import BlobPath, Death, Listener, ModelStuck, ServerDied, ServerStatus, Use
+from controlplane.agent.settings import Settings
+from controlplane.agent.triton.client import Deadline, TritonClient
+from controlplane.agent.triton.installation import count_gpus, find_installation, python_packages
+from controlplane.agent.triton.metrics import pending_requests
+from controlplane.agent.triton.process import HOST, TritonProcess
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, LoadFailed
+from controlplane.core.models import Capabilities, Manifest
+from controlplane.core.routes import Endpoint
+from controlplane.core.snapshot import Key
+from controlplane.local.home import Home
+from controlplane.render.render import render_model
+from controlplane.render.rendered import RenderedModel
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.05
+UNSTICK_S = 15.0
+RESTART_MIN_S, RESTART_MAX_S = 0.1, 30.0
+STEADY_S = 60.0
+"""A server that has lived this long is started again at once; the back-off is for those that don't."""
+REASON_LENGTH = 1500
+_STATE = re.compile(r"version \d+ is at UNAVAILABLE state: ")
+
+
+class TritonServer:
+    """A local tritonserver. See `controlplane.agent.server.Server` for what its methods promise."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises InvalidInput when there is no usable Triton on this machine."""
+        self._settings = settings
+        folder = Home(settings.home).replica(settings.replica)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._process = TritonProcess(settings, find_installation())
+        self._repository = ModelRepository(self._process.repository, folder / "staging")
+        self._client: TritonClient | None = None
+        self._status = ServerStatus()
+        self._kill_reason: Death | None = None
+
+    @property
+    def status(self) -> ServerStatus:
+        """How it is now."""
+        return self._status
+
+    # Keeping it up.
+
+    async def supervise(self, listener: Listener) -> None:
+        """Adopt or start it, and start it again whenever it ends, until cancelled."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                loaded = await self._adopt_or_start()
+            except (OSError, ControlPlaneError, Deadline) as error:
+                self._process.kill()
+                reason = f"it can't be started: {error}"
+                await self._end(listener, Death(reason=reason, how="start"))
+            else:
+                listener.server_up(loaded)
+                death = await self._watch()
+                await self._end(listener, death)
+            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            if failures > 1:
+                await asyncio.sleep(min(RESTART_MIN_S * 2 ** (failures - 1), RESTART_MAX_S))
+
+    async def _adopt_or_start(self) -> Mapping[Key, Literal["ready", "loading"]]:
+        self._kill_reason = None
+        ports = self._process.adopt()
+        adopted = ports is not None
+        if ports is None:
+            self._process.clean_up()
+            self._repository.clear()
+            ports = self._process.start()
+        self._client = TritonClient(HOST, ports.grpc)
+        await self._wait_live(self._client)
+        loaded = {key: _LOADED[state] for key, state in (await self._client.index()).items() if state in _LOADED}
+        for model in self._repository.models():
+            for version in self._repository.versions(model):
+                if Key(model, version) not in loaded:
+                    self._repository.remove(model, version)
+        log.info("server is up", adopted=adopted, grpc_port=ports.grpc, http_port=ports.http, loaded=len(loaded))
+        settings = self._settings
+        self._status = ServerStatus(
+            state="ready",
+            endpoint=Endpoint(replica=settings.replica, host=HOST, grpc_port=ports.grpc, http_port=ports.http),
+            metrics_port=ports.metrics,
+            capabilities=Capabilities(
+                server_version=await self._client.server_version(),
+                backends=self._process.backends,
+                gpus=min(settings.gpus, await asyncio.to_thread(count_gpus)) if settings.gpus else 0,
+                response_cache=self._process.response_cache,
+                python_packages=python_packages(),
+            ),
+            crashes=self._status.crashes,
+        )
+        return loaded
+
+    async def _wait_live(self, client: TritonClient) -> None:
+        """Raises InvalidInput when the server ends (a port was taken), DeadlineExceeded when it does not come up."""
+        offset = self._process.log_size()
+        ended = asyncio.ensure_future(self._process.ended())
+        deadline = time.monotonic() + self._settings.start_timeout_s
+        try:
+            while not await client.live(self._settings.live_timeout_s):
+                if ended.done():
+                    raise InvalidInput(f"{ended.result()}: {_errors_in(self._process.log_since(offset))}")
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(f"it does not answer after {self._settings.start_timeout_s:g} s")
+                await asyncio.wait((ended,), timeout=POLL_S)
+        finally:
+            ended.cancel()
+
+    async def _watch(self) -> Death:
+        """Until it ends, or has to be ended because it no longer answers."""
+        client, settings = self._running(), self._settings
+        ended = asyncio.ensure_future(self._process.ended())
+        missed = 0
+        try:
+            while not ended.done():
+                await asyncio.wait((ended,), timeout=settings.live_every_s)
+                if ended.done() or await client.live(settings.live_timeout_s):
+                    missed = 0
+                else:
+                    missed += 1
+                if missed >= settings.live_failures:
+                    reason = f"the server did not answer {missed} checks in a row and was killed"
+                    self._kill_reason = Death(reason=reason, how="hang")
+                    self._process.kill()
+                    break
+            how = await ended
+        finally:
+            ended.cancel()
+        return self._kill_reason or Death(reason=how, how="crash")
+
+    async def _end(self, listener: Listener, death: Death) -> None:
+        crashes = self._status.crashes + (death.how in ("crash", "hang"))
+        self._status = ServerStatus(state="down", reason=death.reason, crashes=crashes)
+        log.warning("server is down", reason=death.reason)
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        await asyncio.to_thread(self._process.clean_up)
+        listener.server_down(death)
+
+    async def restart(self, reason: str) -> None:
+        """Kill it; `supervise` starts it again."""
+        self._kill_reason = Death(reason=reason, how="restart")
+        self._process.kill()
+
+    async def stop(self) -> None:
+        """SIGTERM, the exit time-out, SIGKILL; then the traces are removed."""
+        self._status = ServerStatus(state="stopping", reason="told to stop", crashes=self._status.crashes)
+        ended = asyncio.ensure_future(self._process.ended())
+        self._process.terminate()
+        await asyncio.wait((ended,), timeout=self._settings.exit_timeout_s + 10)
+        self._process.kill()
+        await ended
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        await asyncio.to_thread(self._process.clean_up)
+        self._status = ServerStatus(state="stopped", reason="told to stop", crashes=self._status.crashes)
+
+    def _running(self) -> TritonClient:
+        if self._client is None:
+            raise ServerDied(self._status.reason or "the server is not up")
+        return self._client
+
+    # Models.
+
+    async def serve(self, model: str, versions: Mapping[int, Manifest], blobs: BlobPath) -> None:
+        """Make it hold exactly `versions` of `model`."""
+        client = self._running()
+        rendered = self._render(versions)
+        before = await self._states(client, model)
+        old = {number for number, state in before.items() if state == "READY"}
+        await asyncio.to_thread(self._repository.place, rendered, blobs)
+        offset = self._process.log_size()
+        try:
+            await client.load(model, self._settings.load_timeout_s)
+        except Deadline as error:
+            new = sorted(set(versions) - old)
+            await self._unstick(client, model, new)
+            await self._back_to(model, {number: versions[number] for number in old & set(versions)}, blobs)
+            raise ModelStuck(f"loading did not end within {self._settings.load_timeout_s:g} s") from error
+        except LoadFailed as error:
+            reason = _reason(error.what, self._process.log_since(offset))
+            await self._back_to(model, {number: versions[number] for number in old & set(versions)}, blobs)
+            raise LoadFailed(reason) from error
+        gone = self._repository.versions(model) - set(versions)
+        await self._wait_gone(client, model, gone)
+        for number in gone:
+            await asyncio.to_thread(self._repository.remove, model, number)
+        states = await self._states(client, model)
+        if missing := [number for number in versions if states.get(number) != "READY"]:
+            await self._back_to(model, {number: versions[number] for number in old & set(versions)}, blobs)
+            raise LoadFailed(
+                f"Triton accepted the load, but version {missing[0]} is {states.get(missing[0], 'not there')}"
+            )
+
+    def _render(self, versions: Mapping[int, Manifest]) -> RenderedModel:
+        capabilities = self._status.capabilities
+        if capabilities is None:
+            raise ServerDied(self._status.reason or "the server is not up")
+        try:
+            return render_model(versions, capabilities)
+        except InvalidInput as error:
+            raise LoadFailed(f"its configuration can't be written: {error}") from error
+
+    async def _back_to(self, model: str, versions: Mapping[int, Manifest], blobs: BlobPath) -> None:
+        """Bring the directory back to what the server goes on serving after a failed load."""
+        for number in self._repository.versions(model) - set(versions):
+            await asyncio.to_thread(self._repository.remove, model, number)
+        if versions:
+            await asyncio.to_thread(self._repository.place, self._render(versions), blobs)
+        else:
+            await asyncio.to_thread(self._repository.remove, model)
+
+    async def give_up(self, model: str) -> None:
+        """Make it hold nothing of `model`."""
+        client = self._running()
+        states = await self._states(client, model)
+        try:
+            await client.unload(model, self._settings.unload_timeout_s)
+        except Deadline:
+            # Triton does not begin to unload before a load of the same model has ended.
+            loading = [number for number, state in states.items() if state == "LOADING"]
+            await self._unstick(client, model, loading)
+            raise DeadlineExceeded(f"{model} was still loading") from None
+        except LoadFailed as error:
+            log.info("nothing to unload", model=model, reason=error.what)
+        await self._wait_gone(client, model, states)
+        await asyncio.to_thread(self._repository.remove, model)
+
+    async def _states(self, client: TritonClient, model: str) -> dict[int, str]:
+        return {key.version: state for key, state in (await client.index()).items() if key.model == model}
+
+    async def _wait_gone(self, client: TritonClient, model: str, versions: Collection[int]) -> None:
+        """Until requests in flight have ended and the versions' memory is free."""
+        deadline = time.monotonic() + self._settings.unload_timeout_s
+        while True:
+            states = await self._states(client, model)
+            busy = sorted(number for number in versions if states.get(number, "UNAVAILABLE") != "UNAVAILABLE")
+            if not busy:
+                return
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{model} {busy} does not end its requests")
+            await asyncio.sleep(POLL_S)
+
+    async def _unstick(self, client: TritonClient, model: str, versions: Collection[int]) -> None:
+        """End a load that does not end. A Python model's stub can be killed alone; any other backend runs in the
+        server, which has to go."""
+        for number in versions:
+            for stub in self._process.stubs(model, number):
+                log.warning("killing the stub of a stuck load", model=model, version=number, pid=stub.pid)
+                stub.kill()
+        deadline = time.monotonic() + UNSTICK_S
+        while time.monotonic() < deadline:
+            if "LOADING" not in (await self._states(client, model)).values():
+                return
+            await asyncio.sleep(POLL_S)
+        await self.restart(f"loading {model} did not end, and only a new server ends it")
+        raise ModelStuck("loading did not end, and the server had to be killed to end it")
+
+    async def prove(self, model: str, version: int, manifest: Manifest) -> None:
+        """Check metadata and example."""
+        key = Key(model, version)
+        await proof.prove(self._running(), key, manifest.entry, timeout_s=self._settings.proof_timeout_s)
+
+    async def use(self) -> Mapping[Key, Use]:
+        """Requests counted, and waiting, by version."""
+        client, port = self._running(), self._status.metrics_port
+        try:
+            counted = await client.use()
+            waiting = await pending_requests(HOST, port) if port is not None else {}
+        except Deadline as error:
+            raise ServerDied("the server does not answer") from error
+        return {
+            key: Use(requests=each.requests, pending=waiting.get(key, 0), last_used_at=each.last_used_at)
+            for key, each in counted.items()
+        }
+
+    def memory_bytes(self) -> int:
+        """The server's and its stubs' proportional memory."""
+        return self._process.memory_bytes()
+
+
+_LOADED: dict[str, Literal["ready", "loading"]] = {"READY": "ready", "LOADING": "loading"}
+
+
+def _reason(details: str, logged: str) -> str:
+    """Triton's words, made fit for the model's owner. Why a configuration can't be parsed stands in its log only."""
+    if "failed to poll" in details:
+        details = _errors_in(logged) or details
+    _, found, rest = details.partition("load failed for model")
+    text = _STATE.sub("", rest.partition(": ")[2]) if found else details
+    return " ".join(text.split()).rstrip("; ")[:REASON_LENGTH]
+
+
+def _errors_in(logged: str) -> str:
+    lines = [line for line in logged.splitlines() if re.match(r"E\d{4} |error:|\[libprotobuf ERROR|Error", line)]
+    return " ".join(line.split("] ", 1)[-1].strip('"') for line in lines[-5:])[:REASON_LENGTH]

@@ -1,0 +1,1 @@
+"""Starts and stops replicas: as processes of this machine, or as pods."""

@@ -1,0 +1,148 @@
+"""Replicas as processes of this machine: an agent each, which has its server beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import structlog
+from pydantic import TypeAdapter
+
+from controlplane.core.models import FleetShape
+from controlplane.fleet.protocol import FleetReplica
+from controlplane.local import processes
+from controlplane.local.home import Home, replace_file
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 30.0
+STEADY_S = 30.0
+"""After this long an agent counts as steady, and its back-off starts over."""
+AGENT_GRACE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Started:
+    """What is kept of a replica in its folder: whoever comes next can start its agent again."""
+
+    shape: FleetShape
+
+
+@dataclass(slots=True)
+class _Ends:
+    count: int = 0
+    started_at: float = 0.0
+    again_at: float = 0.0
+
+
+class LocalFleet:
+    """All local replicas of a home. Agents run in sessions of their own and are found again by their records, so they
+    outlive the controller, and the next one takes them over."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._ends: dict[str, _Ends] = {}
+
+    async def list(self) -> tuple[FleetReplica, ...]:
+        """Every replica with a folder; agents that have died are started again, each time later."""
+        found = []
+        for name, shape in self._replicas():
+            stopped = stopped_file(self._home, name).exists()
+            if self._agent(name) is None and not stopped:
+                self._revive(name, shape)
+            found.append(FleetReplica(name=name, fleet=shape.name, state="stopped" if stopped else "running"))
+        return tuple(found)
+
+    async def start(self, shape: FleetShape, replica: str) -> None:
+        """Start its agent, unless it runs."""
+        folder = self._home.replica(replica)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "replica.json", TypeAdapter(_Started).dump_json(_Started(shape=shape)).decode())
+        if self._agent(replica) is None:
+            stopped_file(self._home, replica).unlink(missing_ok=True)
+            self._start(replica, shape)
+
+    async def remove(self, replica: str) -> None:
+        """End what still runs of it and delete its folder."""
+        folder = self._home.replica(replica)
+        if not folder.exists():
+            return
+        (folder / "replica.json").unlink(missing_ok=True)  # from here on nobody starts it again
+        await asyncio.to_thread(self._end, replica)
+        self._ends.pop(replica, None)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _replicas(self) -> tuple[tuple[str, FleetShape], ...]:
+        records = sorted((self._home.root / "replicas").glob("*/replica.json"))
+        return tuple(
+            (each.parent.name, TypeAdapter(_Started).validate_json(each.read_bytes()).shape) for each in records
+        )
+
+    def _record_file(self, replica: str) -> Path:
+        return self._home.replica(replica) / "agent.json"
+
+    def _agent(self, replica: str) -> psutil.Process | None:
+        record = processes.read_record(self._record_file(replica))
+        process = record.process() if record else None
+        if process is None and record is not None:
+            _reap(record.pid)
+        return process
+
+    def _revive(self, replica: str, shape: FleetShape) -> None:
+        now = time.monotonic()
+        ends = self._ends.setdefault(replica, _Ends())
+        if ends.started_at and not ends.again_at:
+            ends.count = 1 if now - ends.started_at > STEADY_S else ends.count + 1
+            ends.again_at = now + min(BACKOFF_MIN_S * 2 ** (ends.count - 1), BACKOFF_MAX_S)
+            log.warning("an agent ended", replica=replica, fleet=shape.name, again_in_s=ends.again_at - now)
+        if now >= ends.again_at:
+            self._start(replica, shape)
+
+    def _start(self, replica: str, shape: FleetShape) -> None:
+        ends = self._ends.setdefault(replica, _Ends())
+        ends.started_at, ends.again_at = time.monotonic(), 0.0
+        processes.start(
+            [
+                *(sys.executable, "-m", "controlplane.agent"),
+                f"--home={self._home.root.resolve()}",
+                f"--replica={replica}",
+                f"--fleet={shape.name}",
+                f"--disk-bytes={shape.disk_bytes}",
+                f"--gpus={shape.gpus}",
+            ],
+            home=self._home.root,
+            log_file=self._home.logs / f"{replica}-agent.log",
+            environment=dict(os.environ),
+            record_file=self._record_file(replica),
+        )
+
+    def _end(self, replica: str) -> None:
+        agent = self._agent(replica)
+        if agent is not None:
+            processes.stop(agent, grace_s=AGENT_GRACE_S)
+            _reap(agent.pid)
+        # An agent that was killed leaves its server to the next one; here there is none.
+        server = processes.read_record(self._home.replica(replica) / "server.json")
+        process = server.process() if server else None
+        if process is not None:
+            processes.stop(process, grace_s=0)
+        processes.remove_shared_memory(processes.shared_memory_prefix(self._home.root, replica))
+
+
+def stopped_file(home: Home, replica: str) -> Path:
+    """Left by an agent that ended because the controller said so: it is not to be started again."""
+    return home.replica(replica) / "stopped"
+
+
+def _reap(pid: int) -> None:
+    """Take note of the end of a child, so that it does not stay a zombie; others' children are none of ours."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return

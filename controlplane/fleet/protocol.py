@@ -1,0 +1,32 @@
+"""What the controller asks of whatever runs replicas. Everything else about a replica it hears from its agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from controlplane.core.models import FleetShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetReplica:
+    """A replica that the backend has. `running`: its agent runs or is being started again; `stopped`: it was told to
+    end and has ended, and waits to be removed."""
+
+    name: str
+    fleet: str
+    state: Literal["running", "stopped"] = "running"
+
+
+class FleetBackend(Protocol):
+    """Starts and stops replicas. Each call may be repeated: doing it twice is doing it once."""
+
+    async def list(self) -> tuple[FleetReplica, ...]:
+        """Every replica there is, by name. Also the occasion to start again what has died."""
+
+    async def start(self, shape: FleetShape, replica: str) -> None:
+        """Have a replica of this fleet; returns before it is ready. Raises ControlPlaneError or OSError."""
+
+    async def remove(self, replica: str) -> None:
+        """Have it no longer: its agent and its server are ended if they still run, and its folder is deleted. No error
+        when it is not there."""
