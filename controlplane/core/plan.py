@@ -128,7 +128,11 @@ class _Planner:
         manifest = self.snapshot.manifest(key)
         try:
             if manifest is None:
-                self.blocked[key] = Reason(code="MISSING", text=f"{key} is deleted, or its manifest can't be read")
+                self.blocked[key] = (
+                    Reason(code="UNREAD", text=f"the manifest of {key} has not been read from the registry yet")
+                    if self.snapshot.is_registered(key)
+                    else Reason(code="MISSING", text=f"{key} is not in the registry any more")
+                )
                 return None
             self.fleet_by_version[key] = fleet_of(manifest.entry, self.snapshot.fleets)
         except ControlPlaneError as error:
@@ -366,7 +370,8 @@ class _Planner:
     def _target_state(self, key: Key, placements: Mapping[str, Placement]) -> TargetState:
         fleet = self._fleet(key)
         if fleet is None:
-            return TargetState(blocked=self.blocked[key])
+            unread = self.blocked[key].code == "UNREAD"
+            return TargetState(waiting=self.blocked[key].text) if unread else TargetState(blocked=self.blocked[key])
         quarantine = quarantine_of(self.snapshot.fleets[fleet], key, self.snapshot.digest(key))
         if quarantine is not None:
             text = f"{key} is quarantined on fleet {fleet}: {quarantine.reason}"

@@ -111,12 +111,18 @@ class Snapshot:
     settings: Settings = Settings()
 
     def manifest(self, key: Key) -> Manifest | None:
-        """The manifest of a version that is there and not deleted."""
+        """The manifest of a version that is there and not deleted, if it has been read."""
         model = self.models.get(key.model)
         version = model.version(key.version) if model else None
         if version is None or version.deleted_at is not None:
             return None
         return self.manifests.get(version.digest)
+
+    def is_registered(self, key: Key) -> bool:
+        """Whether the version is there and not deleted."""
+        model = self.models.get(key.model)
+        version = model.version(key.version) if model else None
+        return version is not None and version.deleted_at is None
 
     def digest(self, key: Key) -> str | None:
         """The digest of a version, deleted or not."""

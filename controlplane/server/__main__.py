@@ -53,6 +53,7 @@ async def serve(home: Home, system: System) -> None:
             make_app(controller, home.token_file.read_text().strip()),
             log_config=None,
             access_log=False,
+            lifespan="off",
             timeout_graceful_shutdown=1,
         )
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -144,18 +144,16 @@ class Controller:
 
     async def _fetch_sources(self, made: Plan) -> None:
         """Have download addresses ready for whatever an assignment is about to name: signing them may do I/O."""
-        wanted: dict[str, Manifest] = {}
-        for name, keys in made.holds.items():
-            if self.orders.ordered(name) != keys:
-                for key in keys:
-                    found = self._manifest(key)
-                    if found is not None:
-                        wanted[found[0]] = found[1]
-        now = time.time()
-        for digest, manifest in wanted.items():
-            if digest not in self._sources or now - self._sources[digest][0] > SOURCES_EXPIRE_S / 2:
+        news = {name: keys for name, keys in made.holds.items() if self.orders.ordered(name) != keys}
+        oldest = time.time() - SOURCES_EXPIRE_S / 2
+        await self._sign({key for keys in news.values() for key in keys}, since=oldest)
+
+    async def _sign(self, keys: Iterable[Key], *, since: float) -> None:
+        """Have download addresses that are not older than `since` for each of these versions."""
+        for digest, manifest in dict(found for key in keys if (found := self._manifest(key)) is not None).items():
+            if self._sources.get(digest, (0.0, {}))[0] < since:
                 sources = await asyncio.to_thread(self._registry.sources, manifest, SOURCES_EXPIRE_S)
-                self._sources[digest] = (now, dict(sources))
+                self._sources[digest] = (time.time(), sources)
 
     def _manifest(self, key: Key) -> tuple[str, Manifest] | None:
         digest = self.snapshot.digest(key)
@@ -184,7 +182,7 @@ class Controller:
             self.wake()
         event = self.orders.event(f"replica/{report.replica}")
         if report.generation == 0 and self.orders.assignment(report.replica) is not None:
-            self._sources = {}
+            await self._sign(self.orders.ordered(report.replica) or (), since=time.time())
             self.orders.renew(report.replica)
         deadline = time.monotonic() + wait_s
         while True:

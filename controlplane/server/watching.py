@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from controlplane.core.errors import ControlPlaneError, NotLeader
-from controlplane.core.models import Manifest
+from controlplane.core.models import Manifest, Model
 from controlplane.registry.poll import RegistryPoll
 from controlplane.registry.registry import Registry
 from controlplane.server.memory import Memory, referred_versions
@@ -75,9 +75,9 @@ class RegistryWatch:
             log.info("the registry can be read again", attempts=self._failures)
         self._failures = 0
         memory = self._memory
-        for model in changes.models:
-            memory.models[model.name] = model
-            memory.problems.pop(f"models/{model.name}", None)
+        models = {**memory.models, **{model.name: model for model in changes.models}}
+        read = await self._read_manifests(models)
+        memory.models.update(models)  # only now: a version is known together with what it says
         for name in changes.removed_models:
             memory.models.pop(name, None)
         for record in changes.fleets:
@@ -89,34 +89,30 @@ class RegistryWatch:
                 if memory.problems.get(key) != text:
                     log.warning("a registry document can't be used", key=key, reason=text)
             memory.problems = dict(changes.problems)
-        read = await self._read_manifests()
         if read or changes.models or changes.removed_models or changes.fleets or changes.removed_fleets:
             self._changed()
         return True
 
-    async def _read_manifests(self) -> int:
+    async def _read_manifests(self, models: Mapping[str, Model]) -> int:
         """Fetch what is referred to and not known yet; forget what nobody refers to any more."""
         wanted = set()
-        for model in self._memory.models.values():
+        for model in models.values():
             numbers = referred_versions(model)
             wanted |= {each.digest for each in model.versions if each.number in numbers}
         for report, _ in self._memory.reports.values():
             wanted |= {copy.digest for copy in report.copies}
-        await self._with_steps(wanted)
-        for digest in set(self._memory.manifests) - wanted:
-            del self._memory.manifests[digest]
-        return await self._fetch(wanted)
-
-    async def _with_steps(self, wanted: set[str]) -> None:
-        """An ensemble refers to its steps."""
-        await self._fetch(wanted)
-        for digest in list(wanted):
+        read = await self._fetch(wanted)
+        for digest in list(wanted):  # an ensemble refers to its steps
             manifest = self._memory.manifests.get(digest)
             for step in manifest.entry.ensemble if manifest else ():
-                model = self._memory.models.get(step.model_name)
-                version = model.version(step.model_version) if model and step.model_version else None
+                step_model = models.get(step.model_name)
+                version = step_model.version(step.model_version) if step_model and step.model_version else None
                 if version is not None:
                     wanted.add(version.digest)
+        read += await self._fetch(wanted)
+        for digest in set(self._memory.manifests) - wanted:
+            del self._memory.manifests[digest]
+        return read
 
     async def _fetch(self, wanted: set[str]) -> int:
         missing = sorted(wanted - set(self._memory.manifests))

@@ -1,0 +1,147 @@
+"""The controller over its API: promoting, failing, being killed, being deposed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from controlplane.core.errors import NotLeader
+from controlplane.core.models import FleetShape
+from controlplane.registry import Registry
+from tests.server.conftest import TOKEN, FixedFleet, Pretender, Service, register
+from tests.waiting import until
+
+
+def test_a_promotion_goes_through(registry: Registry, tmp_path: Path, pretender: Pretender) -> None:
+    register(registry, tmp_path, "m")
+    registry.promote("m", 1, actor="test")
+    until(lambda: pretender.turn() and registry.model("m").stable == 1)
+    assert pretender.table.routes["m"].targets[0].version == 1
+    (wanted,) = pretender.assignment.wanted
+    (source,) = wanted.sources.values()
+    assert Path(source).read_text() == "1", "an assignment says where the files are"
+    history = [each.action for each in registry.history("m")]
+    assert history[-1] == "register" and len(history) == 3
+
+
+def test_a_model_that_fails_ends_its_rollout(registry: Registry, tmp_path: Path, pretender: Pretender) -> None:
+    pretender.failing = "no such operator"
+    register(registry, tmp_path, "m")
+    registry.promote("m", 1, actor="test")
+
+    def ended() -> bool:
+        pretender.turn()
+        rollout = registry.model("m").rollout
+        return rollout is not None and rollout.state == "failed" and "no such operator" in rollout.reason
+
+    until(ended)
+    assert registry.model("m").stable is None
+
+
+def test_a_killed_controller_is_replaced_without_a_change_in_what_is_served(
+    registry: Registry, tmp_path: Path, pretender: Pretender, service: Service, shape: FleetShape
+) -> None:
+    register(registry, tmp_path, "m")
+    registry.promote("m", 1, actor="test")
+    until(lambda: pretender.turn() and registry.model("m").stable == 1)
+    before = pretender.table
+    service.kill()
+    second = Service(registry, shape, FixedFleet())
+    try:
+        with httpx2.Client(base_url=second.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=30) as http:
+            pretender.http = http
+
+            def taken_over() -> bool:
+                pretender.turn()
+                assert pretender.table.routes == before.routes, "nothing is taken away meanwhile"
+                return pretender.table.epoch > before.epoch
+
+            until(taken_over)
+            until(lambda: pretender.turn() and pretender.assignment.epoch > 1)
+            assert [each.model for each in pretender.assignment.wanted] == ["m"]
+    finally:
+        second.kill()
+
+
+def test_a_deposed_controller_ends(registry: Registry, service: Service) -> None:
+    registry.claim("test")
+    until(lambda: isinstance(service.ended, NotLeader))
+
+
+def test_the_fleet_is_published(registry: Registry, pretender: Pretender) -> None:
+    until(lambda: pretender.turn() and registry.fleet("cpu").capabilities is not None)
+    capabilities = registry.fleet("cpu").capabilities
+    assert capabilities is not None and capabilities.server_version == "2.51.0"
+    assert registry.fleet("cpu").shape.memory_bytes == 1 << 30
+
+
+def test_a_document_from_a_newer_release_hurts_itself_alone(
+    registry: Registry, tmp_path: Path, pretender: Pretender, http: httpx2.Client
+) -> None:
+    register(registry, tmp_path, "m")
+    registry.store.put("models/newer.json", b'{"format": 99, "name": "newer"}')
+    registry.promote("m", 1, actor="test")
+    until(lambda: pretender.turn() and registry.model("m").stable == 1)
+    explained = http.get("/v1/models/newer/explain").json()
+    assert "newer" in explained["problem"]
+
+
+@pytest.mark.parametrize("path", ["/v1/status", "/v1/replicas", "/metrics", "/v1/routes", "/openapi.json"])
+def test_without_the_token_nothing_is_told(service: Service, path: str) -> None:
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
+        answer = httpx2.get(service.url + path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "UNAUTHENTICATED"
+        assert TOKEN not in answer.text
+    assert httpx2.get(service.url + "/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "said"),
+    [
+        pytest.param("/v1/replicas/cpu-0/sync", "{", 400, "JSON", id="no JSON"),
+        pytest.param("/v1/replicas/cpu-0/sync", '{"replica": "cpu-0"}', 400, "fleet", id="a field is missing"),
+        pytest.param(
+            "/v1/replicas/cpu-1/sync",
+            '{"replica": "cpu-0", "fleet": "cpu", "incarnation": "1", "server": "ready"}',
+            400,
+            "cpu-1",
+            id="somebody else's report",
+        ),
+        pytest.param(
+            "/v1/replicas/cpu-0/sync",
+            '{"replica": "cpu-0", "fleet": "cpu", "incarnation": "1", "server": "ready", "epoch": 99}',
+            421,
+            "epoch",
+            id="the caller has seen a newer controller",
+        ),
+        pytest.param(
+            "/v1/gateways/gw/sync?wait_s=soon", '{"gateway": "gw", "incarnation": "1"}', 400, "wait_s", id="wait"
+        ),
+    ],
+)
+def test_a_wrong_call_is_told(http: httpx2.Client, path: str, content: str, status: int, said: str) -> None:
+    answer = http.post(path, content=content)
+    assert answer.status_code == status
+    assert said in answer.text
+
+
+def test_every_path_is_in_the_published_document(http: httpx2.Client) -> None:
+    document = http.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    for path, methods in document["paths"].items():
+        if "{name}" not in path and "get" in methods:
+            assert http.get(path).status_code == 200, path
+    assert "ReplicaReport" in document["components"]["schemas"]
+
+
+def test_the_metrics_page_counts_cycles(http: httpx2.Client) -> None:
+    until(lambda: "ctl_controller_cycle_seconds_count" in http.get("/metrics").text)
+
+
+def test_a_model_that_is_not_there_is_not_found(http: httpx2.Client) -> None:
+    answer = http.get("/v1/models/nobody/explain")
+    assert answer.status_code == 404
+    assert "ctl get models" in answer.json()["error"]["remedy"]
