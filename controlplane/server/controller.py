@@ -79,7 +79,8 @@ class Controller:
                         task.result()
                 await self._cycle()
                 try:
-                    await asyncio.wait_for(self._wake.wait(), tick_s)
+                    async with asyncio.timeout(tick_s):  # unlike wait_for, it never swallows a cancellation
+                        await self._wake.wait()
                 except TimeoutError:
                     pass
                 else:
@@ -233,7 +234,8 @@ class Controller:
 
 async def _set_by(event: asyncio.Event, deadline: float) -> bool:
     try:
-        await asyncio.wait_for(event.wait(), max(0.0, deadline - time.monotonic()))
+        async with asyncio.timeout(deadline - time.monotonic()):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -43,7 +43,8 @@ class RegistryWatch:
         """Poll until cancelled. Raises NotLeader when another controller has taken over."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), self._poll_s)
+                async with asyncio.timeout(self._poll_s):
+                    await self._now.wait()
             self._now.clear()
             if await self._look():
                 await self._check_leadership(epoch)
