@@ -70,10 +70,11 @@ async def serve(home: Home, system: System) -> None:
         asyncio.create_task(stop.wait(), name="stop"),
     }
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
     for task in pending:
         if task.get_name() != "api":
             task.cancel()
+    controller.orders.close()  # ends the long polls, so that the API can end at once
+    server.should_exit = True
     await asyncio.gather(*pending, return_exceptions=True)
     for task in done:
         task.result()

@@ -90,6 +90,7 @@ class Controller:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+            self.orders.close()
             await self._actor.close()
 
     async def _scrape(self) -> None:
@@ -194,7 +195,7 @@ class Controller:
                 report.generation,
             ):
                 return assignment
-            if not await _set_by(event, deadline):
+            if self.orders.closed or not await _set_by(event, deadline):
                 self._still_there(report)
                 return None
 
@@ -215,7 +216,7 @@ class Controller:
             table = self.orders.table
             if table is not None and (table.epoch, table.generation) != (report.epoch, report.generation):
                 return GatewayOrder(epoch=table.epoch, generation=table.generation, table=table)
-            if not await _set_by(event, deadline):
+            if self.orders.closed or not await _set_by(event, deadline):
                 return None
 
     def _still_there(self, report: ReplicaReport) -> None:

@@ -37,6 +37,7 @@ class Orders:
         self._tables: list[RouteTable] = []
         self._generation = 0
         self._news: dict[str, asyncio.Event] = {}
+        self.closed = False
 
     # Assignments.
 
@@ -118,6 +119,12 @@ class Orders:
             self._tables = [t for t in self._tables[:-1] if t.generation >= oldest] + self._tables[-1:]
 
     # Waiting.
+
+    def close(self) -> None:
+        """Wake whoever waits: there will be nothing newer from here."""
+        self.closed = True
+        for event in self._news.values():
+            event.set()
 
     def event(self, recipient: str) -> asyncio.Event:
         """Set when there is something new for ``replica/NAME`` or ``gateway/NAME``."""
