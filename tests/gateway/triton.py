@@ -60,7 +60,7 @@ class TritonPythonModel:
         return None
 """
 
-# Answers when it is cancelled or when the seconds given as input are over; says in a file which one it was.
+# Answers when it is cancelled or when the seconds given as input are over; says in a file what happens.
 SLOW = """
 import time
 import numpy as np
@@ -68,13 +68,15 @@ import triton_python_backend_utils as pb
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.file = args["model_repository"] + "/ended"
+        self.file = args["model_repository"] + "/said"
         self.version = int(args["model_version"])
 
     def execute(self, requests):
         for request in requests:
             sender = request.get_response_sender()
             data = pb.get_input_tensor_by_name(request, "IN").as_numpy()
+            with open(self.file, "a") as file:
+                file.write("started\\n")
             end = time.monotonic() + float(data[0])
             while time.monotonic() < end and not sender.is_cancelled():
                 time.sleep(0.005)
@@ -102,7 +104,8 @@ class TritonPythonModel:
         for request in requests:
             data = pb.get_input_tensor_by_name(request, "IN").as_numpy().reshape(-1)
             start = pb.get_input_tensor_by_name(request, "START").as_numpy().reshape(-1)[0]
-            key = str(pb.get_input_tensor_by_name(request, "CORRID").as_numpy().reshape(-1)[0])
+            corrid = pb.get_input_tensor_by_name(request, "CORRID")
+            key = "" if corrid is None else str(corrid.as_numpy().reshape(-1)[0])
             if start:
                 self.sums[key] = 0.0
             self.sums[key] += float(data[0])
@@ -138,6 +141,9 @@ sequence_batching {
 }
 """
 
+# Triton 2.51 can't hand a text correlation id to this backend ("unexpected number of string elements").
+TEXT_SEQUENCE = "\n".join(line for line in SEQUENCE.splitlines() if "CORRID" not in line).replace("] } },", "] } }")
+
 DECOUPLED = PLAIN + "model_transaction_policy { decoupled: true }\n"
 
 MODELS: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -146,7 +152,7 @@ MODELS: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "repeat": (REPEAT, DECOUPLED, (1,)),
     "slow": (SLOW, DECOUPLED, (1,)),
     "sum": (SUM, SEQUENCE % "TYPE_UINT64", (1,)),
-    "sumtext": (SUM, SEQUENCE % "TYPE_STRING", (1,)),
+    "sumtext": (SUM, TEXT_SEQUENCE, (1,)),
 }
 
 
@@ -207,6 +213,14 @@ class Triton:
     @property
     def endpoint(self) -> Endpoint:
         return Endpoint(replica=self.name, host="127.0.0.1", grpc_port=self.grpc_port, http_port=self.http_port)
+
+    def said(self, word: str) -> int:
+        """How often the model `slow` has said this: started, cancelled, answered."""
+        file = self.models / "slow" / "said"
+        return file.read_text().split().count(word) if file.exists() else 0
+
+    def metrics(self) -> str:
+        return httpx2.get(f"http://127.0.0.1:{self.metrics_port}/metrics").text
 
     def wait(self) -> Triton:
         def ready() -> bool:
