@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -174,7 +173,7 @@ def test_two_names(make: Make) -> None:
 def test_links_out_of_the_folder_are_refused(make: Make, tmp_path: Path) -> None:
     folder = make(model_onnx=onnx_bytes())
     (tmp_path / "secret").write_text("s")
-    os.symlink(tmp_path / "secret", folder / "labels.txt")
+    (folder / "labels.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(ControlPlaneError, match="out of"):
         build("m", folder)
 
@@ -199,9 +198,9 @@ def test_the_steps_of_an_ensemble_are_pinned(make: Make) -> None:
     tensors = "inputs: [{name: x, data_type: FP32, dims: [1]}]\noutputs: [{name: y, data_type: FP32, dims: [1]}]\n"
     entry = build("m", make(model_yaml=steps + tensors)).entry
     assert (entry.backend, entry.ensemble[0].model_version) == ("ensemble", None)
-    pinned: Entry = pin_steps(entry, {"a": 3}.get)
+    pinned: Entry = pin_steps(entry, lambda model: 3 if model == "a" else None)
     assert pinned.ensemble == (
         EnsembleStep(model_name="a", model_version=3, input_map={"x": "x"}, output_map={"y": "y"}),
     )
     with pytest.raises(NotFound, match="a has no stable version"):
-        pin_steps(entry, {}.get)
+        pin_steps(entry, lambda _: None)

@@ -57,8 +57,8 @@ def ensemble(*steps: EnsembleStep, **fields: Any) -> dict[str, Any]:
 
 
 def step(model: str = "a", **fields: Any) -> EnsembleStep:
-    maps = {"input_map": {"x": "x"}, "output_map": {"y": "y"}}
-    return EnsembleStep(**{"model_name": model, "model_version": 1} | maps | fields)
+    maps: dict[str, Any] = {"input_map": {"x": "x"}, "output_map": {"y": "y"}}
+    return EnsembleStep(model_name=model, **{"model_version": 1} | maps | fields)
 
 
 CASES: dict[str, tuple[dict[str, Any], Capabilities, str]] = {
@@ -285,7 +285,7 @@ def known(model: str, version: int) -> Manifest | None:
 def test_it_is_found_and_named(case: str) -> None:
     fields, capabilities, field = CASES[case]
     of = entry(**fields)
-    files = {path: b"content" for path in FILES[of.backend]} | {"warmup/short.bin": b"123"}
+    files = dict.fromkeys(FILES[of.backend], b"content") | {"warmup/short.bin": b"123"}
     with pytest.raises(InvalidEntry) as caught:
         render(manifest(of, files), 1, capabilities, known)
     assert field in [str(problem.field) for problem in caught.value.problems]

@@ -52,7 +52,9 @@ EVERYTHING: dict[str, Any] = {
         priority_levels=2,
         default_priority_level=2,
         default_queue_policy=QueuePolicy(max_queue_size=64),
-        priority_queue_policy={1: QueuePolicy(timeout_action="DELAY", default_timeout_us=9, allow_timeout_override=True)},
+        priority_queue_policy={
+            1: QueuePolicy(timeout_action="DELAY", default_timeout_us=9, allow_timeout_override=True)
+        },
     ),
     "instances": (
         InstanceGroup(
@@ -111,7 +113,10 @@ CASES: dict[str, tuple[dict[str, Any], Capabilities]] = {
     ),
     "onnxruntime-stateful": (STATEFUL, NVIDIA),
     "onnxruntime-stateful-behind-python": (STATEFUL, PYTHON_ONLY),
-    "tensorrt": ({"backend": "tensorrt", "max_batch_size": 8, "instances": (InstanceGroup(kind="GPU", count=2),)}, NVIDIA),
+    "tensorrt": (
+        {"backend": "tensorrt", "max_batch_size": 8, "instances": (InstanceGroup(kind="GPU", count=2),)},
+        NVIDIA,
+    ),
     "pytorch": ({"backend": "pytorch", "outputs": (dataclasses.replace(Y, name="y__0"),)}, NVIDIA),
     "openvino": ({"backend": "openvino", "max_batch_size": 2}, NVIDIA),
     "ensemble": (ENSEMBLE, PYTHON_ONLY),

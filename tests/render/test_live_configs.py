@@ -1,4 +1,4 @@
-"""Every kind of configuration that the wheel's server can serve is loaded by it, answers, and is what it says it has."""
+"""Each kind of configuration that the wheel's server can serve is loaded, answers, and is what it says it has."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from controlplane.core.entry import (
     ControlInput,
     DynamicBatching,
+    EnsembleStep,
     Entry,
     InstanceGroup,
     QueuePolicy,
@@ -55,7 +56,7 @@ class TritonPythonModel:
 
 def onnx_double(*, batched: bool = True) -> bytes:
     """y = x + x; `batched` leaves the first dimension free."""
-    dims = ["batch", 4] if batched else [4]
+    dims: list[int | str | None] = ["batch", 4] if batched else [4]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", [x], [y])
     return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
@@ -72,7 +73,11 @@ def onnx_running_sum() -> bytes:
             helper.make_node("Identity", ["y"], ["stateN"]),
         ],
         "sum",
-        [value("x", TensorProto.FLOAT, ["b", 4]), value("state", TensorProto.FLOAT, ["b", 4]), value("sr", TensorProto.INT64, [])],
+        [
+            value("x", TensorProto.FLOAT, ["b", 4]),
+            value("state", TensorProto.FLOAT, ["b", 4]),
+            value("sr", TensorProto.INT64, []),
+        ],
         [value("y", TensorProto.FLOAT, ["b", 4]), value("stateN", TensorProto.FLOAT, ["b", 4])],
     )  # fmt: skip
     return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
@@ -114,7 +119,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, bytes]]] = {
     "dynamic-batching": (
         {
             "max_batch_size": 8,
-            "dynamic_batching": DynamicBatching(preferred_batch_size=(4, 8), max_queue_delay_us=100, preserve_ordering=True),
+            "dynamic_batching": DynamicBatching(
+                preferred_batch_size=(4, 8), max_queue_delay_us=100, preserve_ordering=True
+            ),
         },
         {"model.py": ADD_ONE},
     ),
@@ -241,9 +248,7 @@ def test_onnx_without_batching(triton: Server) -> None:
     assert ask(triton, "live-onnx-one", np.ones(4, np.float32)).tolist() == [2.0] * 4
 
 
-@pytest.mark.parametrize(
-    ("strategy", "max_batch_size"), [("direct", 4), ("oldest", 4), ("oldest", 0)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("strategy", "max_batch_size"), [("direct", 4), ("oldest", 4), ("oldest", 0)], ids=str)
 def test_onnx_sequences_keep_their_states_apart(triton: Server, strategy: Any, max_batch_size: int) -> None:
     name = f"live-sequence-{strategy}-{max_batch_size}"
     lead = () if max_batch_size else (1,)
@@ -303,11 +308,11 @@ def test_control_inputs_reach_the_model(triton: Server) -> None:
 import numpy as np, triton_python_backend_utils as pb
 class TritonPythonModel:
     def execute(self, requests):
-        return [
-            pb.InferenceResponse([pb.Tensor("y", np.concatenate(
-                [pb.get_input_tensor_by_name(r, n).as_numpy().astype(np.float32).reshape(1, 1) for n in ("s", "e", "r", "c")], axis=1))])
-            for r in requests
-        ]
+        return [pb.InferenceResponse([pb.Tensor("y", self.all(request))]) for request in requests]
+
+    def all(self, request):
+        values = [pb.get_input_tensor_by_name(request, name).as_numpy() for name in "serc"]
+        return np.array([[float(value.ravel()[0]) for value in values]], np.float32)
 """
     controls = (
         ControlInput(name="s", kind="START", data_type="INT32"),
@@ -338,8 +343,6 @@ def test_versions_side_by_side_under_one_configuration(triton: Server) -> None:
 
 
 def test_an_ensemble_runs_the_pinned_versions_of_its_steps(triton: Server) -> None:
-    from controlplane.core.entry import EnsembleStep
-
     serve(triton, entry(name="live-step-a", max_batch_size=8), {"model.py": ADD_ONE}, version=2)
     serve(triton, onnx_entry(name="live-step-b", max_batch_size=8), {"model.onnx": onnx_double()})
     steps = (
@@ -388,3 +391,47 @@ def test_a_bad_request_fails_alone_in_its_batch(triton: Server) -> None:
         thread.join()
     assert {index: results[index] for index in (0, 1, 2)} == {0: 0.5, 1: 1.5, 2: 2.5}
     assert isinstance(results[9], grpcclient.InferenceServerException)
+
+
+def test_an_element_for_each_row(triton: Server) -> None:
+    """Tensors of shape [batch]: dims [1], reshaped to nothing."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", [x], [y])
+    data = onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    of = onnx_entry(
+        name="live-rows",
+        max_batch_size=8,
+        dynamic_batching=DynamicBatching(),
+        inputs=(Tensor(name="x", data_type="FP32", dims=(1,), reshape=()),),
+        outputs=(Tensor(name="y", data_type="FP32", dims=(1,), reshape=()),),
+    )
+    serve(triton, of, {"model.onnx": data})
+    assert ask(triton, "live-rows", np.array([[1], [2]], np.float32)).tolist() == [[2.0], [4.0]]
+
+
+def test_a_version_joins_without_a_failed_request(triton: Server) -> None:
+    """The configuration changes with it, so Triton loads the old version anew, behind what it serves."""
+    add_ten = ADD_ONE.replace(b"+ 1", b"+ 10")
+    old = manifest(entry(name="live-join", max_batch_size=4), {"model.py": ADD_ONE})
+    new = manifest(entry(name="live-join", max_batch_size=8, dynamic_batching=DynamicBatching()), {"model.py": add_ten})
+    files = contents({"a": ADD_ONE, "b": add_ten})
+    triton.serve({1: old}, files, PYTHON_ONLY)
+    joined, answers = threading.Event(), []
+
+    def keep_asking() -> None:
+        while not joined.is_set():
+            try:
+                answers.append(ask(triton, "live-join", ONE).tolist())
+            except grpcclient.InferenceServerException as error:
+                answers.append(error)
+
+    thread = threading.Thread(target=keep_asking)
+    thread.start()
+    try:
+        triton.serve({1: old, 2: new}, files, PYTHON_ONLY)
+    finally:
+        joined.set()
+        thread.join()
+    assert answers
+    assert [answer for answer in answers if answer != [[2.0] * 4]] == []
+    assert ask(triton, "live-join", ONE, version=2).tolist() == [[11.0] * 4]

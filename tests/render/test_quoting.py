@@ -82,8 +82,8 @@ def test_a_template_that_forgets_to_quote_is_an_error() -> None:
     st.dictionaries(TEXT, TEXT, max_size=5),
 )
 def test_the_same_entry_gives_the_same_bytes(order: list[str], parameters: dict[str, str]) -> None:
-    one = entry(parameters=parameters, metric_tags={key: "x" for key in order})
-    other = entry(parameters=dict(reversed(parameters.items())), metric_tags={key: "x" for key in sorted(order)})
+    one = entry(parameters=parameters, metric_tags=dict.fromkeys(order, "x"))
+    other = entry(parameters=dict(reversed(parameters.items())), metric_tags=dict.fromkeys(sorted(order), "x"))
     assert render(manifest(one), 1, PYTHON_ONLY) == render(manifest(other), 1, PYTHON_ONLY)
     both = {1: manifest(one), 2: manifest(other)}
     assert render_model(both, PYTHON_ONLY) == render_model(dict(reversed(both.items())), PYTHON_ONLY)
