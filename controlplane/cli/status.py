@@ -1,0 +1,37 @@
+"""`ctl status`: where the parts of a system are and how they are."""
+
+from __future__ import annotations
+
+import click
+
+from controlplane.cli.context import Context, pass_context
+from controlplane.cli.output import output_option, show_one
+
+
+@click.command()
+@output_option
+@pass_context
+def status(context: Context, output: str) -> None:
+    """Show where the registry, the controller and the gateway are, and how they are."""
+    from controlplane.cli.addresses import gateway_addresses
+
+    addresses = gateway_addresses(context.home)
+    with context.reader() as reader:
+        state = reader.get("/v1/status")
+    data = {
+        "home": str(context.home.root),
+        "registry": context.find_registry(),
+        "grpc": addresses.grpc,
+        "http": addresses.http,
+        **state,
+    }
+
+    def text() -> None:
+        click.echo(f"registry   {data['registry']}")
+        click.echo(f"gateway    gRPC {addresses.grpc}, HTTP http://{addresses.http}, ready: {state['gateways_ready']}")
+        click.echo(f"controller epoch {state['epoch']}, up {state['up_s']:.0f} s")
+        click.echo(f"replicas   {state['replicas_ready']} of {state['replicas_wanted']} ready")
+        for key, problem in state["problems"].items():
+            click.echo(f"problem    {key}: {problem}")
+
+    show_one(data, str(context.home.root), output, text)
