@@ -309,3 +309,9 @@ def test_all_findings_come_at_once() -> None:
         "response_cache",
         "instances[0].count",
     ]
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "a//x", "", ".", "a\\b", "a\nb"])
+def test_no_file_gets_out_of_the_model_directory(path: str) -> None:
+    with pytest.raises(InvalidEntry, match="outside its directory"):
+        render(manifest(entry(), {"model.py": b"m", path: b"x"}), 1, PYTHON_ONLY)

@@ -49,14 +49,15 @@ def test_no_text_adds_a_field_anywhere(text: str) -> None:
     """The same fields are set, whatever the words in them say."""
 
     def fields(word: str) -> object:
+        file = word if word.isprintable() and "\\" not in word else "labels.txt"  # no others can be registered
         of = entry(
             backend="onnxruntime",
-            outputs=(Tensor(name="y", data_type="FP32", dims=(4,), label_filename=word),),
+            outputs=(Tensor(name="y", data_type="FP32", dims=(4,), label_filename=file),),
             instances=(InstanceGroup(kind="CPU", name=word, host_policy=word, profile=(word,)),),
             optimization=Optimization(gpu_accelerators=(Accelerator(name="tensorrt", parameters={word: word}),)),
             parameters={word: word},
         )
-        rendered = render(manifest(of, {"model.onnx": b"x", word: b"l"}), 1, NVIDIA)
+        rendered = render(manifest(of, {"model.onnx": b"x", file: b"l"}), 1, NVIDIA)
         config = text_format.Parse(rendered.config_text, model_config_pb2.ModelConfig())
         return _shape(config)
 

@@ -21,6 +21,14 @@ def findings_before(
         )
     if any(number < 1 for number in versions):
         yield InvalidInput("versions are positive integers", remedy="number versions from 1")
+    for number, manifest in sorted(versions.items()):
+        for file in manifest.files:
+            parts = file.path.split("/")
+            if not file.path.isprintable() or "\\" in file.path or any(part in ("", ".", "..") for part in parts):
+                yield InvalidInput(
+                    f"version {number} has a file {file.path!r}, which would lie outside its directory",
+                    remedy="register the files again under relative paths without `..`",
+                )
     schedulers = [
         name
         for name, there in (
