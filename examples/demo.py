@@ -50,7 +50,7 @@ def heading(text: str) -> None:
 def ctl(*arguments: str, quiet: bool = False) -> str:
     """Run `ctl` as a user would, with what it prints passed on; returns what it printed as data."""
     if not quiet:
-        say("$ ctl " + " ".join(arguments))
+        say("$ ctl " + " ".join(each.replace(f"{ROOT}/", "") for each in arguments))
     done = subprocess.run(
         [sys.executable, "-m", "controlplane.cli.main", "--home", str(HOME), *arguments],
         stdout=subprocess.PIPE,

@@ -396,7 +396,12 @@ class _Planner:
                 doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}" if copy else "ordered"
                 waiting.append(f"{key} on {name}: {doing}")
         ready = tuple(sorted(set(self.ready.get(key, ())) & set(planned)))
-        return TargetState(planned=planned, ready=ready, waiting="; ".join(waiting))
+        return TargetState(
+            planned=planned,
+            ready=ready,
+            waiting="; ".join(waiting),
+            room_is_made=unplaced is not None and unplaced.code == "WAITS_FOR_ROOM",
+        )
 
     def _unserved_reasons(self, placements: Mapping[str, Placement]) -> dict[Key, Reason]:
         """Why versions that may be asked for are not served: shown by `explain`, and to whoever asks for them."""

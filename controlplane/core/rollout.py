@@ -16,7 +16,8 @@ class TargetState:
     """What is known of a rollout's target.
 
     `blocked`: why it can never be served as things are. `failed`: what the model itself did wrong. `planned` replicas
-    shall hold it, `ready` ones have proved it; `waiting`: what the others are doing.
+    shall hold it, `ready` ones have proved it; `waiting`: what the others are doing. `room_is_made`: more replicas
+    shall hold it as soon as something else has left them.
     """
 
     blocked: Reason | None = None
@@ -24,6 +25,7 @@ class TargetState:
     planned: tuple[str, ...] = ()
     ready: tuple[str, ...] = ()
     waiting: str = ""
+    room_is_made: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ def progress(
     if trouble is not None:
         return Progress(reason=trouble, end="failed")
     share = rollout.steps[min(rollout.step, len(rollout.steps) - 1)].weight_percent
-    if target.planned and set(target.planned) <= set(target.ready):
+    if target.planned and set(target.planned) <= set(target.ready) and not target.room_is_made:
         if share == 100 and all(table is not None and _leads_all(table, key) for table in tables):
             done = Reason(
                 code="SERVED", text=f"{key} is ready on {', '.join(target.ready)} and every gateway leads there"
