@@ -64,7 +64,7 @@ def place_gateway_settings(system: System, home: Home) -> None:
     write_settings(home.gateway, settings)
 
 
-class _Interrupted(Exception):  # noqa: N818 - not an error: somebody asked for the end
+class _Interrupted(Exception):
     pass
 
 
@@ -170,7 +170,12 @@ def _detach(home: Home, system: System, file: Path | None, registry: str | None,
     with log_file.open("ab") as output:
         begin = output.tell()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=dict(os.environ)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=dict(os.environ),
         )
     deadline = time.monotonic() + timeout_s
     reporter = _Reporter(home)

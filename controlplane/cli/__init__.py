@@ -1,0 +1,1 @@
+"""`ctl`: what people type. Thin commands over the rooms below."""

@@ -1,0 +1,103 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from controlplane.cli.context import DEFAULT_HOME, Context
+from controlplane.core.errors import ControlPlaneError
+from controlplane.local.home import Home
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
+reason_option = click.option("--reason", default="", help="Why, for the history.")
+
+
+class Reference(NamedTuple):
+    """A model's version, as in ``magika@2``."""
+
+    model: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}"
+
+
+class ReferenceType(click.ParamType[Reference]):
+    """``MODEL@VERSION``."""
+
+    name = "model@version"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
+        """Parse it."""
+        if isinstance(value, Reference):
+            return value
+        model, _, number = str(value).rpartition("@")
+        if not model or not number.isascii() or not number.isdigit() or int(number) < 1:
+            self.fail(f"{value!r} is no version; write it as in magika@2", param, ctx)
+        return Reference(model, int(number))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer the versions that there are."""
+        return [CompletionItem(each) for each in _versions(ctx) if each.startswith(incomplete)]
+
+
+class DurationType(click.ParamType[float]):
+    """``90``, ``90s``, ``15m``, ``2h``, ``7d`` → seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse it."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no duration; write it as in 90s, 15m, 2h or 7d", param, ctx)
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
+REFERENCE, DURATION = ReferenceType(), DurationType()
+
+
+class ModelType(click.ParamType[str]):
+    """A model's name."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer the models that there are."""
+        return [CompletionItem(each) for each in _models(ctx) if each.startswith(incomplete)]
+
+
+MODEL = ModelType()
+
+
+def _models(ctx: click.Context) -> list[str]:
+    from controlplane.registry.layout import MODELS, name_in
+
+    try:
+        listed = _context(ctx).registry().store.list(MODELS)
+        return [name for each in listed if (name := name_in(each.key, MODELS))]
+    except ControlPlaneError:
+        return []
+
+
+def _versions(ctx: click.Context) -> list[str]:
+    try:
+        models = _context(ctx).registry().models()
+    except ControlPlaneError:
+        return []
+    return [f"{model.name}@{each.number}" for model in models for each in model.versions if each.deleted_at is None]
+
+
+def _context(ctx: click.Context) -> Context:
+    """The global options, from what has been typed so far: while completing, no command runs."""
+    root = ctx.find_root().params
+    return Context(Home(root.get("home") or DEFAULT_HOME), root.get("registry_url"))

@@ -1,0 +1,190 @@
+"""`ctl infer`: a first request without writing a client, and the client to go on with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from controlplane.cli.arguments import DURATION, MODEL
+from controlplane.cli.context import Context, pass_context
+from controlplane.cli.output import note, output_option, show_one
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from controlplane.cli.tensors import Declared, Given
+
+SHOWN_VALUES = 20
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@VERSION]", type=MODEL)
+@click.option("--input", "inputs", multiple=True, metavar="[TENSOR=]@FILE|JSON", help="An input; once for each.")
+@click.option("--sequence", type=click.IntRange(min=1), help="Send it as a whole sequence with this correlation id.")
+@click.option("--gateway", "address", metavar="HOST:PORT", help="The gateway's gRPC address; without it, the home's.")
+@click.option("--timeout", "timeout_s", type=DURATION, default="60s", show_default=True, help="How long it may take.")
+@click.option("--code/--no-code", "with_code", default=True, help="Print the Python code for it on standard error.")
+@output_option
+@pass_context
+def infer(
+    context: Context,
+    *,
+    name: str,
+    inputs: tuple[str, ...],
+    sequence: int | None,
+    address: str | None,
+    timeout_s: float,
+    with_code: bool,
+    output: str,
+) -> None:
+    """Send a request to the model NAME through the gateway and print the answer.
+
+    A .npy file is an array, a .json file or JSON text nested lists; any other file's bytes are taken as raw values and
+    reshaped to the input's dims.
+    """
+    from tritonclient import grpc
+
+    from controlplane.cli.addresses import gateway_addresses
+    from controlplane.cli.tensors import Declared, read_input
+
+    address = address or gateway_addresses(context.home).grpc
+    model, _, version = name.rpartition("@")
+    if not (model and version.isdigit()):
+        model, version = name, ""
+    client = grpc.InferenceServerClient(address)
+    try:
+        with _own_errors(model, address):
+            told = client.get_model_metadata(model, version, client_timeout=timeout_s)
+        declared = {
+            each.name: Declared(name=each.name, data_type=each.datatype, shape=tuple(each.shape))
+            for each in told.inputs
+        }
+        given = [read_input(text, declared) for text in inputs]
+        _check_complete(given, declared)
+        for each in given:
+            if each.note:
+                note(each.note)
+        started = time.perf_counter()
+        with _own_errors(model, address):
+            result = client.infer(
+                model,
+                [_tensor(grpc, each) for each in given],
+                model_version=version,
+                client_timeout=timeout_s,
+                **_sequence(sequence),
+            )
+        took_ms = (time.perf_counter() - started) * 1000
+    finally:
+        client.close()
+    answer = result.get_response()
+    names = [each.name for each in answer.outputs]
+    if with_code:
+        note(_code(address, model, version, given, outputs=names, sequence=sequence))
+    outputs = [
+        {
+            "name": each.name,
+            "data_type": each.datatype,
+            "shape": list(each.shape),
+            "data": _plain(result.as_numpy(each.name)),
+        }
+        for each in answer.outputs
+    ]
+    data = {
+        "model": answer.model_name,
+        "version": answer.model_version,
+        "took_ms": round(took_ms, 3),
+        "outputs": outputs,
+    }
+
+    def text() -> None:
+        click.echo(f"{answer.model_name}@{answer.model_version} answered in {took_ms:.1f} ms")
+        for each in outputs:
+            click.echo(f"{each['name']} {each['data_type']} {each['shape']}: {_short(each['data'])}")
+
+    show_one(data, f"{answer.model_name}@{answer.model_version}", output, text)
+
+
+def _tensor(grpc: Any, given: Given) -> Any:
+    tensor = grpc.InferInput(given.name, list(given.array.shape), given.data_type)
+    tensor.set_data_from_numpy(given.array)
+    return tensor
+
+
+def _sequence(number: int | None) -> dict[str, Any]:
+    return {} if number is None else {"sequence_id": number, "sequence_start": True, "sequence_end": True}
+
+
+def _check_complete(given: Sequence[Given], declared: dict[str, Declared]) -> None:
+    names = [each.name for each in given]
+    missing = [str(each) for name, each in declared.items() if name not in names]
+    if missing and not given:
+        raise InvalidInput("the request has no input", field="--input", remedy="the model takes: " + ", ".join(missing))
+    if missing:
+        note(f"not given: {', '.join(missing)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidInput(f"{', '.join(twice)} is given twice", field="--input", remedy="give each input once")
+
+
+def _code(
+    address: str, model: str, version: str, given: Sequence[Given], *, outputs: Sequence[str], sequence: int | None
+) -> str:
+    lines = ["# The same request in Python:"]
+    if any("json.load(" in each.code for each in given):
+        lines.append("import json")
+    lines += [
+        "import numpy as np",
+        "import tritonclient.grpc as triton",
+        "",
+        f'client = triton.InferenceServerClient("{address}")',
+    ]
+    for index, each in enumerate(given):
+        lines.append(f'input{index} = triton.InferInput("{each.name}", {list(each.array.shape)}, "{each.data_type}")')
+        lines.append(f"input{index}.set_data_from_numpy({each.code})")
+    names = ", ".join(f"input{index}" for index in range(len(given)))
+    more = f', model_version="{version}"' if version else ""
+    more += "".join(f", {key}={value}" for key, value in _sequence(sequence).items())
+    lines.append(f'result = client.infer("{model}", [{names}]{more})')
+    lines += [f'print(result.as_numpy("{name}"))' for name in outputs]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(array: Any) -> Any:
+    values = array.tolist()
+    return _decoded(values) if array.dtype.kind in "OS" else values
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(each) for each in value]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _short(values: object) -> str:
+    text = str(values)
+    limit = SHOWN_VALUES * 12
+    return text if len(text) <= limit else text[:limit] + " … (all of it with -o json)"
+
+
+@contextmanager
+def _own_errors(model: str, address: str) -> Iterator[None]:
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        yield
+    except InferenceServerException as error:
+        status = str(error.status() or "").removeprefix("StatusCode.")
+        kinds: dict[str, type[ControlPlaneError]] = {
+            "NOT_FOUND": NotFound,
+            "INVALID_ARGUMENT": InvalidInput,
+            "UNAVAILABLE": Unavailable,
+            "DEADLINE_EXCEEDED": DeadlineExceeded,
+        }
+        remedy = {
+            "NOT_FOUND": "`ctl get models` lists them; only what is promoted or has an alias can be asked for",
+            "UNAVAILABLE": f"`ctl explain {model}` says why",
+        }.get(status)
+        raise kinds.get(status, ControlPlaneError)(f"{address}: {error.message()}", remedy=remedy) from error

@@ -1,0 +1,135 @@
+"""Data on standard output, in the form that was asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+FORMATS = ("table", "wide", "json", "yaml", "name")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: its heading and what stands in it. `wide`: only with ``-o wide``."""
+
+    heading: str
+    cell: Callable[[Row], object]
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """How one kind of thing is listed. `name` tells what other commands call a row."""
+
+    columns: Sequence[Column] = field(default_factory=tuple)
+    name: Callable[[Row], str] = lambda row: str(row["name"])
+    empty: str = "nothing there"
+
+
+output_option = click.option(
+    "-o", "--output", "output", type=click.Choice(FORMATS), default="table", show_default=True, help="Form of the data."
+)
+
+
+def show_rows(rows: Sequence[Row], kind: Kind, output: str) -> None:
+    """Print a list."""
+    if output in ("json", "yaml"):
+        click.echo(structured(list(rows), output))
+    elif output == "name":
+        for row in rows:
+            click.echo(kind.name(row))
+    elif not rows:
+        note(kind.empty)
+    else:
+        columns = [column for column in kind.columns if output == "wide" or not column.wide]
+        print_table([column.heading for column in columns], [[column.cell(row) for column in columns] for row in rows])
+
+
+def show_one(data: Row, name: str, output: str, text: Callable[[], None]) -> None:
+    """Print one thing; `text` prints it for people."""
+    if output in ("json", "yaml"):
+        click.echo(structured(data, output))
+    elif output == "name":
+        click.echo(name)
+    else:
+        text()
+
+
+def structured(data: object, output: str) -> str:
+    """Plain data as JSON or YAML text."""
+    if output == "json":
+        return json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    import yaml
+
+    text: str = yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True)
+    return text.rstrip("\n")
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Aligned columns, as wide as they need to be."""
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = [max(len(row[index]) for row in [list(headings), *cells]) for index in range(len(headings))]
+    heading = "  ".join(text.ljust(width) for text, width in zip(headings, widths, strict=True)).rstrip()
+    click.echo(click.style(heading, bold=True))
+    for row in cells:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Name and value, one a line."""
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {cell(value)}")
+
+
+def cell(value: object) -> str:
+    """A value as it stands in a table."""
+    if value is None or value in ("", [], {}, ()):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={each}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(str(each) for each in value)
+    return str(value)
+
+
+def note(text: str) -> None:
+    """Say something that is no data."""
+    click.echo(text, err=True)
+
+
+def is_animated() -> bool:
+    """Whether standard error is a terminal that can show something moving."""
+    return sys.stderr.isatty()
+
+
+def size(size_bytes: float | None) -> str | None:
+    """Bytes for people."""
+    if size_bytes is None:
+        return None
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
+def age(at: datetime | None, now: datetime | None = None) -> str | None:
+    """How long ago, for people."""
+    if at is None:
+        return None
+    seconds = max(0.0, ((now or datetime.now(UTC)) - at).total_seconds())
+    for unit, length_s in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f}{unit}"
+    return f"{seconds:.0f}s"

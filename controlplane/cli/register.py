@@ -1,0 +1,108 @@
+"""`ctl register`: from a model file to a version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from controlplane.cli.arguments import MODEL, dry_run_option, reason_option
+from controlplane.cli.context import Context, pass_context
+from controlplane.cli.fleets import fleet_for, render_for
+from controlplane.cli.output import note, output_option, show_one, size
+from controlplane.core.errors import InvalidInput, NotFound
+from controlplane.core.models import Manifest
+
+
+@click.command()
+@click.argument("name", type=MODEL)
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option("--entry", "entry_file", type=click.Path(path_type=Path), help="The entry file (YAML or JSON).")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; may be given several times.")
+@reason_option
+@dry_run_option
+@output_option
+@pass_context
+def register(
+    context: Context,
+    *,
+    name: str,
+    path: Path | None,
+    entry_file: Path | None,
+    labels: tuple[str, ...],
+    reason: str,
+    dry_run: bool,
+    output: str,
+) -> None:
+    """Make a version of the model NAME from the file or folder PATH.
+
+    What the entry file does not say is read from the model's file. The same bytes and entry are the same version.
+    """
+    from controlplane.cli.progress import shown
+    from controlplane.entry.build import build
+
+    built = build(name, path, entry_file)
+    registry = context.registry()
+    served_by: list[str] = []
+
+    def check(manifest: Manifest) -> None:
+        served = fleet_for(registry, manifest, None)
+        if served is None:
+            return
+        rendered = render_for(registry, manifest, _next_version(), served)
+        served_by.append(f"checked for fleet {served.fleet}")
+        served_by.extend(rendered.notes)
+
+    def _next_version() -> int:
+        try:
+            return 1 + max((each.number for each in registry.model(name).versions), default=0)
+        except NotFound:
+            return 1
+
+    with shown() as progress:
+        made = registry.register(
+            built.entry,
+            built.files,
+            actor=context.actor,
+            reason=reason,
+            labels=_labels(labels),
+            dry_run=dry_run,
+            progress=progress,
+            check=check,
+        )
+    facts = [*built.facts, *served_by]
+    if not served_by:
+        note("not checked against a fleet: no fleet's servers are known in this registry yet")
+    data = {
+        "name": name,
+        "version": made.version,
+        "digest": made.digest,
+        "created": made.created,
+        "dry_run": dry_run,
+        "size_bytes": made.manifest.size_bytes,
+        "uploaded_bytes": made.uploaded_bytes,
+        "facts": facts,
+    }
+    reference = f"{name}@{made.version}"
+
+    def text() -> None:
+        did = "would be made" if dry_run else "made"
+        state = did if made.created else "is there already: same bytes, same entry"
+        click.echo(f"{reference} {state}")
+        click.echo(f"  digest   {made.digest}")
+        click.echo(f"  files    {len(made.manifest.files)}, {size(made.manifest.size_bytes)}")
+        click.echo(f"  {'to send ' if dry_run else 'uploaded'} {size(made.uploaded_bytes)}")
+        for fact in facts:
+            click.echo(f"  - {fact}")
+
+    show_one(data, reference, output, text)
+
+
+def _labels(texts: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not key or not separator:
+            raise InvalidInput(f"{text!r} is no label", field="--label", remedy="write it as KEY=VALUE")
+        labels[key] = value
+    return labels

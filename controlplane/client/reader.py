@@ -1,0 +1,67 @@
+"""Reads the controller's API, for `ctl` and for the console's tests."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from controlplane.client.access import Access, read_access
+from controlplane.core.errors import ControlPlaneError, Unavailable
+from controlplane.local.home import Home
+
+TIMEOUT_S = 10.0
+
+
+class Reader:
+    """One connection to a controller; use it as a context manager."""
+
+    def __init__(self, access: Access) -> None:
+        self._url = access.url
+        self._http = httpx2.Client(
+            base_url=access.url,
+            headers={"authorization": f"Bearer {access.token}"},
+            timeout=httpx2.Timeout(TIMEOUT_S, connect=2.0),
+            trust_env=False,  # the controller is on this machine: no proxy leads there
+        )
+
+    @classmethod
+    def of(cls, home: Home) -> Self:
+        """A reader for the controller of a home. Raises Unavailable when it has never been there."""
+        return cls(read_access(home.controller_file, home.token_file))
+
+    def get(self, path: str) -> Any:
+        """What a GET answers, as plain data. Raises the controller's own error, or Unavailable."""
+        try:
+            answer = self._http.get(path)
+            content = answer.json()
+        except (httpx2.HTTPError, ValueError) as error:
+            raise Unavailable(
+                f"the controller at {self._url} does not answer: {error}",
+                remedy="look at `ctl up`'s output and the logs in its home",
+            ) from error
+        if answer.is_error:
+            raise _error(content, answer.status_code)
+        return content
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._http.close()
+
+
+def _error(content: object, status: int) -> ControlPlaneError:
+    details = content.get("error") if isinstance(content, dict) else None
+    if not isinstance(details, dict):
+        return Unavailable(f"the controller answered with HTTP status {status}")
+    kinds = {kind.code: kind for kind in reversed(_kinds(ControlPlaneError))}
+    kind = kinds.get(str(details.get("code")), ControlPlaneError)
+    return kind(str(details.get("message")), field=details.get("field"), remedy=details.get("remedy"))
+
+
+def _kinds(base: type[ControlPlaneError]) -> list[type[ControlPlaneError]]:
+    """Every error that is made of a sentence, a field and a remedy; the general ones first."""
+    made = [kind for kind in base.__subclasses__() if kind.__init__ is ControlPlaneError.__init__]
+    return [*made, *(each for kind in made for each in _kinds(kind))]
