@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from controlplane.core.errors import NotFound
 from controlplane.core.messages import Copy
-from controlplane.core.snapshot import Key, ReplicaView
+from controlplane.core.models import Model
+from controlplane.core.snapshot import Key, Reason, ReplicaView
 
 if TYPE_CHECKING:
     from controlplane.server.controller import Controller
@@ -79,9 +80,34 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
         "problem": problem,
         "copies": copies,
         "reasons": [
-            {"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())
+            {"code": reason.code, "text": reason.text}
+            for reason in (
+                *_how_it_is(controller, controller.snapshot.models[name]),
+                *(reason for subject in subjects for reason in reasons.get(subject, ())),
+            )
         ],
     }
+
+
+def _how_it_is(controller: Controller, document: Model) -> Iterator[Reason]:
+    """What unversioned requests get, and how the last rollout ended."""
+    table = controller.memory.last_plan.table
+    route = table.routes.get(document.name)
+    if document.stable is None:
+        yield Reason(code="NOT_STABLE", text=f"no version of {document.name} is stable: `ctl promote` makes one so")
+    for target in route.targets if route else ():
+        key = Key(document.name, target.version)
+        if target.pool is None:
+            why = route.reasons.get(target.version) if route else None
+            yield Reason(code="COLD", text=f"{key} is loaded nowhere; {why or 'the first request loads it'}")
+        else:
+            names = ", ".join(table.pools[target.pool])
+            text = f"{key} gets {target.weight_percent} % of unversioned requests, served by {names}"
+            yield Reason(code="SERVED", text=text)
+    last = document.rollout
+    if last is not None and last.state in ("failed", "aborted"):
+        key = Key(document.name, last.target)
+        yield Reason(code=f"ROLLOUT_{last.state.upper()}", text=f"the rollout to {key} {last.state}: {last.reason}")
 
 
 def _signals(controller: Controller, replica: str, key: Key, now: float) -> dict[str, Any] | None:

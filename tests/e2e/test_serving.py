@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
@@ -24,7 +25,7 @@ def test_promote_and_roll_back_under_load_without_a_failed_request(system: Syste
     assert not load.failures
     assert set(load.answers) == {str(first), str(second)}
     actions = [each["action"] for each in system.ok("history", "swing", "-o", "json").json()]
-    assert actions.count("promote") == 3 - actions.count("rollback")
+    assert (actions.count("promote"), actions.count("rollback"), actions.count("succeed")) == (3, 1, 4)
 
 
 def test_a_version_that_is_kept_warm_may_be_asked_for_and_an_unknown_one_may_not(system: System) -> None:
@@ -62,8 +63,6 @@ def test_http_and_grpc_give_the_same(system: System) -> None:
     system.serve("both")
     client = triton_http.InferenceServerClient(system.http)
     given = triton_http.InferInput("x", [1, 1], "FP32")
-    import numpy as np
-
     given.set_data_from_numpy(np.array([[3.0]], dtype=np.float32))
     assert client.infer("both", [given]).as_numpy("y")[0, 0] == system.ask("both")[0] == 6.0
     client.close()
