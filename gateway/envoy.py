@@ -107,6 +107,7 @@ class Envoy:
         command = [str(binary()), "-c", str(self._files.bootstrap), "--concurrency", str(threads)]
         command += ["--reject-unknown-dynamic-fields", "--disable-hot-restart", "--log-level", "warning"]
         command += ["--component-log-level", "http:critical", "--admin-address-path", str(self._files.admin_address)]
+        command += ["--file-flush-interval-msec", "1000"]
         popen, self._record = start(
             command,
             home=self._home.root,

@@ -1,0 +1,364 @@
+"""Tables that change under load, models that are not loaded, replicas and processes that die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import tritonclient.grpc.aio as grpcaio
+from tritonclient.utils import InferenceServerException
+
+from controlplane.core.routes import Endpoint, Route, RouteTable, Target
+from controlplane.local.processes import free_ports
+from tests.gateway.asking import ask, ask_http, grpc_input, stream
+from tests.gateway.running import ROOT, Running, route, table
+from tests.gateway.triton import Triton
+from tests.gateway.waiting import wait_for
+
+
+class Load:
+    """Requests one after another from a thread, until it is left. `failures` are sentences."""
+
+    def __init__(self, gateway: Running, model: str = "echo") -> None:
+        self._gateway, self._model = gateway, model
+        self.answered: list[int] = []
+        self.failures: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self._gateway.grpc() as client:
+            while not self._over.is_set():
+                try:
+                    self.answered.append(ask(client, self._model))
+                except InferenceServerException as error:
+                    self.failures.append(str(error))
+
+    def more(self, count: int = 50) -> None:
+        """Wait until so many more requests have been answered."""
+        goal = len(self.answered) + count
+        wait_for(lambda: len(self.answered) >= goal or self.failures, "requests to be answered", timeout_s=60)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def own_triton(tmp_path: Path) -> Iterator[Triton]:
+    """A server that the test may kill."""
+    server = Triton("r9", tmp_path, ("echo",))
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
+
+
+def test_promotion_under_load(gateway: Running, full_table: RouteTable) -> None:
+    gateway.controller.put(full_table)
+    seen = []
+    with Load(gateway) as load:
+        for stable in (1, 2, 3, 1):
+            load.more()
+            gateway.controller.put(replace(full_table, routes={**full_table.routes, "echo": route("echo", stable)}))
+            confirmed = len(load.answered)
+            load.more()
+            seen.append(set(load.answered[confirmed + 1 :]))
+    assert not load.failures
+    assert seen == [{1}, {2}, {3}, {1}]
+
+
+def test_a_canary_gets_its_share(gateway: Running, full_table: RouteTable) -> None:
+    targets = (Target(version=1, pool="all", weight_percent=80), Target(version=3, pool="all", weight_percent=20))
+    gateway.controller.put(
+        replace(full_table, routes={"echo": Route(model="echo", targets=targets, pinned={1: "all", 3: "all"})})
+    )
+    with gateway.grpc() as client, gateway.http() as http:
+        grpc_answers = [ask(client, "echo") for _ in range(400)]
+        http_answers = [ask_http(http, "echo") for _ in range(400)]
+        assert {ask(client, "echo", "1") for _ in range(20)} == {1}
+    for answers in (grpc_answers, http_answers):
+        assert set(answers) == {1, 3}
+        assert 40 <= answers.count(3) <= 130
+
+
+def test_cold_requests_wait_and_ask_once(gateway: Running, full_table: RouteTable) -> None:
+    cold = replace(full_table, routes={"echo": route("echo", 2, pool=None)})
+    gateway.controller.put(cold)
+    reports = len(gateway.controller.reports)
+    with gateway.grpc() as client, gateway.http() as http:
+        assert not client.is_model_ready("echo")  # asking whether it is ready does not wait for it
+        assert not http.is_model_ready("echo")
+
+    async def many() -> list[int]:
+        async with grpcaio.InferenceServerClient(gateway.grpc_url) as client:
+            asked = [asyncio.ensure_future(client.infer("echo", grpc_input())) for _ in range(200)]
+            with ThreadPoolExecutor(5) as threads:
+                over_http = [threads.submit(_ask_http_once, gateway) for _ in range(4)]
+                on_stream = threads.submit(_ask_on_stream, gateway)
+                await asyncio.to_thread(
+                    wait_for, lambda: _waiting(gateway) == 205, "all requests to be held", timeout_s=60
+                )
+                gateway.controller.order(full_table)
+                results = await asyncio.gather(*asked)
+                assert [each.result() for each in over_http] == [2] * 4
+                assert on_stream.result() == [("echo", "2", 1.0), ("other", "1", 2.0)] or on_stream.result() == [
+                    ("other", "1", 2.0),
+                    ("echo", "2", 1.0),
+                ]
+        return [int(each.as_numpy("VERSION")[0]) for each in results]
+
+    gateway.controller.put(replace(cold, routes={**cold.routes, "other": route("other")}))
+    assert asyncio.run(many()) == [2] * 200
+    demands = [each.demand for each in gateway.controller.reports[reports:] if each.demand]
+    assert {(each.model, each.version) for demand in demands for each in demand} == {("echo", 2)}
+    wait_for(lambda: _waiting(gateway) == 0, "nobody to wait any more")
+
+
+def _ask_http_once(gateway: Running) -> int:
+    with gateway.http() as client:
+        return ask_http(client, "echo")
+
+
+def _ask_on_stream(gateway: Running) -> list[Any]:
+    with gateway.grpc() as client:
+        return stream(client, [("echo", "", 1.0), ("other", "", 2.0)])
+
+
+def _waiting(gateway: Running) -> int:
+    return int(httpx2.get(f"{gateway.status}/healthz").json()["waiting"])
+
+
+def test_a_cold_model_that_never_comes(gateway: Running, full_table: RouteTable) -> None:
+    cold = Route(
+        model="echo",
+        targets=(Target(version=2, pool=None),),
+        pinned={2: None},
+        reasons={2: "no replica of fleet cpu has 4 GiB free"},
+    )
+    gateway.controller.put(replace(full_table, routes={"echo": cold}))
+    with gateway.grpc() as client, pytest.raises(InferenceServerException) as refused:
+        client.infer("echo", grpc_input(), client_timeout=2.0)
+    assert refused.value.status() == "StatusCode.UNAVAILABLE"
+    assert "no replica of fleet cpu has 4 GiB free" in str(refused.value)
+
+
+def test_a_client_that_gives_up_is_dropped(gateway: Running, full_table: RouteTable) -> None:
+    gateway.controller.put(replace(full_table, routes={"echo": route("echo", 2, pool=None)}))
+    with gateway.grpc() as client:
+        call = client.async_infer("echo", grpc_input(), callback=lambda result, error: None)
+        wait_for(lambda: _waiting(gateway) == 1, "the request to be held")
+        call.cancel()
+        wait_for(lambda: _waiting(gateway) == 0, "the request to be dropped")
+    with httpx2.Client() as http, pytest.raises(httpx2.TimeoutException):
+        http.post(f"http://{gateway.http_url}/v2/models/echo/infer", content=b"{}", timeout=0.5)
+    wait_for(lambda: _waiting(gateway) == 0, "the HTTP request to be dropped")
+
+
+def test_draining(gateway: Running, full_table: RouteTable) -> None:
+    gateway.controller.put(full_table)
+    found: queue.Queue[Any] = queue.Queue()
+    with gateway.grpc() as client:
+        client.start_stream(lambda result, error: found.put((result, error)), headers={"x-model-name": "slow"})
+        try:
+            client.async_stream_infer("slow", grpc_input((4.0,)))
+            wait_for(lambda: _active_host(gateway), "the request to run")
+            busy = _active_host(gateway)[0]
+            rest = next(name for name in full_table.endpoints if name != busy)
+            endpoints = {**full_table.endpoints, busy: replace(full_table.endpoints[busy], draining=True)}
+            gateway.controller.put(replace(full_table, endpoints=endpoints, pools={"all": (rest,)}))
+            wait_for(lambda: gateway.controller.latest.active.get(busy), "the request in flight to be reported")
+            assert _replicas_of(gateway, 20) == {rest}
+            result, error = found.get(timeout=30)
+            assert error is None
+            assert float(result.as_numpy("OUT")[0]) == 4.0
+        finally:
+            client.stop_stream(cancel_requests=True)
+    wait_for(lambda: gateway.controller.latest.active == {busy: 0}, "the drained replica to be reported idle")
+    wait_for(lambda: _pool_clusters(gateway) == 2, "the old clusters to go")
+
+
+def _active_host(gateway: Running) -> list[str]:
+    clusters = httpx2.get(f"{gateway.admin}/clusters?format=json").json()["cluster_statuses"]
+    return [
+        host["hostname"]
+        for cluster in clusters
+        for host in cluster.get("host_statuses", [])
+        if any(stat["name"] == "rq_active" and int(stat.get("value", 0)) for stat in host["stats"])
+    ]
+
+
+def _pool_clusters(gateway: Running) -> int:
+    clusters = httpx2.get(f"{gateway.admin}/clusters?format=json").json()["cluster_statuses"]
+    return sum(each["name"].startswith("pool-") for each in clusters)
+
+
+def _replicas_of(gateway: Running, count: int) -> set[str]:
+    """Which replicas answer so many requests, by the access log."""
+    log_file = gateway.home.gateway / "access.log"
+    before = log_file.read_text().count("\n")
+    with gateway.grpc() as client:
+        for _ in range(count):
+            ask(client, "echo")
+    wait_for(lambda: log_file.read_text().count("\n") >= before + count, "the access log's lines")
+    return {json.loads(line)["replica"] for line in log_file.read_text().splitlines()[before:]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_replica_that_dies(gateway: Running, tritons: Any, own_triton: Triton, number: signal.Signals) -> None:
+    gateway.controller.put(table(tritons[0].endpoint, own_triton.endpoint, echo=route("echo", 2)))
+    with Load(gateway) as load, Load(gateway) as second:
+        load.more(200)
+        if number == signal.SIGKILL:
+            own_triton.kill()
+        else:
+            own_triton.process.terminate()
+        load.more(200)
+        own_triton.process.wait()
+        load.more(200)
+        second.more(200)
+    assert not load.failures + second.failures
+
+
+def test_a_sequence_is_never_sent_twice(gateway: Running, own_triton: Triton) -> None:
+    gone = replace(own_triton.endpoint, replica="gone", grpc_port=free_ports(1)[0])
+    gateway.controller.put(table(gone, echo=route("echo", 2, idle_s=60.0)))
+    with gateway.grpc() as client, pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+        client.infer("echo", grpc_input(), sequence_id=7, sequence_start=True)
+
+
+def test_a_refused_table_leaves_the_old_one_in_force(gateway: Running, full_table: RouteTable) -> None:
+    gateway.controller.put(full_table)
+    confirmed = gateway.controller.latest.generation
+    bad = Endpoint(replica="bad", host="no.such.host.", grpc_port=1, http_port=2)
+    gateway.controller.order(table(bad, echo=route("echo", 1)))
+    wait_for(lambda: "refused" in gateway.controller.latest.reason, "the refusal to be reported")
+    assert "malformed IP address" in gateway.controller.latest.reason
+    assert gateway.controller.latest.generation == confirmed
+    with gateway.grpc() as client:
+        assert ask(client, "echo") == 2
+    gateway.controller.put(full_table)
+    assert gateway.controller.latest.reason == ""
+
+
+def test_orders_of_an_older_epoch_are_refused(gateway: Running, full_table: RouteTable) -> None:
+    gateway.controller.put(full_table, epoch=5)
+    gateway.controller.order(replace(full_table, routes={}), epoch=4)
+    wait_for(lambda: "older epoch" in gateway.log(), "the refusal")
+    with gateway.grpc() as client:
+        assert ask(client, "echo") == 2
+    gateway.controller.send_table = True
+    gateway.controller.put(full_table, epoch=6)
+    wait_for(lambda: any(each.table is not None for each in gateway.controller.reports), "the table to be reported")
+    reported = [each.table for each in gateway.controller.reports if each.table is not None]
+    assert reported[-1].routes == full_table.routes
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Running]:
+    """A gateway that the test may break."""
+    running = Running(tmp_path / "home")
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def test_envoy_dies(fresh: Running, full_table: RouteTable) -> None:
+    fresh.controller.put(full_table)
+    with fresh.grpc() as client:
+        assert ask(client, "echo") == 2
+        old = fresh.envoy.pid
+        fresh.envoy.kill()
+
+        def back() -> bool:
+            try:
+                return ask(client, "echo") == 2
+            except InferenceServerException:
+                return False
+
+        wait_for(back, "Envoy to be back on the same port", timeout_s=20)
+    assert fresh.envoy.pid != old
+
+
+def test_the_python_part_dies(fresh: Running, full_table: RouteTable) -> None:
+    fresh.controller.put(full_table)
+    generation = fresh.controller.latest.generation
+    envoy = fresh.envoy.pid
+    with Load(fresh) as load:
+        load.more()
+        fresh.process.kill()
+        fresh.process.wait()
+        load.more(200)
+        fresh.start()
+        load.more()
+    assert not load.failures
+    assert fresh.envoy.pid == envoy
+    assert fresh.controller.latest.generation == generation
+    with fresh.grpc() as client:
+        assert stream(client, [("echo", "", 1.0)]) == [("echo", "2", 1.0)]
+        assert ask(client, "echo", compression_algorithm="gzip") == 2
+
+
+def test_ten_thousand_models(fresh: Running, full_table: RouteTable) -> None:
+    many = {f"model-{i:05}": route(f"model-{i:05}", 1, 2) for i in range(10_000)}
+    fresh.controller.put(replace(full_table, routes={**full_table.routes, **many}), timeout_s=60)
+    with fresh.grpc() as client, Load(fresh) as load:
+        load.more()
+        with pytest.raises(InferenceServerException, match="model-09999"):
+            ask(client, "model-09999")  # known here, but not on the server
+        changed = {**many, "new": replace(route("echo", 3), model="echo")}
+        fresh.controller.put(
+            replace(full_table, routes={**full_table.routes, **changed, "echo": route("echo", 3)}), timeout_s=60
+        )
+        assert ask(client, "echo") == 3
+        load.more()
+    assert not load.failures
+
+
+def test_a_port_in_use_is_named(fresh: Running, tmp_path: Path) -> None:
+    home = tmp_path / "second"
+    (home / "gateway").mkdir(parents=True)
+    (home / "gateway" / "settings.json").write_text(json.dumps({"grpc_port": fresh.ports.grpc, "http_port": 0}))
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway", "--home", str(home)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "CTL_HOME": str(home)},
+    )
+    assert ended.returncode == 5
+    assert f"grpc_port: the gateway can't listen on 127.0.0.1:{fresh.ports.grpc}" in ended.stderr
+
+
+def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
+    running = Running(tmp_path / "home")
+    envoy = running.envoy
+    running.process.terminate()
+    assert running.process.wait(timeout=15) == 0
+    try:
+        assert not envoy.is_running()
+    finally:
+        running.stop()
+    end = time.monotonic() + 1
+    assert time.monotonic() < end + 60
