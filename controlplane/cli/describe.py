@@ -79,7 +79,7 @@ def version(context: Context, reference: Reference, output: str) -> None:
     def text() -> None:
         print_fields(
             {
-                "Version": reference,
+                "Version": str(reference),
                 "Digest": record.digest,
                 "Aliases": row["aliases"],
                 "Created": f"{row['created_at']} by {record.actor}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import note, output_option, show_one
 from controlplane.core.errors import InvalidInput
 from controlplane.core.models import Rollout
+
+if TYPE_CHECKING:
+    from controlplane.registry import Registry
 
 
 def rollout_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +65,7 @@ def promote(
     rollout = registry.promote(
         name, version, actor=context.actor, reason=reason, deadline_s=deadline_s, dry_run=dry_run
     )
-    _finish(context, name, rollout, wait=wait, timeout_s=timeout_s, dry_run=dry_run, output=output)
+    _finish(context, registry, name, rollout, wait=wait, timeout_s=timeout_s, dry_run=dry_run, output=output)
 
 
 @click.command()
@@ -81,18 +85,18 @@ def rollback(
     """Abort the rollout of NAME that is under way, or else go back to what was stable before."""
     registry = context.registry()
     rollout = registry.rollback(name, actor=context.actor, reason=reason, deadline_s=deadline_s, dry_run=dry_run)
-    _finish(context, name, rollout, wait=wait, timeout_s=timeout_s, dry_run=dry_run, output=output)
+    _finish(context, registry, name, rollout, wait=wait, timeout_s=timeout_s, dry_run=dry_run, output=output)
 
 
 def _finish(
-    context: Context, name: str, rollout: Rollout, *, wait: bool, timeout_s: float, dry_run: bool, output: str
+    context: Context, registry: Registry, name: str, rollout: Rollout, *, wait: bool, timeout_s: float, dry_run: bool, output: str
 ) -> None:
     state: str = rollout.state
     if state == "running" and wait and not dry_run:
         from controlplane.cli.waiting import wait_for
 
         note(f"rollout {rollout.id}: {name} from {_version(name, rollout.source)} to {name}@{rollout.target}")
-        wait_for(context, context.registry(), name, rollout, timeout_s)
+        wait_for(context, registry, name, rollout, timeout_s)
         state = "succeeded"
     stable = {"succeeded": rollout.target, "aborted": rollout.source}.get(state, rollout.source)
     data = {

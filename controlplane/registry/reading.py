@@ -66,7 +66,8 @@ class VerifiedReader:
         at_end = self._read_bytes >= self._size_bytes or size < 0 or len(content) < size
         if at_end and not self._is_whole():
             raise changed_under_way(self._path)
-        self._sent(len(content))
+        if content:
+            self._sent(len(content))
         return content
 
     def _is_whole(self) -> bool:

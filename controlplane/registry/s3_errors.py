@@ -9,6 +9,7 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,  # noqa: A004 - botocore's own: what could not be connected to
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -19,6 +20,9 @@ from botocore.exceptions import (
 from controlplane.core.errors import Conflict, ControlPlaneError, InvalidInput, NotFound, Unauthenticated, Unavailable
 
 _CREDENTIALS = "check the credentials (AWS_PROFILE or AWS_ACCESS_KEY_ID, …) and the rights that they have on the bucket"
+
+
+_REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch")
 
 
 class Passing(Unavailable):
@@ -38,7 +42,7 @@ def own_errors(bucket: str, key: str, *, conditional: bool = False) -> Iterator[
         raise Unauthenticated(f"s3://{bucket}: {error}", remedy=_CREDENTIALS) from error
     except ParamValidationError as error:
         raise InvalidInput(f"s3://{bucket}/{key}: {error}", field="registry") from error
-    except (HTTPClientError, IncompleteReadError) as error:
+    except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
         raise Passing(f"s3://{bucket} does not answer: {error}", remedy="check AWS_ENDPOINT_URL_S3") from error
     except (BotoCoreError, Boto3Error) as error:
         raise Unavailable(f"s3://{bucket}/{key}: {error}") from error
@@ -52,12 +56,12 @@ def _translated(error: ClientError, bucket: str, key: str, *, conditional: bool)
         return InvalidInput(
             f"there is no bucket {bucket!r}", field="registry", remedy="make it, or name one that is there"
         )
+    if status in (401, 403) or code in _REFUSED:  # some servers say a wrong key with 404
+        return Unauthenticated(f"{where} is refused: {code or status}", remedy=_CREDENTIALS)
     if status == 412 or (conditional and status == 404):
         return Conflict(f"{key} was changed by somebody else")
     if status == 404:
         return NotFound(f"{key} is not in the registry")
-    if status in (401, 403):
-        return Unauthenticated(f"{where} is refused: {code}", remedy=_CREDENTIALS)
     if status in (409, 429) or status >= 500 or code in ("RequestTimeout", "SlowDown"):
         return Passing(f"{where}: {code or status}", remedy="try again")
     message = error.response.get("Error", {}).get("Message", "")
