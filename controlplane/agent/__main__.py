@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import structlog
@@ -33,11 +34,10 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--replica", required=True, help="the replica's name")
     parser.add_argument("--fleet", required=True, help="the fleet it belongs to")
     defaults = Settings(home=Path(), replica="", fleet="")
-    for name in ("gpus", "disk_bytes", "response_cache_bytes", "load_timeout_s", "exit_timeout_s"):
-        default = getattr(defaults, name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default: {default}"
-        )
+    for setting in fields(Settings)[3:]:
+        default = getattr(defaults, setting.name)
+        option = f"--{setting.name.replace('_', '-')}"
+        parser.add_argument(option, type=type(default), default=default, help=f"default: {default}")
     found = parser.parse_args(arguments)
     found.home = found.home.resolve()
     return Settings(**vars(found))

@@ -50,6 +50,9 @@ class Agent:
         )
         self._incarnation = secrets.token_hex(8)
         self._assignment = self._ledger.assignment()
+        self._left = self._ledger.lines()
+        """What an earlier agent gave the server; looked at when the server is found to be up."""
+        self._ledger_open = False
         self._current = False
         """Whether the assignment came from the controller, and its download addresses were good when last used."""
         self._stop = asyncio.Event()
@@ -60,6 +63,7 @@ class Agent:
         self._poke: asyncio.TimerHandle | None = None
         self._crashes: list[Crash] = []
         self._used_at: dict[Key, float] = {}
+        self._loaded_at: dict[Key, float] = {}
         self._requests: dict[Key, int] = {}
         self._around = Surroundings(
             settings=settings,
@@ -68,6 +72,7 @@ class Agent:
             gate=LoadGate(settings.parallel_loads),
             loading=set(),
             careful=set(),
+            loaded_at=self._loaded_at,
             is_ready=self._is_ready,
             changed=self._changed,
             expired=self._expired,
@@ -190,13 +195,14 @@ class Agent:
         """Something that a report shows is different: write down what must be, and report soon."""
         held = [each for keeper in self._keepers.values() for each in keeper.held.values() if each.wanted]
         self._store.kept = frozenset(file.sha256 for each in held if each.wanted for file in each.wanted.manifest.files)
-        self._ledger.write(
-            tuple(
-                Line(wanted=replace(each.wanted, sources={}), proved=each.proved)
-                for each in held
-                if each.wanted and (each.loaded or each.doing == "loading")
+        if self._ledger_open:
+            self._ledger.write(
+                tuple(
+                    Line(wanted=replace(each.wanted, sources={}), proved=each.proved)
+                    for each in held
+                    if each.wanted and (each.loaded or each.doing == "loading")
+                )
             )
-        )
         for keeper in self._keepers.values():
             keeper.others_changed()
         if self._poke is None:
@@ -220,9 +226,8 @@ class Agent:
 
     def server_up(self, loaded: Mapping[Key, Literal["ready", "loading"]]) -> None:
         """Tell every keeper, and what an adopted server holds to whom it belongs."""
-        lines = self._ledger.lines() if loaded else {}
         for key, state in loaded.items():
-            line = lines.get(key)
+            line = self._left.get(key)
             keeper = self._keeper(key.model)
             if state == "loading" and line is not None:
                 keeper.adopt(key.version, Held(wanted=line.wanted))
@@ -236,6 +241,7 @@ class Agent:
                         proved=line is not None and line.proved,
                     ),
                 )
+        self._left, self._ledger_open = {}, True
         if self._assignment is not None and self._current:
             self._hand_out(self._assignment.wanted)
         for keeper in list(self._keepers.values()):
@@ -260,6 +266,7 @@ class Agent:
                 guilty[verdict.guilty.model][verdict.guilty.version] = f"{verdict.reason} ({death.reason})"
         self._requests.clear()
         self._used_at.clear()
+        self._loaded_at.clear()
         for model, keeper in list(self._keepers.items()):
             keeper.server_down(guilty.get(model, {}))
         self._changed()
@@ -269,13 +276,13 @@ class Agent:
         loaded = (
             Key(k.model, number) for k in self._keepers.values() for number, each in k.held.items() if each.loaded
         )
-        recent = {key for key, at in self._used_at.items() if now - at < IN_USE_S}
         return Crash(
             at=now,
             how=how,
             loading=frozenset(self._around.loading),
+            settling=frozenset(key for key, at in self._loaded_at.items() if now - at < self._settings.settle_s),
             loaded=frozenset(loaded),
-            in_use=frozenset(recent),
+            in_use=frozenset(key for key, at in self._used_at.items() if now - at < IN_USE_S),
         )
 
     def server_changed(self) -> None:
@@ -283,7 +290,8 @@ class Agent:
         self._changed()
 
     async def _watch_use(self) -> None:
-        """Follow which versions are in use: for the controller, which makes room by it, and to blame after a crash."""
+        """Follow which versions are in use: for the controller, which makes room by it, and to blame after a crash.
+        A version seen for the first time counts as used: it may have been, between two looks."""
         while True:
             await asyncio.sleep(self._settings.use_every_s)
             if self._server.status.state != "ready":
@@ -294,7 +302,7 @@ class Agent:
                 continue
             news = False
             for key, use in used.items():
-                if use.requests != self._requests.get(key, 0) or use.pending:
+                if use.requests != self._requests.get(key, -1) or use.pending:
                     self._used_at[key] = time.monotonic()
                     self._requests[key] = use.requests
                     news = True

@@ -15,20 +15,24 @@ from controlplane.core.snapshot import Key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
-    """An unexpected end at `at` (seconds, any clock), and what the server was doing."""
+    """An unexpected end at `at` (seconds, any clock), and what the server was doing.
+
+    `settling` are versions whose load had only just ended; `in_use` those that were asked lately, or may have been.
+    """
 
     at: float
     how: Literal["crash", "hang"]
     loading: frozenset[Key] = frozenset()
+    settling: frozenset[Key] = frozenset()
     loaded: frozenset[Key] = frozenset()
     in_use: frozenset[Key] = frozenset()
 
     @property
     def suspects(self) -> frozenset[Key]:
-        """Who can have done it: whatever was loading; else the only version loaded; else the only one in use; else
-        nobody in particular (empty)."""
-        if self.loading:
-            return self.loading
+        """Who can have done it: whatever was loading, or had just been; else the only version loaded; else the only one
+        in use; else nobody in particular (empty)."""
+        if self.loading or self.settling:
+            return self.loading or self.settling
         if len(self.loaded) == 1:
             return self.loaded
         return self.in_use if len(self.in_use) == 1 else frozenset()
@@ -47,15 +51,16 @@ def judge(crashes: Sequence[Crash], *, window_s: float) -> Verdict:
     """The verdict after the last of `crashes` (in order of time). A crash with one version loading settles it; a hang,
     or a crash while serving, has to happen twice within `window_s` with the same only suspect."""
     last = crashes[-1]
+    careful = last.loading | last.settling
     if len(last.suspects) != 1:
-        return Verdict(careful=last.loading)
+        return Verdict(careful=careful)
     suspect = next(iter(last.suspects))
     if last.loading and last.how == "crash":
-        return Verdict(guilty=suspect, reason="the server died while loading it")
+        return Verdict(guilty=suspect, reason="the server died while loading it, or just after")
     before = [each for each in crashes[:-1] if last.at - each.at <= window_s and each.suspects == last.suspects]
     if not before:
-        return Verdict(careful=last.loading)
-    doing = "loading" if last.loading else "serving"
+        return Verdict(careful=careful)
+    doing = "loading" if last.suspects == careful else "serving"
     return Verdict(
         guilty=suspect, reason=f"the server {'died' if last.how == 'crash' else 'hung'} twice while {doing} it"
     )

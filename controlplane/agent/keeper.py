@@ -28,7 +28,10 @@ SERVER_MOVES_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the keepers of a replica share. `loading` and `careful` are for finding out who crashes the server.
+    """What the keepers of a replica share.
+
+    `loading`, `loaded_at` (seconds, monotonic) and `careful` are for finding out who crashes the server: versions in
+    `careful` are loaded alone, and nothing else is loaded for a while after them.
 
     `changed` is called at each change that a report shows, `expired` when a download address is refused.
     """
@@ -39,6 +42,7 @@ class Surroundings:
     gate: LoadGate
     loading: set[Key]
     careful: set[Key]
+    loaded_at: dict[Key, float]
     is_ready: Callable[[Key], bool]
     changed: Callable[[], None]
     expired: Callable[[], None]
@@ -290,13 +294,17 @@ class Keeper:
                 if self._life != life:
                     raise ServerDied("the server ended meanwhile")
                 measured = took if way.alone and took > 0 else None
-                self._change(step.version, proved=True, attempts=0, memory_bytes=measured)
+                around.loaded_at[key] = time.monotonic()
+                self._change(step.version, proved=True, attempts=0, doing=None, memory_bytes=measured)
                 self._log.info(
                     "version is ready",
                     version=step.version,
                     seconds=round(time.monotonic() - began, 3),
                     memory_bytes=measured,
                 )
+                if key in around.careful:
+                    await self._settle(life)
+                    around.careful.discard(key)
             except ServerDied:
                 await self._server_moves()
             except (ModelStuck, LoadFailed) as error:
@@ -306,6 +314,14 @@ class Keeper:
             finally:
                 around.loading.discard(key)
                 self._change(step.version, doing=None)
+
+    async def _settle(self, life: int) -> None:
+        """Hold the gate for a while after a careful load: a server that dies now has one suspect."""
+        deadline = time.monotonic() + self._around.settings.settle_s
+        while self._life == life and time.monotonic() < deadline:
+            self._moved.clear()
+            await self._wait(deadline - time.monotonic())
+        self._moved.set()
 
     async def _prove(self, version: int) -> None:
         life = self._life

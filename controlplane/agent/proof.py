@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferInput, service_pb2
-from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
 
 from controlplane.agent.triton.client import Deadline, TritonClient
 from controlplane.core.entry import Entry, Example, Tensor
@@ -32,7 +32,7 @@ async def prove(client: TritonClient, key: Key, entry: Entry, *, timeout_s: floa
                 answer = await ask(request, timeout_s)
             except LoadFailed as error:
                 raise LoadFailed(f"it refused the entry's example: {error.what}", field="example") from error
-            check_answer(answer, entry.example)
+            check_answer(answer, entry, entry.example)
     except Deadline as error:
         raise LoadFailed(f"it did not answer the proof within {timeout_s:g} s", field="example") from error
 
@@ -66,10 +66,8 @@ def example_request(key: Key, entry: Entry, example: Example) -> service_pb2.Mod
         if name not in types:
             raise LoadFailed("the example gives an input that the entry does not have", field=f"example.inputs.{name}")
         values = _array(value, types[name], f"example.inputs.{name}")
-        tensor = InferInput(name, list(values.shape), types[name])
-        tensor.set_data_from_numpy(values)
-        request.inputs.append(tensor._get_tensor())
-        request.raw_input_contents.append(tensor._get_content())
+        request.inputs.add(name=name, datatype=types[name], shape=values.shape)
+        request.raw_input_contents.append(_encode(values, types[name]))
     if entry.sequence_batching is not None:
         request.parameters["sequence_id"].int64_param = SEQUENCE_ID
         request.parameters["sequence_start"].bool_param = True
@@ -80,17 +78,25 @@ def example_request(key: Key, entry: Entry, example: Example) -> service_pb2.Mod
 def _array(value: Any, data_type: str, field: str) -> NDArray[Any]:
     try:
         if data_type == "BYTES":
-            return np.vectorize(lambda each: str(each).encode(), otypes=[np.object_])(np.array(value, dtype=np.object_))
+            texts: NDArray[Any] = np.array(value, dtype=np.object_)
+            encoded: NDArray[Any] = np.vectorize(lambda each: str(each).encode(), otypes=[np.object_])(texts)
+            return encoded
         dtype: Any = np.float32 if data_type == "BF16" else triton_to_np_dtype(data_type)
-        return np.array(value, dtype=dtype)
+        return np.asarray(value, dtype=dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise LoadFailed(f"it is no tensor of type {data_type}: {error}", field=field) from error
 
 
-def check_answer(answer: service_pb2.ModelInferResponse, example: Example) -> None:
-    """Raises LoadFailed unless the outputs are those that the example expects, within its tolerance (absolute, and
-    relative to the expected value)."""
+def check_answer(answer: service_pb2.ModelInferResponse, entry: Entry, example: Example) -> None:
+    """Raises LoadFailed unless the outputs have the types that the entry says, and the values that the example expects,
+    within its tolerance (absolute, and relative to the expected value)."""
     outputs = {each.name: index for index, each in enumerate(answer.outputs)}
+    types = {each.name: each.data_type for each in entry.outputs}
+    for each in answer.outputs:
+        if each.datatype != types.get(each.name, each.datatype):
+            raise LoadFailed(
+                f"it answers {each.name} as {each.datatype}, but the entry says {types[each.name]}", field="outputs"
+            )
     for name, value in example.outputs.items():
         field = f"example.outputs.{name}"
         if name not in outputs:
@@ -110,6 +116,14 @@ def check_answer(answer: service_pb2.ModelInferResponse, example: Example) -> No
                 f"expected {wanted[first]} (tolerance {example.tolerance:g})",
                 field=field,
             )
+
+
+def _encode(values: NDArray[Any], data_type: str) -> bytes:
+    if data_type == "BYTES":
+        return serialize_byte_tensor(values).item() if values.size else b""
+    if data_type == "BF16":
+        return (values.view("<u4") >> 16).astype("<u2").tobytes()
+    return values.tobytes()
 
 
 def _decode(content: bytes, data_type: str, shape: Sequence[int]) -> NDArray[Any]:

@@ -33,6 +33,7 @@ class Replica:
 
     def start(self, *arguments: str) -> None:
         self.arguments = list(arguments) or self.arguments
+        self.endpoint.reports.clear()
         popen, _ = processes.start(
             [
                 *(sys.executable, "-m", "controlplane.agent", f"--home={self.home.root}", f"--replica={self.name}"),

@@ -37,6 +37,7 @@ class Endpoint:
     assignment: Assignment | None = None
     files: dict[str, Path] = field(default_factory=dict)
     expired: set[str] = field(default_factory=set)
+    refused: list[str] = field(default_factory=list)
     generation: int = 0
     epoch: int = 1
     _news: threading.Condition = field(default_factory=threading.Condition)
@@ -78,6 +79,8 @@ class Endpoint:
             self._news.notify_all()
         deadline = time.monotonic() + float(request.query_params["wait_s"])
         while not await request.is_disconnected():
+            if report.generation == 0 and self.refused:
+                self._renew()
             order = self.assignment
             held = (report.epoch, report.generation)
             if order is not None and (order.epoch, order.generation) != held:
@@ -90,16 +93,14 @@ class Endpoint:
     async def _file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name in self.expired:
-            if self.assignment is not None and any(
-                f"/{name}" in s for w in self.assignment.wanted for s in w.sources.values()
-            ):
-                self._renew(name)
+            self.refused = [name]
             return Response("Request has expired", status_code=403)
         return FileResponse(self.files[name])
 
-    def _renew(self, name: str) -> None:
+    def _renew(self) -> None:
         """What the controller does when an agent reports generation 0: the same again, with fresh addresses."""
         assert self.assignment is not None
+        name = self.refused.pop()
         self.generation += 1
         fresh = tuple(
             replace(each, sources={k: s.replace(f"/{name}", f"/fresh-{name}") for k, s in each.sources.items()})

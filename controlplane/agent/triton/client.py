@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,8 @@ class TritonClient:
     async def _call(self, method: Any, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         try:
             return await method(request, timeout=timeout_s)
+        except asyncio.CancelledError as error:
+            raise _meant(error) from error
         except grpc.aio.AioRpcError as error:
             details = (error.details() or "").strip()
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -107,6 +110,8 @@ class TritonClient:
                     raise LoadFailed(answer.error_message)
                 if answer.infer_response.outputs:
                     return answer.infer_response
+        except asyncio.CancelledError as error:
+            raise _meant(error) from error
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise Deadline(error.details() or "") from error
@@ -126,3 +131,9 @@ class TritonClient:
             for each in answer.model_stats
             if each.version
         }
+
+
+def _meant(error: asyncio.CancelledError) -> BaseException:
+    """Closing a channel cancels its calls, which looks as if the task that waits had been cancelled. Which was it?"""
+    task = asyncio.current_task()
+    return error if task is not None and task.cancelling() else ServerDied("the connection to the server was closed")

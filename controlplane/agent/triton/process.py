@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,9 @@ class TritonProcess:
         for stub in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 stub.kill()
-        psutil.wait_procs(orphans, timeout=5)
+        deadline = time.monotonic() + 5.0
+        while any(_runs(stub) for stub in orphans) and time.monotonic() < deadline:
+            time.sleep(0.01)
         processes.remove_shared_memory(self._prefix)
 
     def stubs(self, model: str | None = None, version: int | None = None) -> Iterator[psutil.Process]:
@@ -216,6 +219,14 @@ class TritonProcess:
             file.seek(offset)
             return file.read(64 << 10).decode(errors="replace")
         return ""
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it does more than wait for its parent to take note of its end."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _reap(pid: int) -> str:
