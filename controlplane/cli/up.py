@@ -15,12 +15,14 @@ import click
 import httpx2
 
 from controlplane.cli.context import Context, pass_context
-from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput, Unavailable
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
 from controlplane.local.home import Home
 from controlplane.local.supervisor import Supervisor, owned, owner
 from controlplane.local.system import System, read_system
 
 LOOK_S = 0.25
+NEXT = "next: "
+"""How the last line of a start-up that went well begins."""
 
 
 @click.command()
@@ -156,7 +158,7 @@ def next_steps(home: Home) -> list[str]:
     addresses = gateway_addresses(home)
     return [
         f"ready: gRPC {addresses.grpc}, HTTP http://{addresses.http}",
-        "next: ctl register NAME MODEL.onnx && ctl promote NAME 1",
+        f"{NEXT}ctl register NAME MODEL.onnx && ctl promote NAME 1",
     ]
 
 
@@ -178,18 +180,18 @@ def _detach(home: Home, system: System, file: Path | None, registry: str | None,
             env=dict(os.environ),
         )
     deadline = time.monotonic() + timeout_s
-    reporter = _Reporter(home)
     try:
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                with log_file.open("rb") as output:
-                    output.seek(begin)
-                    said = output.read().decode(errors="replace").strip()
-                raise Unavailable(f"the system ended at once: {said}", remedy=f"see {home.logs}")
-            reporter.look()
-            if reporter.ready:
-                return
-            time.sleep(LOOK_S)
+        with log_file.open(errors="replace") as said:
+            said.seek(begin)
+            while time.monotonic() < deadline:
+                ended = process.poll()
+                for line in said:
+                    click.echo(line.rstrip("\n"), err=True)
+                    if line.startswith(NEXT):
+                        return
+                if ended is not None:
+                    raise click.exceptions.Exit(ended)  # it has just said why
+                time.sleep(LOOK_S)
     except KeyboardInterrupt:
         end(home, timeout_s=30.0)
         raise

@@ -20,7 +20,7 @@ Report = TypeVar("Report")
 Order = TypeVar("Order")
 
 LONG_POLL_S = 20.0
-RETRY_MIN_S, RETRY_MAX_S = 0.2, 5.0
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 2.0
 
 
 class SyncLoop(Generic[Report, Order]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from controlplane.core.errors import Conflict, InvalidInput
+from controlplane.core.errors import STATUS, Conflict, InvalidInput, Unauthenticated
 from controlplane.local import processes
 from controlplane.local.home import Home
 from controlplane.local.system import System, save_system
+
+_HOPELESS = {each.code: each for each in (InvalidInput, Unauthenticated, Conflict)}
+"""Ends of a part after which starting it again would change nothing."""
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.2, 10.0
 STEADY_S = 20.0
@@ -53,7 +57,11 @@ class Supervisor:
         return left
 
     def look(self) -> list[str]:
-        """Start again what has ended, with back-off; a sentence for each part that has ended since last time."""
+        """Start again what has ended, with back-off; a sentence for each part that has ended since last time.
+
+        Raises InvalidInput, Unauthenticated or Conflict when a part says that it can't run as it is set up: starting it
+        again would change nothing.
+        """
         news = []
         now = time.monotonic()
         for part in self.parts:
@@ -61,11 +69,26 @@ class Supervisor:
                 part.ends = 1 if now - part.started_at > STEADY_S else part.ends + 1
                 delay_s = min(BACKOFF_MIN_S * 2 ** (part.ends - 1), BACKOFF_MAX_S)
                 part.again_at = now + delay_s
-                news.append(f"the {part.name} ended ({_how(part.popen.returncode)}); again in {delay_s:.1f} s")
-                part.popen = None
+                status, part.popen = part.popen.returncode, None
+                self._give_up_if_hopeless(part, status)
+                news.append(f"the {part.name} ended ({_how(status)}); again in {delay_s:.1f} s")
             if part.popen is None and now >= part.again_at:
                 self._start(part)
         return news
+
+    def _give_up_if_hopeless(self, part: _Part, status: int) -> None:
+        kind = next((code for code in _HOPELESS if STATUS[code].exit == status), None)
+        if kind is not None:
+            raise _HOPELESS[kind](f"the {part.name} can't run: {self._last_words(part)}")
+
+    def _last_words(self, part: _Part) -> str:
+        """The last line of a part's log: why it ended, in its own words."""
+        lines = self.log_file(part.name).read_text(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else "it left no word"
+        try:
+            return str(json.loads(last)["reason"])
+        except (ValueError, KeyError, TypeError):
+            return last
 
     def log_file(self, name: str) -> Path:
         """Where a part's output goes."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from controlplane.local import processes
+from controlplane.local.supervisor import owner
 from tests.e2e.system import Load, System, eventually
 
 
@@ -18,7 +24,12 @@ def recovered(system: System) -> bool:
     return bool(found["settled"] and found["replicas_ready"] == found["replicas_wanted"] and found["gateways_ready"])
 
 
-def test_the_controller_is_killed(system: System, record_property: Callable[[str, object], None]) -> None:
+def took(what: str, since: float) -> None:
+    """Leave a figure for whoever reads the test's output; nothing is asserted on it."""
+    print(f"{what}: {time.monotonic() - since:.1f} s")
+
+
+def test_the_controller_is_killed(system: System) -> None:
     system.serve("under-controller")
     epoch = system.ok("status", "-o", "json").json()["epoch"]
     with Load(system, "under-controller") as load:
@@ -26,7 +37,7 @@ def test_the_controller_is_killed(system: System, record_property: Callable[[str
         system.kill("controlplane.server")
         load.more(200)
         eventually(lambda: recovered(system) and system.ok("status", "-o", "json").json()["epoch"] > epoch)
-        record_property("recovered_s", round(time.monotonic() - started, 1))
+        took("the controller decides again", started)
         load.more(100)
     assert not load.failures
     assert system.serve("under-controller", factor=3) == 2, "the new one carries rollouts out"
@@ -46,18 +57,17 @@ def test_the_python_part_of_the_gateway_is_killed(system: System) -> None:
     assert system.ask("under-gateway") == (9.0, "2")
 
 
-def test_envoy_is_killed(system: System, record_property: Callable[[str, object], None]) -> None:
+def test_envoy_is_killed(system: System) -> None:
     system.serve("under-envoy")
     port = system.grpc
     with Load(system, "under-envoy") as load:
         killed_at = time.monotonic()
         system.kill("envoy")
         load.more(100)
-        record_property("answers_again_s", round(load.last_at - killed_at, 1))
+        took("Envoy answers again", killed_at)
     assert system.grpc == port
     assert system.ask("under-envoy")[0] == 6.0
-    longest = max((at - killed_at for at, _ in load.failures), default=0.0)
-    record_property("last_failure_s", round(longest, 1))
+    print(f"failed requests while Envoy was away: {len(load.failures)}")
 
 
 def test_an_agent_is_killed(system: System) -> None:
@@ -75,7 +85,7 @@ def test_an_agent_is_killed(system: System) -> None:
     assert system.serve("under-agent", factor=3) == 2
 
 
-def test_a_server_is_killed(system: System, record_property: Callable[[str, object], None]) -> None:
+def test_a_server_is_killed(system: System) -> None:
     system.serve("under-server")
     eventually(lambda: system.holders("under-server", 1) == {"cpu-0", "cpu-1"})
     with Load(system, "under-server") as load:
@@ -84,14 +94,12 @@ def test_a_server_is_killed(system: System, record_property: Callable[[str, obje
         load.more(200)
         eventually(lambda: system.replicas()["cpu-0"]["crashes"] > 0)
         eventually(lambda: system.holders("under-server", 1) == {"cpu-0", "cpu-1"})
-        record_property("back_on_both_s", round(time.monotonic() - killed_at, 1))
+        took("the killed server has its models again", killed_at)
         load.more(100)
     assert not load.failures, "the other replica had it"
 
 
-def test_the_only_server_is_killed(
-    start: Callable[..., System], record_property: Callable[[str, object], None]
-) -> None:
+def test_the_only_server_is_killed(start: Callable[..., System]) -> None:
     system = start("fleets: [{name: cpu, replicas: 1}]")
     system.serve("alone")
     killed_at = time.monotonic()
@@ -104,7 +112,7 @@ def test_the_only_server_is_killed(
             return False
 
     eventually(answers)
-    record_property("answers_again_s", round(time.monotonic() - killed_at, 1))
+    took("the only server answers again", killed_at)
 
 
 def test_two_systems_in_one_home_are_refused(system: System) -> None:
@@ -121,7 +129,7 @@ def test_a_port_that_is_taken_is_named(system: System, start: Callable[..., Syst
     (other.folder / "system.yaml").write_text(f"gateway: {{grpc_port: {taken}, http_port: 0}}\n")
     try:
         done = other.ctl("up", "-d", "--timeout", "30", "-f", "system.yaml")
-        assert done.status != 0
+        assert done.status == 5
         assert taken in done.err
         assert "grpc_port" in done.err
     finally:
@@ -129,11 +137,6 @@ def test_a_port_that_is_taken_is_named(system: System, start: Callable[..., Syst
 
 
 def test_ctl_up_in_the_foreground_leaves_nothing_when_interrupted(system: System) -> None:
-    import signal
-    import subprocess
-
-    from controlplane.local import processes
-
     other = System(system.folder.parent / "foreground")
     other.folder.mkdir()
     (other.folder / "system.yaml").write_text("gateway: {grpc_port: 0, http_port: 0}\n")
@@ -148,6 +151,7 @@ def test_ctl_up_in_the_foreground_leaves_nothing_when_interrupted(system: System
         assert process.wait(60) == 0, rest
         assert "Traceback" not in rest
         assert not list(processes.of_home(other.home.root))
+        assert not list(Path("/dev/shm").glob(processes.shared_memory_prefix(other.home.root) + "*"))
 
 
 def test_an_interrupted_start_up_is_cleared_away_by_the_next_one(system: System) -> None:
@@ -155,7 +159,10 @@ def test_an_interrupted_start_up_is_cleared_away_by_the_next_one(system: System)
     other.definition = "fleets: [{name: cpu}]"
     try:
         other.up()
-        other.kill("controlplane.cli.main")
+        pid = owner(other.home)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: owner(other.home) is None)
         assert other.processes("tritonserver"), "kill −9 of `ctl up` leaves what it started"
         other.up()
         assert len(other.processes("tritonserver")) == 1
