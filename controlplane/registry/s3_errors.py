@@ -22,7 +22,14 @@ from controlplane.core.errors import Conflict, ControlPlaneError, InvalidInput, 
 _CREDENTIALS = "check the credentials (AWS_PROFILE or AWS_ACCESS_KEY_ID, …) and the rights that they have on the bucket"
 
 
-_REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch")
+_REFUSED = (
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "XAdminUserNotFound",
+)
 
 
 class Passing(Unavailable):

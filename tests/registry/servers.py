@@ -8,12 +8,12 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
+import httpx2
 from moto.server import ThreadedMotoServer
 
 BUCKET = "registry"
@@ -39,7 +39,7 @@ class S3Server:
 
     def _check(self, *, count: str) -> None:
         if not self.asks_everybody:
-            urllib.request.urlopen(f"{self.endpoint}/moto-api/reset-auth", data=count.encode()).close()
+            httpx2.post(f"{self.endpoint}/moto-api/reset-auth", content=count, trust_env=False).raise_for_status()
 
     @property
     def environment(self) -> dict[str, str]:
