@@ -49,7 +49,7 @@ PIN := $(RUN)/uv pip compile pyproject.toml --python-version 3.11 --no-emit-inde
 
 .PHONY: pins
 pins:
-	$(PIN) --extra local --extra kubernetes --group dev -o requirements/dev.txt
+	$(PIN) --extra local --group dev -o requirements/dev.txt
 	$(PIN) --extra local -c requirements/dev.txt -o requirements/local.txt
 	$(PIN) --extra agent -c requirements/dev.txt -o requirements/agent.txt
 	$(PIN) --extra controller -c requirements/dev.txt -o requirements/controller.txt
