@@ -54,7 +54,7 @@ class Codec(Generic[Document]):
         try:
             found = json.loads(content)
             number = found.get("format") if isinstance(found, dict) else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._invalid(key, f"not JSON: {error}") from error
         if not isinstance(number, int) or number < 1:
             raise self._invalid(key, "it has no format number")
