@@ -78,7 +78,7 @@ def pool_cluster(name: str, protocol: Protocol, files: Files) -> Json:
 def side(protocol: Protocol, port: int) -> Json:
     """The Python side's cluster."""
     name = side_cluster(protocol)
-    endpoint = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}
+    endpoint = {"hostname": "side", "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}
     return typed(
         "envoy.config.cluster.v3.Cluster",
         name=name,

@@ -214,12 +214,17 @@ def _pool_clusters(gateway: Running) -> int:
 def _replicas_of(gateway: Running, count: int) -> set[str]:
     """Which replicas answer so many requests, by the access log."""
     log_file = gateway.home.gateway / "access.log"
-    before = log_file.read_text().count("\n")
+
+    def lines() -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in log_file.read_text().splitlines() if line.endswith("}")]
+        return [each for each in found if each.get("model") == "echo" and each.get("grpc_status") == "OK"]
+
+    before = len(lines())
     with gateway.grpc() as client:
         for _ in range(count):
             ask(client, "echo")
-    wait_for(lambda: log_file.read_text().count("\n") >= before + count, "the access log's lines")
-    return {json.loads(line)["replica"] for line in log_file.read_text().splitlines()[before:]}
+    wait_for(lambda: len(lines()) >= before + count, "the access log's lines")
+    return {each["replica"] for each in lines()[-count:]}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
@@ -325,7 +330,7 @@ def test_ten_thousand_models(fresh: Running, full_table: RouteTable) -> None:
         load.more()
         with pytest.raises(InferenceServerException, match="model-09999"):
             ask(client, "model-09999")  # known here, but not on the server
-        changed = {**many, "new": replace(route("echo", 3), model="echo")}
+        changed = {**many, "one-more": route("one-more")}
         fresh.controller.put(
             replace(full_table, routes={**full_table.routes, **changed, "echo": route("echo", 3)}), timeout_s=60
         )
