@@ -1,0 +1,143 @@
+"""Commands that change the registry."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from controlplane.core.models import FleetRecord, Quarantine
+from controlplane.registry import Registry
+from tests.cli.conftest import Ctl
+
+
+def test_register_tells_what_it_made(ctl: Ctl, model_file: Path) -> None:
+    first = ctl("register", "m", model_file, "--label", "commit=abc", "--reason", "first", "-o", "json")
+    assert first.status == 0
+    assert (first.data["version"], first.data["created"], len(first.data["digest"])) == (1, True, 64)
+    assert any("FP32" in fact for fact in first.data["facts"]), "what was read from the file"
+    again = ctl("register", "m", model_file)
+    assert again.status == 0
+    assert "m@1 is there already" in again.out
+    assert ctl("register", "m", model_file, "-o", "name").out == "m@1\n"
+    item = ctl("history", "m", "-o", "json").data[0]
+    assert (item["actor"], item["action"], item["reason"]) == ("tester@here", "register", "first")
+
+
+def test_a_registration_is_checked_for_its_fleet(
+    ctl: Ctl, model_file: Path, tmp_path: Path, fleet: FleetRecord
+) -> None:
+    made = ctl("register", "m", model_file, "-o", "json")
+    assert "checked for fleet cpu" in made.data["facts"]
+    (tmp_path / "model.yaml").write_text("instances: [{kind: GPU}]\n")
+    refused = ctl("register", "gpu", model_file, "--entry", tmp_path / "model.yaml")
+    assert refused.status == 2
+    assert "error[INVALID]" in refused.err
+    assert ctl("get", "models", "-o", "name").out == "m\n", "nothing is half done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("register", "../m", "model.onnx"), 2, "error[INVALID]"),
+        (("register", "m", "nothing.onnx"), 1, "error[NOT_FOUND]"),
+        (("register", "m", "broken.onnx"), 2, "error[INVALID]"),
+        (("register", "m", "model.onnx", "--label", "x"), 2, "KEY=VALUE"),
+        (("promote", "nobody", 1), 1, "no model 'nobody'"),
+        (("promote", "m", 9), 1, "there is: 1, 2"),
+        (("promote", "m"), 2, "which version?"),
+        (("rollback", "m"), 1, "nothing is stable yet"),
+        (("alias", "m", "stable=1"), 2, "only a rollout moves 'stable'"),
+        (("alias", "m", "nothing"), 2, "candidate=2"),
+        (("delete", "m"), 2, "magika@2"),
+        (("delete", "m@9"), 1, "error[NOT_FOUND]"),
+        (("gc", "--grace", "soon"), 2, "no duration"),
+        (("unquarantine", "m@1"), 1, "not quarantined"),
+        (("get", "models", "--registry", "s3://x"), 2, "can't name a bucket"),
+        (("get", "models", "nobody"), 1, "no model"),
+        (("nonsense",), 2, "No such command"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+@pytest.mark.usefixtures("two_versions")
+def test_errors_have_a_status_and_say_the_way_out(
+    ctl: Ctl, tmp_path: Path, arguments: tuple[object, ...], status: int, says: str
+) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    before = ctl("get", "models", "-o", "json").out
+    answer = ctl(*arguments)
+    assert (answer.status, answer.out) == (status, "")
+    assert says in answer.err
+    assert ctl("get", "models", "-o", "json").out == before
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_without_a_controller_a_promotion_is_recorded(ctl: Ctl) -> None:
+    dry = ctl("promote", "m", 1, "--dry-run")
+    assert (dry.status, "nothing was changed" in dry.out) == (0, True)
+    waited = ctl("promote", "m", 1)
+    assert waited.status == 3
+    assert "recorded, not served" in waited.err
+    second = ctl("promote", "m@2", "--no-wait")
+    assert second.status == 5
+    assert "ctl rollback m" in second.err
+    assert ctl("rollback", "m").status == 0
+    assert ctl("promote", "m@2", "--no-wait", "-o", "json").data["state"] == "running"
+
+
+@pytest.mark.usefixtures("two_versions", "controller")
+def test_a_promotion_waits_and_says_for_what(ctl: Ctl, registry: Registry) -> None:
+    waited = ctl("promote", "m", 1, "--timeout", "3s")
+    assert waited.status == 3
+    assert "waiting: " in waited.err
+    explained = ctl("explain", "m")
+    assert explained.status == 0
+    assert "WHY" in explained.out
+
+    def finish(state: str) -> None:
+        deadline = time.monotonic() + 30
+        while (running := registry.model("m").running_rollout) is None or running.target != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert state in ("succeeded", "failed")
+        registry.finish_rollout("m", running.id, state=state, reason="it is what it is", actor="controller")  # type: ignore[arg-type]
+
+    assert ctl("rollback", "m").status == 0
+    for state, status in (("failed", 1), ("succeeded", 0)):
+        thread = threading.Thread(target=finish, args=(state,))
+        thread.start()
+        answer = ctl("promote", "m", 2)
+        thread.join()
+        assert answer.status == status
+        assert ("it is what it is" in answer.err) == (state == "failed")
+    assert answer.out == "m@2 is stable\n"
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_aliases_and_deleting(ctl: Ctl) -> None:
+    assert ctl("alias", "m", "candidate=2").out == "candidate is m@2\n"
+    refused = ctl("delete", "m@2")
+    assert (refused.status, "candidate" in refused.err) == (5, True)
+    assert ctl("alias", "m", "candidate", "--delete").status == 0
+    assert ctl("delete", "m@2", "--dry-run").out == "m@2 would be deleted\n"
+    assert ctl("delete", "m@2").status == 0
+    assert ctl("get", "versions", "m", "-o", "name").out == "m@1\n"
+    assert ctl("get", "versions", "m", "--deleted", "-o", "name").out == "m@1\nm@2\n"
+    would = ctl("gc", "--grace", "0", "--dry-run", "-o", "json").data
+    assert len(would["removed"]) == 2
+    assert "2 files removed" in ctl("gc", "--grace", "0").out
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_a_quarantine_is_lifted(ctl: Ctl, registry: Registry, fleet: FleetRecord) -> None:
+    quarantine = Quarantine(model="m", version=1, digest="d", reason="it crashed", at=datetime.now(UTC))
+    registry.update_fleet("cpu", lambda record: replace(record or fleet, quarantines=(quarantine,)))
+    assert "m@1" in ctl("get", "fleets").out
+    assert ctl("unquarantine", "m@1", "--dry-run").status == 0
+    assert registry.fleet("cpu").quarantines == (quarantine,)
+    assert ctl("unquarantine", "m@1", "--fleet", "cpu").status == 0
+    assert registry.fleet("cpu").quarantines == ()

@@ -1,0 +1,170 @@
+"""Commands that read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from controlplane.core.models import FleetRecord
+from controlplane.registry import Registry
+from tests.cli.conftest import Ctl, write_model
+
+
+@pytest.mark.usefixtures("two_versions", "fleet")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("get", "models"), ("get", "versions"), ("get", "fleets"), ("describe", "model", "m"),
+        ("describe", "version", "m@2"), ("describe", "fleet", "cpu"), ("history", "m"), ("render", "m@1"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_read_has_every_form(ctl: Ctl, arguments: tuple[str, ...]) -> None:
+    answers = {form: ctl(*arguments, "-o", form) for form in ("table", "wide", "json", "yaml", "name")}
+    assert {answer.status for answer in answers.values()} == {0}
+    assert json.loads(answers["json"].out) == yaml.safe_load(answers["yaml"].out)
+    assert all(answer.out for answer in answers.values())
+    assert "\x1b" not in answers["table"].out
+
+
+@pytest.mark.usefixtures("controller", "two_versions")
+@pytest.mark.parametrize("kind", ["replicas", "fleets", "routes"])
+def test_the_controller_is_asked(ctl: Ctl, kind: str) -> None:
+    answer = ctl("get", kind, "-o", "json")
+    assert answer.status == 0, answer.err
+    assert [row["name"] for row in answer.data] == (["cpu"] if kind == "fleets" else [])
+
+
+@pytest.mark.parametrize("arguments", [("get", "replicas"), ("get", "routes"), ("explain", "m")], ids=" ".join)
+def test_without_a_controller_it_is_said(ctl: Ctl, arguments: tuple[str, ...]) -> None:
+    answer = ctl(*arguments)
+    assert (answer.status, answer.out) == (1, "")
+    assert "ctl up" in answer.err
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_a_broken_document_hides_no_other(ctl: Ctl, registry: Registry) -> None:
+    registry.store.put("models/newer.json", b'{"format": 2}')
+    answer = ctl("get", "models", "-o", "name")
+    assert (answer.status, answer.out) == (0, "m\n")
+    assert "newer release" in answer.err
+    assert ctl("describe", "model", "newer").status == 1
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_diff_tells_entries_and_files_apart(ctl: Ctl, tmp_path: Path) -> None:
+    same = ctl("diff", "m@1", "m@1")
+    assert (same.status, same.out) == (0, "no difference\n")
+    files = ctl("diff", "m@1", "m@2", "-o", "json")
+    assert files.status == 1
+    assert [(file["path"], file["change"]) for file in files.data["files"]] == [("model.onnx", "changed")]
+    (tmp_path / "entry.yaml").write_text("max_batch_size: 4\n")
+    assert ctl("register", "m", tmp_path / "model.onnx", "--entry", tmp_path / "entry.yaml").status == 0
+    entry = ctl("diff", "m@2", "m@3")
+    assert entry.status == 1
+    assert "+max_batch_size: 4" in entry.out
+
+
+def test_render_needs_no_controller(ctl: Ctl, tmp_path: Path, fleet: FleetRecord) -> None:
+    ctl("register", "m", write_model(tmp_path / "model.onnx"))
+    shown = ctl("render", "m@1", "--fleet", "cpu")
+    assert shown.status == 0
+    assert 'name: "m"' in shown.out
+    written = ctl("render", "m@1", "--out", tmp_path / "out", "-o", "json")
+    assert (tmp_path / "out/m/config.pbtxt").read_text() == written.data["config"]
+    assert (tmp_path / "out/m/1/model.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+    assert ctl("render", "m@1", "--out", tmp_path / "out").status == 2, "nothing is overwritten"
+    assert ctl("render", "m@1", "--fleet", "nobody").status == 1
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_render_says_when_no_fleet_is_known(ctl: Ctl) -> None:
+    answer = ctl("render", "m@1")
+    assert answer.status == 2
+    assert "ctl up" in answer.err
+
+
+def test_validate_checks_before_anybody_registers(ctl: Ctl, tmp_path: Path, fleet: FleetRecord) -> None:
+    folder = tmp_path / "scaling"
+    folder.mkdir()
+    write_model(folder / "model.onnx")
+    (folder / "model.yaml").write_text("max_batch_size: 8\n")
+    good = ctl("validate", folder, "-o", "json")
+    assert good.status == 0
+    assert good.data["entry"]["name"] == "scaling"
+    assert good.data["entry"]["inputs"][0]["name"] == "x"
+    assert "checked for fleet cpu" in good.data["facts"]
+    (folder / "model.yaml").write_text("max_batch_sise: 8\n")
+    bad = ctl("validate", folder / "model.yaml", folder / "model.onnx")
+    assert (bad.status, bad.out) == (2, "")
+    assert "max_batch_size" in bad.err
+    assert ctl("get", "models", "-o", "name").out == ""
+
+
+def test_the_registry_may_be_named_before_and_after(ctl: Ctl, model_file: Path, tmp_path: Path) -> None:
+    assert ctl("--registry", tmp_path / "r", "register", "m", model_file).status == 0
+    assert ctl("get", "models", "--registry", tmp_path / "r", "-o", "name").out == "m\n"
+    assert ctl("get", "models", "-o", "name").out == ""
+
+
+# The program as people start it.
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    answer = run("-X", "importtime", "-m", "controlplane.cli.main", "--help")
+    assert answer.returncode == 0
+    imported = {line.rsplit("|", 1)[-1].strip() for line in answer.stderr.splitlines()}
+    heavy = {
+        "pydantic",
+        "boto3",
+        "numpy",
+        "onnx",
+        "rich",
+        "yaml",
+        "grpc",
+        "tritonclient",
+        "httpx2",
+        "structlog",
+        "jinja2",
+    }
+    assert "click" in imported
+    assert not imported & heavy
+    assert "promote" in answer.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete(shell: str) -> None:
+    answer = run("-m", "controlplane.cli.main", "completion", shell)
+    assert answer.returncode == 0
+    assert "_CTL_COMPLETE" in answer.stdout
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_models_are_completed(tmp_path: Path) -> None:
+    answer = run(
+        "-m", "controlplane.cli.main", _CTL_COMPLETE="bash_complete", COMP_WORDS="ctl describe model m", COMP_CWORD="3"
+    )  # fmt: skip
+    assert answer.stdout == "plain,m\n"
+
+
+def test_every_command_has_help() -> None:
+    from controlplane.cli.main import COMMANDS, main
+
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
