@@ -89,7 +89,15 @@ def rollback(
 
 
 def _finish(
-    context: Context, registry: Registry, name: str, rollout: Rollout, *, wait: bool, timeout_s: float, dry_run: bool, output: str
+    context: Context,
+    registry: Registry,
+    name: str,
+    rollout: Rollout,
+    *,
+    wait: bool,
+    timeout_s: float,
+    dry_run: bool,
+    output: str,
 ) -> None:
     state: str = rollout.state
     if state == "running" and wait and not dry_run:

@@ -125,22 +125,26 @@ def _from_bytes(content: bytes, path: Path, wanted: Declared) -> Given:
 def _fitted(wanted: Declared, array: Array, code: str, what: str, note: str = "") -> Given:
     """The array in the declared shape: as it is where that fits, else reshaped where there is one way to."""
     shape = wanted.shape
-    if len(array.shape) == len(shape) and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
+    if _fits(array.shape, shape):
         return Given(name=wanted.name, data_type=wanted.data_type, array=array, code=code, note=note)
-    if len(array.shape) == len(shape) - 1 and shape[0] == -1:
+    if _fits((1, *array.shape), shape):
         target: list[int] = [1, *array.shape]
     else:
-        free = [index for index, size in enumerate(shape) if size == -1]
         # The first free dimension takes what is left: it is the batch, where there is one.
+        free = [index for index, size in enumerate(shape) if size == -1]
         target = [1 if index in free[1:] else size for index, size in enumerate(shape)]
     try:
         reshaped = array.reshape(target)
     except ValueError:
         reshaped = None
-    if reshaped is None or not all(want in (-1, got) for want, got in zip(shape, reshaped.shape, strict=True)):
+    if reshaped is None:
         raise InvalidInput(f"{what} has the shape {list(array.shape)}, and {wanted} does not fit", field="--input")
     made = f"{code}.reshape({list(reshaped.shape)})"
     return Given(name=wanted.name, data_type=wanted.data_type, array=reshaped, code=made, note=note)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
 
 
 def _dtype(wanted: Declared) -> np.dtype[Any]:

@@ -139,13 +139,17 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetShape:
-    """What the deployment says of a fleet: its name, size, and what one replica has for models."""
+    """What the deployment says of a fleet: its name, size, and what one replica has for models.
+
+    `load_timeout_s` is the longest that one load may take, warm-up included.
+    """
 
     name: str
     replicas: int = 1
     memory_bytes: int = 4 << 30
     disk_bytes: int = 20 << 30
     gpus: int = 0
+    load_timeout_s: float = 300.0
     default: bool = False
 
 

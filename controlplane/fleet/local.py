@@ -115,6 +115,7 @@ class LocalFleet:
                 f"--fleet={shape.name}",
                 f"--disk-bytes={shape.disk_bytes}",
                 f"--gpus={shape.gpus}",
+                f"--load-timeout-s={shape.load_timeout_s}",
             ],
             home=self._home.root,
             log_file=self._home.logs / f"{replica}-agent.log",

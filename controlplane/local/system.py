@@ -41,6 +41,7 @@ class FleetSettings:
     memory_bytes: Bytes = 4 << 30
     disk_bytes: Bytes = 20 << 30
     gpus: Annotated[int, Ge(0)] = 0
+    load_timeout_s: Annotated[float, Ge(1)] = 300.0
     default: bool = False
 
     def shape(self) -> FleetShape:
@@ -51,6 +52,7 @@ class FleetSettings:
             memory_bytes=self.memory_bytes,
             disk_bytes=self.disk_bytes,
             gpus=self.gpus,
+            load_timeout_s=self.load_timeout_s,
             default=self.default,
         )
 

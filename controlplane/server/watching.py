@@ -36,7 +36,7 @@ class RegistryWatch:
         """Read everything once; waits while the registry can't be reached."""
         delay_s = 0.5
         while not await self._look():
-            await asyncio.sleep(delay_s)  # noqa: ASYNC110 - what is waited for is another machine, not an event here
+            await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 10.0)
 
     async def run(self, epoch: int) -> None:
