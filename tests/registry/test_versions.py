@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_the_same_again_is_the_same_version(registry: Registry, tmp_path: Path) 
     ids=["other bytes", "another entry"],
 )
 def test_anything_else_is_a_new_version(
-    registry: Registry, tmp_path: Path, content: str, fields: dict[str, int]
+    registry: Registry, tmp_path: Path, content: str, fields: dict[str, Any]
 ) -> None:
     first = register(registry, tmp_path)
     second = register(registry, tmp_path, content=content, **fields)

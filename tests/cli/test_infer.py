@@ -1,0 +1,71 @@
+"""`ctl infer` against a real Triton server; what it prints as code is run as well."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Ctl
+from tests.gateway.triton import Triton
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = Triton("infer", tmp_path_factory.mktemp("triton"), ("echo", "sum"))
+    try:
+        server.wait()
+        yield f"127.0.0.1:{server.grpc_port}"
+    finally:
+        server.stop()
+
+
+def test_an_answer_is_data(ctl: Ctl, address: str) -> None:
+    answer = ctl("infer", "echo@2", "--input", "[1, 2.5]", "--gateway", address, "-o", "json")
+    assert answer.status == 0, answer.err
+    outputs = {each["name"]: each["data"] for each in answer.data["outputs"]}
+    assert (outputs["OUT"], outputs["VERSION"]) == ([1, 2.5], [2])
+    assert ctl("infer", "echo@2", "--input", "[1]", "--gateway", address, "-o", "name").out == "echo@2\n"
+
+
+def test_the_code_makes_the_same_request(ctl: Ctl, address: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.arange(3, dtype=np.float32))
+    answer = ctl("infer", "echo@1", "--input", f"IN=@{tmp_path / 'in.npy'}", "--gateway", address)
+    assert "OUT FP32 [3]: [0.0, 1.0, 2.0]" in answer.out
+    code = answer.err[answer.err.index("import numpy") :]
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.sub(r"\s+", " ", ran.stdout).strip() == "[0. 1. 2.] [1]"
+    assert not ctl("infer", "echo@1", "--input", "[1]", "--gateway", address, "--no-code").err
+
+
+def test_a_sequence_is_sent_whole(ctl: Ctl, address: str) -> None:
+    answer = ctl("infer", "sum", "--input", "[[3]]", "--sequence", 7, "--gateway", address, "-o", "json")
+    assert answer.status == 0, answer.err
+    assert answer.data["outputs"][0]["data"] == [[3.0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("nobody", "--input", "1"), 1, "error[NOT_FOUND]"),
+        (("echo",), 2, "the model takes: IN (FP32 [-1])"),
+        (("echo", "--input", "[1]", "--input", "[2]"), 2, "given twice"),
+        (("echo", "--input", "no"), 2, "not JSON"),
+    ],
+    ids=["unknown", "no input", "twice", "no JSON"],
+)
+def test_what_goes_wrong_is_said(ctl: Ctl, address: str, arguments: tuple[str, ...], status: int, says: str) -> None:
+    answer = ctl("infer", *arguments, "--gateway", address)
+    assert (answer.status, answer.out) == (status, "")
+    assert says in answer.err
+
+
+def test_a_gateway_that_is_away_is_unavailable(ctl: Ctl) -> None:
+    answer = ctl("infer", "echo", "--input", "[1]", "--gateway", "127.0.0.1:1", "--timeout", "2s")
+    assert answer.status in (1, 3)
+    assert "error[" in answer.err
