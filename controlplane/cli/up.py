@@ -17,6 +17,7 @@ import httpx2
 from controlplane.cli.context import Context, pass_context
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
 from controlplane.local.home import Home
+from controlplane.local.processes import HOME_VARIABLE
 from controlplane.local.supervisor import Supervisor, owned, owner
 from controlplane.local.system import System, read_system
 
@@ -177,7 +178,8 @@ def _detach(home: Home, system: System, file: Path | None, registry: str | None,
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env=dict(os.environ),
+            env={**os.environ, HOME_VARIABLE: str(home.root.resolve())},  # a sweep finds it before it has its lock
+,
         )
     deadline = time.monotonic() + timeout_s
     try:
@@ -193,6 +195,8 @@ def _detach(home: Home, system: System, file: Path | None, registry: str | None,
                     raise click.exceptions.Exit(ended)  # it has just said why
                 time.sleep(LOOK_S)
     except KeyboardInterrupt:
+        process.terminate()
+        process.wait(30.0)
         end(home, timeout_s=30.0)
         raise
     raise DeadlineExceeded(

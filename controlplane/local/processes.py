@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,12 @@ def of_home(home: Path) -> Iterator[psutil.Process]:
 
 def sweep(home: Path) -> int:
     """Kill whatever runs for this home and remove its shared-memory files; returns how many processes there were."""
-    found = 0
-    while processes := list(of_home(home)):  # again, until a look finds nothing: one may have been starting another
+    found, empty_looks = 0, 0
+    while empty_looks < 2:  # one may have been starting another, which is not to be seen before it runs
+        processes = list(of_home(home))
+        empty_looks = 0 if processes else empty_looks + 1
+        if not processes:
+            time.sleep(0.02)
         found += len(processes)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
