@@ -65,6 +65,9 @@ class _Watcher:
             return  # it has not read the registry yet
         self._silent_since = time.monotonic()
         self._heard_at = self._silent_since
+        known = told.get("rollout") or {}
+        if (known.get("target"), known.get("state")) != (rollout.target, "running"):
+            return  # it speaks of what was before: it has not read this rollout yet
         text = "; ".join(dict.fromkeys(each["text"] for each in told["reasons"]))
         if text and text != self.said:
             note(f"waiting: {text}")

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from controlplane.core.errors import InvalidInput
 
-_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
+_KEY = re.compile(f"{_PART}(?:/{_PART})*")
 
 Sent = Callable[[int], None]
 """Told how many more bytes of a file have been read for sending."""
@@ -86,7 +87,7 @@ class ObjectStore(Protocol):
 
 def is_key(key: str) -> bool:
     """Whether an object may be called so: nothing that could lead out of the store's root."""
-    return all(_SEGMENT.fullmatch(part) and ".." not in part for part in key.split("/"))
+    return _KEY.fullmatch(key) is not None and ".." not in key
 
 
 def check_key(key: str) -> str:
