@@ -179,7 +179,6 @@ def _detach(home: Home, system: System, file: Path | None, registry: str | None,
             stderr=output,
             start_new_session=True,
             env={**os.environ, HOME_VARIABLE: str(home.root.resolve())},  # a sweep finds it before it has its lock
-,
         )
     deadline = time.monotonic() + timeout_s
     try:
