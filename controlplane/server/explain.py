@@ -93,7 +93,7 @@ def _how_it_is(controller: Controller, document: Model) -> Iterator[Reason]:
     """What unversioned requests get, and how the last rollout ended."""
     table = controller.memory.last_plan.table
     route = table.routes.get(document.name)
-    if document.stable is None:
+    if document.stable is None and document.running_rollout is None:
         yield Reason(code="NOT_STABLE", text=f"no version of {document.name} is stable: `ctl promote` makes one so")
     for target in route.targets if route else ():
         key = Key(document.name, target.version)
