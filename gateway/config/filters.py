@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-from functools import cache
 from importlib import resources
-
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 from gateway.config.logs import access_logs
 from gateway.config.names import (
     HEALTH_CALL,
     HTTP_MODEL_PATH,
     HTTP_SERVER_PATH,
+    LUA,
     METADATA,
     MODEL_CALLS,
-    MODEL_HEADER,
     ROUTE_KEY,
     SERVED_MODEL,
     SERVED_REPLICA,
@@ -23,7 +19,6 @@ from gateway.config.names import (
     SERVER_CALLS,
     SERVICE,
     STREAM_CALL,
-    VERSION_HEADER,
     Files,
     Json,
     Protocol,
@@ -36,8 +31,7 @@ NOT_OFFERED = (
     "the gateway does not offer this call: only inference, metadata, config, statistics and health can be reached; "
     "loading, shared memory, tracing and logging are closed to clients"
 )
-SIZE_LIMIT, FIELDS, HEADER_KEY, BODY_KEY = "size-limit", "fields", "header-key", "body-key"
-EXTRACTED = 'metadata.filter_metadata["envoy.filters.http.grpc_field_extraction"]'
+SIZE_LIMIT = "size-limit"
 
 
 def connection_manager(protocol: Protocol, settings: Settings, files: Files) -> Json:
@@ -83,20 +77,6 @@ def _filter(name: str, config: Json) -> Json:
     return {"name": name, "typed_config": config}
 
 
-def header_is(header: str, value: Json) -> Json:
-    """A matcher's predicate: the request has this header, with such a value."""
-    header_input = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=header)
-    return {"single_predicate": {"input": {"name": "header", "typed_config": header_input}, "value_match": value}}
-
-
-COMPRESSED: Json = {
-    "or_matcher": {
-        "predicate": [header_is("grpc-encoding", {"exact": name}) for name in ("gzip", "deflate")],
-    }
-}
-"""The request's messages are compressed, as far as its headers say."""
-
-
 def _allow(permissions: list[Json]) -> Json:
     rules = {
         "action": "ALLOW",
@@ -107,17 +87,6 @@ def _allow(permissions: list[Json]) -> Json:
 
 def _size_limit(settings: Settings) -> Json:
     return typed(f"{HTTP_FILTERS}.body_size_limit.v3.BodySizeLimit", max_request_bytes=settings.max_request_bytes)
-
-
-def _route_key(name: str, text: str) -> Json:
-    entry = {
-        "object_key": ROUTE_KEY,
-        "factory_key": "envoy.string",
-        "format_string": {"text_format_source": {"inline_string": text}, "omit_empty_values": True},
-    }
-    return _filter(
-        name, typed(f"{HTTP_FILTERS}.set_filter_state.v3.Config", clear_route_cache=True, on_request_headers=[entry])
-    )
 
 
 def _served_headers() -> Json:
@@ -132,46 +101,19 @@ def _served_headers() -> Json:
 def _lua(script: str) -> Json:
     text = resources.files("gateway.config").joinpath(script).read_text()
     return _filter(
-        "lua",
+        LUA,
         typed(f"{HTTP_FILTERS}.lua.v3.Lua", clear_route_cache=False, default_source_code={"inline_string": text}),
     )
 
 
 def _grpc_chain(settings: Settings) -> list[Json]:
     calls = [SERVICE + call for call in (*MODEL_CALLS, STREAM_CALL, *SERVER_CALLS)] + [HEALTH_CALL]
-    extraction = typed(
-        f"{HTTP_FILTERS}.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
-        descriptor_set={"inline_bytes": base64.b64encode(descriptors()).decode()},
-        extractions_by_method={
-            f"inference.GRPCInferenceService.{call}": {
-                "request_field_extractions": {"model_name": {}, "model_version": {}},
-            }
-            for call in MODEL_CALLS
-        },
-    )
     return [
         _allow([{"url_path": {"path": {"exact": call}}} for call in calls]),
         _filter(SIZE_LIMIT, _size_limit(settings)),
-        _filter(FIELDS, extraction),
-        _route_key(HEADER_KEY, f"%REQ({MODEL_HEADER})%/%REQ({VERSION_HEADER})%"),
-        _route_key(BODY_KEY, f"%CEL({EXTRACTED}['model_name'][0])%/%CEL({EXTRACTED}['model_version'][0])%"),
         _served_headers(),
-        _lua("force_version.lua"),
+        _lua("grpc.lua"),
     ]
-
-
-STREAM_OFF = (SIZE_LIMIT, FIELDS, BODY_KEY)
-"""Filters that a stream does without: it may be endless, the extraction would lose data of it, headers lead it."""
-COMPRESSED_OFF = (FIELDS, BODY_KEY, HEADER_KEY)
-"""Filters that compressed messages do without: the extraction refuses them."""
-UNARY_OFF = (HEADER_KEY,)
-"""What unary calls do without: their body leads them."""
-
-
-def without(filters: tuple[str, ...]) -> Json:
-    """What a route says to have these filters left out for requests that match it when they arrive."""
-    off = typed("envoy.config.route.v3.FilterConfig", disabled=True)
-    return {"typed_per_filter_config": dict.fromkeys(filters, off)}
 
 
 def _http_chain(settings: Settings) -> list[Json]:
@@ -180,48 +122,15 @@ def _http_chain(settings: Settings) -> list[Json]:
             [{"url_path": {"path": {"safe_regex": {"regex": path}}}} for path in (HTTP_MODEL_PATH, HTTP_SERVER_PATH)]
         ),
         _filter(SIZE_LIMIT, _size_limit(settings)),
-        _filter(
-            "path",
-            typed(
-                f"{HTTP_FILTERS}.header_to_metadata.v3.Config",
-                request_rules=[
-                    {
-                        "header": ":path",
-                        "on_header_present": {
-                            "metadata_namespace": METADATA,
-                            "key": "route",
-                            "regex_value_rewrite": {
-                                "pattern": {"regex": r"^/v2/models/([^/?]+)(?:/versions/([^/?]+))?(?:[/?].*)?$"},
-                                "substitution": r"\1/\2",
-                            },
-                        },
-                    }
-                ],
-            ),
-        ),
-        _route_key(BODY_KEY, f"%DYNAMIC_METADATA({METADATA}:route)%"),
         _served_headers(),
-        _lua("force_version_http.lua"),
+        _lua("http.lua"),
     ]
 
 
-@cache
-def descriptors() -> bytes:
-    """The inference service as the field extraction shall see it.
-
-    In the requests of all calls that name a model, field 1 is its name and field 2 its version; only these are told.
-    """
-    file = FileDescriptorProto(name="gateway.proto", package="inference", syntax="proto3")
-    request = file.message_type.add(name="Request")
-    for number, name in ((1, "model_name"), (2, "model_version")):
-        request.field.add(
-            name=name, number=number, type=FieldDescriptorProto.TYPE_STRING, label=FieldDescriptorProto.LABEL_OPTIONAL
-        )
-    file.message_type.add(name="Response")
-    service = file.service.add(name="GRPCInferenceService")
-    for call in MODEL_CALLS:
-        service.method.add(name=call, input_type=".inference.Request", output_type=".inference.Response")
-    return FileDescriptorSet(file=[file]).SerializeToString(deterministic=True)
+def without(name: str) -> Json:
+    """What a route says to have a filter left out for requests that match it when they arrive."""
+    off = typed("envoy.config.route.v3.FilterConfig", disabled=True)
+    return {"typed_per_filter_config": {name: off}}
 
 
 def _local_replies(protocol: Protocol, settings: Settings) -> Json:
@@ -253,7 +162,7 @@ def _local_replies(protocol: Protocol, settings: Settings) -> Json:
         }
 
     unknown = (
-        f"no route for model/version '%FILTER_STATE({ROUTE_KEY}:PLAIN)%': the model is not known, none of its versions "
+        f"no route for model/version '%REQ({ROUTE_KEY})%': the model is not known, none of its versions "
         "is stable yet, or this version may not be asked for"
     )
     too_large = f"the request is larger than the gateway's limit of {settings.max_request_bytes} bytes"

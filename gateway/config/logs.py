@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from gateway.config.names import METADATA, ROUTE_KEY, Files, Json, Protocol, typed
+from gateway.config.names import LUA, METADATA, ROUTE_KEY, Files, Json, Protocol, typed
 
-MODEL, VERSION = f"%DYNAMIC_METADATA({METADATA}:model)%", f"%DYNAMIC_METADATA({METADATA}:version)%"
+LED = (f"%METADATA(ROUTE:{LUA}:model)%", f"%METADATA(ROUTE:{LUA}:version)%")
+"""Model and version of what Envoy leads itself: its route says them."""
+DECIDED = (f"%DYNAMIC_METADATA({METADATA}:model)%", f"%DYNAMIC_METADATA({METADATA}:version)%")
+"""Model and version of what the Python side decided."""
 
 
 def access_logs(protocol: Protocol, files: Files) -> list[Json]:
     """The loggers of one listener."""
     return [
-        {
-            "name": "file",
-            "typed_config": typed(
+        _logger(
+            "file",
+            typed(
                 "envoy.extensions.access_loggers.file.v3.FileAccessLog",
                 path=str(files.access_log),
                 log_format={"json_format": line(protocol), "omit_empty_values": True},
             ),
-        },
-        {
-            # Only what took a route of the table: a label that clients choose freely would make series without end.
-            "name": "stats",
-            "filter": {
-                "metadata_filter": {
-                    "matcher": {
-                        "filter": METADATA,
-                        "path": [{"key": "version"}],
-                        "value": {"present_match": True},
-                    },
-                    "match_if_key_not_found": False,
-                }
-            },
-            "typed_config": statistics(protocol),
-        },
+        ),
+        _logger("led", statistics(protocol, *LED), decided=False),
+        _logger("decided", statistics(protocol, *DECIDED), decided=True),
     ]
+
+
+def _logger(name: str, config: Json, *, decided: bool | None = None) -> Json:
+    """A logger, for all requests or only for those that the Python side did or did not decide about."""
+    if decided is None:
+        return {"name": name, "typed_config": config}
+    matcher = {"filter": METADATA, "path": [{"key": "version"}], "value": {"present_match": True}}
+    return {
+        "name": name,
+        "filter": {
+            "metadata_filter": {
+                "matcher": {**matcher, **({} if decided else {"invert": True})},
+                "match_if_key_not_found": not decided,
+            }
+        },
+        "typed_config": config,
+    }
 
 
 def line(protocol: Protocol) -> Json:
@@ -43,10 +50,12 @@ def line(protocol: Protocol) -> Json:
         "protocol": protocol,
         "method": "%REQ(:METHOD)%",
         "path": "%REQ(:PATH)%",
-        "asked": f"%FILTER_STATE({ROUTE_KEY}:PLAIN)%",
-        "model": MODEL,
-        "version": VERSION,
+        "asked": f"%REQ({ROUTE_KEY})%",
+        "model": LED[0],
+        "version": LED[1],
         "replica": "%UPSTREAM_HOST_NAME_WITHOUT_PORT%",
+        "side_model": DECIDED[0],
+        "side_version": DECIDED[1],
         "side_replica": f"%DYNAMIC_METADATA({METADATA}:replica)%",
         "upstream": "%UPSTREAM_HOST%",
         "code": "%RESPONSE_CODE%",
@@ -61,9 +70,13 @@ def line(protocol: Protocol) -> Json:
     return {**fields, "grpc_status": "%GRPC_STATUS(SNAKE_STRING)%"} if protocol == "grpc" else fields
 
 
-def statistics(protocol: Protocol) -> Json:
-    """Requests and their latency by model, version and code, for `/stats/prometheus` of Envoy's admin port."""
-    tags = [{"name": "model", "value_format": MODEL}, {"name": "version", "value_format": VERSION}]
+def statistics(protocol: Protocol, model: str, version: str) -> Json:
+    """Requests and their latency by model, version and code, for `/stats/prometheus` of Envoy's admin port.
+
+    The tags come from the routes and from the Python side, never from what a client says: it could make series without
+    end. What took no route of a model is counted under "-".
+    """
+    tags = [{"name": "model", "value_format": model}, {"name": "version", "value_format": version}]
     code = "%GRPC_STATUS(SNAKE_STRING)%" if protocol == "grpc" else "%RESPONSE_CODE%"
     own = [{"name": "protocol", "value_format": protocol}]
     return typed(

@@ -22,12 +22,17 @@ HEALTH_CALL = "/grpc.health.v1.Health/Check"
 HTTP_MODEL_PATH = r"/v2/models/[^/?]+(/versions/[^/?]+)?(/(infer|ready|config|stats|generate|generate_stream))?"
 HTTP_SERVER_PATH = r"/v2/?|/v2/health/(live|ready)"
 
-ROUTE_KEY = "gateway.route"
-"""The filter state that leads a request: "MODEL/VERSION", nothing behind the slash for the stable version."""
+ROUTE_KEY = "x-gateway-route"
+"""The header that leads a request: "MODEL/VERSION", nothing behind the slash for the stable version.
+
+The scripts set it from what the request says (and take off what a client sends by this name).
+"""
+SIDE_KEY = "*"
+"""The key that leads to the Python side: no model can be called so."""
+LUA = "lua"
+"""The script's filter; a route's metadata under this name holds its `model`, and its `version` or its `arms`."""
 METADATA = "gateway"
-"""The dynamic metadata namespace that holds a request's `model` and `version` for logs and statistics."""
-MODEL_HEADER, VERSION_HEADER = "x-model-name", "x-model-version"
-"""What a client sends so that a stream, whose messages Envoy does not look into, can be led by Envoy itself."""
+"""The dynamic metadata namespace of what the Python side decided, for logs and statistics."""
 SERVED_MODEL, SERVED_VERSION, SERVED_REPLICA = "x-gateway-model", "x-gateway-version", "x-gateway-replica"
 """How the Python side tells Envoy, in response headers, what it decided; Envoy logs them and takes them off."""
 

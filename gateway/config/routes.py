@@ -12,14 +12,16 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from controlplane.core.routes import Route
-from gateway.config.filters import COMPRESSED, COMPRESSED_OFF, HTTP_FILTERS, STREAM_OFF, UNARY_OFF, without
+from gateway.config.filters import SIZE_LIMIT, without
 from gateway.config.names import (
     HEALTH_CALL,
+    LUA,
     MODEL_CALLS,
     PROTOCOLS,
     ROUTE_KEY,
     SERVER_CALLS,
     SERVICE,
+    SIDE_KEY,
     STREAM_CALL,
     Json,
     Protocol,
@@ -56,56 +58,51 @@ SIDE_RETRIES: Json = {
 """For the Python side, which may be starting again."""
 
 
-class Arm(NamedTuple):
-    """A share of the requests for one key. `base` None: the Python side. `version` None: it is not forced here."""
+class Lead(NamedTuple):
+    """Where requests for one key go.
+
+    `base` None: to the Python side. `version` None: none is forced here. `arms`: shares of several versions, from which
+    the script chooses and looks again under the version's own key.
+    """
 
     base: str | None
-    version: int | None
-    weight: int
+    version: int | None = None
+    arms: tuple[tuple[int, int], ...] = ()
 
 
-def arms_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, tuple[Arm, ...]]:
-    """Where requests for each key of `route` go; `bases` are the clusters of the pools."""
+def leads_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, Lead]:
+    """Where requests go, by key; `bases` are the clusters of the pools."""
+    # What belongs to a sequence is led, and given its version, by the Python side.
     direct = route.sequence_idle_s is None
 
-    def arm(version: int, pool: str | None, weight: int) -> Arm:
-        base = bases.get(pool) if pool is not None else None
-        return Arm(base if direct else None, version if direct else None, weight)
+    def lead(version: int, pool: str | None) -> Lead:
+        return Lead(bases.get(pool) if pool is not None else None, version) if direct else Lead(None)
 
-    found: dict[str, tuple[Arm, ...]] = {}
-    if route.targets:
-        shares = tuple(arm(target.version, target.pool, target.weight_percent) for target in route.targets)
-        found[f"{route.model}/"] = shares if direct else shares[:1]
-    for version, pool in sorted(route.pinned.items()):
-        found[f"{route.model}/{version}"] = (arm(version, pool, 100),)
+    versions = {target.version: target.pool for target in route.targets} | dict(route.pinned)
+    found = {f"{route.model}/{version}": lead(version, pool) for version, pool in sorted(versions.items())}
+    if len(route.targets) == 1 or (route.targets and not direct):
+        found[f"{route.model}/"] = lead(route.targets[0].version, route.targets[0].pool)
+    elif route.targets:
+        arms = tuple((target.weight_percent, target.version) for target in route.targets)
+        found[f"{route.model}/"] = Lead(None, arms=arms)
     return found
 
 
 @lru_cache(maxsize=4096)
-def _shape(arms: tuple[Arm, ...], protocol: Protocol) -> str:
-    """The action for these arms, with a mark where the model's name belongs."""
-
-    def forced(version: int | None) -> Json:
-        if version is None:
-            return {}
-        context = {"model": MARK, "version": str(version)}
-        return {"typed_per_filter_config": {"lua": typed(f"{HTTP_FILTERS}.lua.v3.LuaPerRoute", filter_context=context)}}
-
-    def where(arm: Arm) -> str:
-        return cluster(arm.base, protocol) if arm.base is not None else side_cluster(protocol)
-
+def _shape(lead: Lead, protocol: Protocol) -> str:
+    """The action for such a key, with a mark where the model's name belongs."""
+    about = {"model": MARK}
+    if lead.version is not None:
+        about["version"] = str(lead.version)
+    if lead.arms:
+        about["arms"] = " ".join(f"{weight}:{version}" for weight, version in lead.arms)
     action: Json = {"timeout": "0s"}
-    per_route: Json = {}
-    if len(arms) == 1:
-        action["cluster"] = where(arms[0])
-        per_route = forced(arms[0].version)
+    if lead.base is not None:
+        action["cluster"] = cluster(lead.base, protocol)
     else:
-        action["weighted_clusters"] = {
-            "clusters": [{"name": where(arm), "weight": arm.weight, **forced(arm.version)} for arm in arms]
-        }
-    if all(arm.base is None for arm in arms):
+        action["cluster"] = side_cluster(protocol)
         action["retry_policy"] = SIDE_RETRIES
-    return _compact(_action(action, per_route))
+    return _compact(_action(action, {"metadata": {"filter_metadata": {LUA: about}}}))
 
 
 def _action(route: Json, per_route: Json | None = None) -> Json:
@@ -113,14 +110,14 @@ def _action(route: Json, per_route: Json | None = None) -> Json:
     return {"action": {"name": "route", "typed_config": action}}
 
 
-def _side(off: tuple[str, ...]) -> Json:
+def _side(more: Json | None = None) -> Json:
     route = {"cluster": side_cluster("grpc"), "timeout": "0s", "retry_policy": SIDE_RETRIES}
-    return _action(route, without(off))
+    return _action(route, more)
 
 
-def _refusal(status: int, text: str, off: tuple[str, ...] = ()) -> Json:
+def _refusal(status: int, text: str) -> Json:
     answer = {"status": status, "body": {"inline_string": text}}
-    action = typed("envoy.config.route.v3.Route", match={"prefix": "/"}, direct_response=answer, **without(off))
+    action = typed("envoy.config.route.v3.Route", match={"prefix": "/"}, direct_response=answer)
     return {"action": {"name": "refusal", "typed_config": action}}
 
 
@@ -153,10 +150,10 @@ class RouteWriter:
 
 
 def _fragments(route: Route, bases: Mapping[str, str]) -> Mapping[Protocol, str]:
-    arms = arms_of(route, bases)
+    leads = leads_of(route, bases)
     return {
         protocol: ",".join(
-            f"{json.dumps(key)}:{_shape(shares, protocol).replace(MARK, route.model)}" for key, shares in arms.items()
+            f"{json.dumps(key)}:{_shape(lead, protocol).replace(MARK, route.model)}" for key, lead in leads.items()
         )
         for protocol in PROTOCOLS
     }
@@ -168,30 +165,23 @@ def _file(fragments: Iterable[str], protocol: Protocol, version: str) -> str:
         "matcher_tree": {
             "input": {
                 "name": "route-key",
-                "typed_config": typed(
-                    "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput", key=ROUTE_KEY
-                ),
+                "typed_config": typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=ROUTE_KEY),
             },
             "exact_match_map": {"map": {MARK: MARK}},
         },
         "on_no_match": {"matcher": _by_path(protocol)},
     }
-    matcher: Json = by_key
-    if protocol == "grpc":
-        # Envoy can't write into a compressed message.
-        compressed = {"predicate": COMPRESSED, "on_match": _side(COMPRESSED_OFF)}
-        matcher = {"matcher_list": {"matchers": [compressed]}, "on_no_match": {"matcher": by_key}}
-    host = {"name": "all", "domains": ["*"], "retry_policy": RETRIES, "matcher": matcher}
+    host = {"name": "all", "domains": ["*"], "retry_policy": RETRIES, "matcher": by_key}
     resource = typed(
         "envoy.config.route.v3.RouteConfiguration",
         name=f"routes-{protocol}",
         virtual_hosts=[host],
-        # Triton compresses its answers when it is asked to, at a price.
-        request_headers_to_remove=["accept-encoding"],
+        # Triton compresses its answers when it is asked to, at a price. The length changes with the version's field.
+        request_headers_to_remove=["accept-encoding", *(["content-length"] if protocol == "grpc" else [])],
     )
     before, after = _compact({"version_info": version, "resources": [resource]}).split(f'"{MARK}":"{MARK}"')
-    text = ",".join(fragments) or f'"{MARK}":{_compact(_refusal(404, "nothing is served yet"))}'
-    return f"{before}{text}{after}"
+    side = f"{json.dumps(SIDE_KEY)}:{_compact(_side())}"
+    return f"{before}{','.join((side, *fragments))}{after}"
 
 
 def _by_path(protocol: Protocol) -> Json:
@@ -204,8 +194,8 @@ def _by_path(protocol: Protocol) -> Json:
         paths = {
             **{SERVICE + call: anywhere for call in SERVER_CALLS},
             HEALTH_CALL: anywhere,
-            SERVICE + STREAM_CALL: _side(STREAM_OFF),
-            **{SERVICE + call: _refusal(404, "unknown model or version", UNARY_OFF) for call in MODEL_CALLS},
+            SERVICE + STREAM_CALL: _side(without(SIZE_LIMIT)),
+            **{SERVICE + call: _refusal(404, "unknown model or version") for call in MODEL_CALLS},
         }
     path_input = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=":path")
     return {

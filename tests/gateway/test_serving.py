@@ -317,7 +317,7 @@ def test_the_access_log_and_statistics_say_who_served(gateway: Running) -> None:
     def logged() -> bool:
         found = [each for each in lines() if each.get("model") == "echo" and each.get("code") == 200]
         return any(each.get("replica") in {"r1", "r2"} for each in found) and any(
-            each.get("side_replica") in {"r1", "r2"} and each["version"] == "2" for each in found
+            each.get("side_replica") in {"r1", "r2"} and each["side_version"] == "2" for each in lines()
         )
 
     wait_for(logged, "the access log's lines")

@@ -1,0 +1,234 @@
+-- gRPC: leads each request by the model and version that it names, and makes it name the version that it is led to.
+--
+-- In all requests that name a model, field 1 is its name and field 2 its version, and of a field that is there several
+-- times the last one counts. So a unary message is looked through field by field, without its tensors, and field 2 is
+-- appended where it does not say the route's version already. The messages of a stream pass chunk by chunk, and both
+-- fields are appended to each: whatever one holds, it can't reach another model or version.
+
+local KEY = "x-gateway-route" -- "MODEL/VERSION": what the route table is looked up by
+local SERVICE = "/inference.GRPCInferenceService/"
+local STREAM = SERVICE .. "ModelStreamInfer"
+local NAMED = {}
+for _, call in ipairs({"Infer", "Ready", "Metadata", "Config", "Statistics"}) do NAMED[SERVICE .. "Model" .. call] = true end
+
+local WINDOW = 2048 -- bytes of a unary message that are fetched at once
+local MAX_FIELDS = 65536 -- a message with more would only cost time
+local LOOK = 320 -- bytes of a stream's message that are looked at: tags, lengths, a name of 128 bytes, a version
+
+local byte, char, sub, floor, min = string.byte, string.char, string.sub, math.floor, math.min
+
+local function be32(n)
+  return char(floor(n / 16777216) % 256, floor(n / 65536) % 256, floor(n / 256) % 256, n % 256)
+end
+
+local function field(tag, text)
+  local n = #text
+  if n < 128 then return char(tag, n) .. text end
+  return char(tag, n % 128 + 128, floor(n / 128)) .. text
+end
+
+-- Whether a name or a version may stand in a header. Asked once for each: patterns are what costs most here.
+local known, count = {[""] = true}, 0
+local function plain(text)
+  if known[text] then return true end
+  if not string.find(text, "^%w[%w_.-]*$") then return false end
+  if count == 20000 then known, count = {[""] = true}, 0 end
+  known[text], count = true, count + 1
+  return true
+end
+
+-- The number at `i` of `s`, as protobuf writes numbers, and the place behind it; nil where it does not end.
+local function varint(s, i)
+  local x = byte(s, i)
+  if x == nil or x < 128 then return x, i + 1 end
+  local value, scale = x - 128, 128
+  for k = i + 1, i + 9 do
+    x = byte(s, k)
+    if x == nil then return nil end
+    if x < 128 then return value + x * scale, k + 1 end
+    value, scale = value + (x - 128) * scale, scale * 128
+  end
+  return nil
+end
+
+-- The last values of fields 1 and 2 of the message that fills `body` behind its 5-byte prefix, and the prefix's flag;
+-- nil if it is broken. `window` is the beginning of `body`.
+local function names(body, size, window)
+  local base = 0
+  local flag, a, b, c, d = byte(window, 1, 5)
+  if size < 5 or ((a * 256 + b) * 256 + c) * 256 + d ~= size - 5 then return nil end
+  if flag ~= 0 then return "", "", flag end
+  local name, version, at = "", "", 5
+  for _ = 1, MAX_FIELDS do
+    if at == size then return name, version, flag end
+    if at - base + 20 > #window and base + #window < size then
+      window, base = body:getBytes(at, min(size - at, WINDOW)), at
+    end
+    local tag, length
+    local i = at - base + 1
+    tag, i = varint(window, i)
+    if tag == nil then return nil end
+    local kind = tag % 8
+    if kind == 2 then
+      length, i = varint(window, i)
+      if length == nil then return nil end
+    elseif kind == 0 then
+      length, i = varint(window, i)
+      if length == nil then return nil end
+      length = 0
+    elseif kind == 1 then length = 8
+    elseif kind == 5 then length = 4
+    else return nil end
+    local start = base + i - 1
+    at = start + length
+    if at > size then return nil end
+    if tag == 10 or tag == 18 then
+      local text = "?" -- longer than any name
+      if i + length - 1 <= #window then text = sub(window, i, i + length - 1)
+      elseif length <= 128 then text = body:getBytes(start, length) end
+      if tag == 10 then name = text else version = text end
+    end
+  end
+  return nil
+end
+
+-- Looks the route up for this model and version; the version that it leads to, nil where Envoy is not to force one.
+local function lead(h, headers, model, version)
+  local key = model .. "/" .. version
+  headers:replace(KEY, key)
+  h:clearRouteCache()
+  local route = h:metadata()
+  local chosen = route:get("version")
+  if chosen ~= nil then return chosen end
+  local arms = route:get("arms") -- shares of several versions: "90:1 10:2"
+  if arms == nil then return nil end
+  local draw = math.random() * 100
+  for weight, arm in string.gmatch(arms, "([%d.]+):(%d+)") do
+    chosen, draw = arm, draw - tonumber(weight)
+    if draw < 0 then break end
+  end
+  headers:replace(KEY, model .. "/" .. chosen)
+  h:clearRouteCache()
+  return chosen
+end
+
+local function unary(h)
+  local body = h:body()
+  if body == nil then return end
+  local headers = h:headers() -- what was got before the wait for the body may not be used behind it
+  local size = body:length()
+  local window = body:getBytes(0, min(size, WINDOW))
+  local model, version, flag = names(body, size, window)
+  if model == nil then
+    h:respond({[":status"] = "400"}, "the message is not a request of the inference protocol")
+    return
+  end
+  if flag ~= 0 then -- compressed: for the Python side
+    headers:replace(KEY, "*")
+    h:clearRouteCache()
+    return
+  end
+  if not plain(model) or not plain(version) then return end
+  local stated = headers:get("x-model-name")
+  if stated ~= nil and stated ~= model then
+    h:respond({[":status"] = "400"}, "the header x-model-name says " .. stated .. ", the message says " .. model)
+    return
+  end
+  local chosen = lead(h, headers, model, version)
+  if chosen == nil or chosen == version then return end
+  local tail = field(18, chosen)
+  local rest = size <= WINDOW and sub(window, 6) or body:getBytes(5, size - 5)
+  body:setBytes("\0" .. be32(size - 5 + #tail) .. rest .. tail)
+end
+
+-- The name and the version among the leading fields 1, 2 and 3 (the request's id) of the message in `s`.
+local function leading(s)
+  local name, version, i, len = nil, nil, 1, #s
+  while i < len do
+    local tag, n = byte(s, i, i + 1)
+    i = i + 2
+    if tag ~= 10 and tag ~= 18 and tag ~= 26 then break end
+    if n >= 128 then
+      local high = byte(s, i)
+      if high == nil or high >= 128 then break end
+      n = n - 128 + high * 128
+      i = i + 1
+    end
+    if tag == 10 then name = sub(s, i, i + n - 1)
+    elseif tag == 18 then version = sub(s, i, i + n - 1) end
+    i = i + n
+  end
+  return name, version
+end
+
+-- What is appended to a stream's message that begins with `head`. One that openly names another model, or another
+-- version, is made to name a model that can't exist: Triton's answer to it says what is wrong, and the stream goes on.
+local function ending(head, model, version, forced)
+  local name, wanted = leading(head)
+  if name ~= nil and name ~= "" and name ~= model then
+    return field(10, "(the message names " .. name .. " but the header x-model-name says " .. model .. ")")
+  end
+  if wanted ~= nil and wanted ~= "" and wanted ~= version then
+    return field(10, "(the message asks for version " .. wanted .. " of " .. model .. " but the stream was led to version "
+      .. version .. "; say it in the header x-model-version)")
+  end
+  return forced
+end
+
+local function stream(h, headers)
+  local model = headers:get("x-model-name")
+  local encoding = headers:get("grpc-encoding")
+  if model == nil or (encoding ~= nil and encoding ~= "identity") then return end
+  local version = headers:get("x-model-version") or ""
+  if not plain(model) or not plain(version) then return end
+  version = lead(h, headers, model, version)
+  if version == nil then return end
+  local forced = field(10, model) .. field(18, version)
+  local held, left, tail = "", 0, "" -- bytes kept back until enough of a message is here; bytes of it still to come
+  for chunk in h:bodyChunks() do
+    local n = chunk:length()
+    if held == "" and left > n then
+      left = left - n -- the middle of a message
+    elseif n > 0 then
+      local kept, len = #held, #held + n
+      local function get(at, count) -- bytes of what was held back and this chunk together
+        if at >= kept then return chunk:getBytes(at - kept, count) end
+        if at + count <= kept then return sub(held, at + 1, at + count) end
+        return sub(held, at + 1) .. chunk:getBytes(0, at + count - kept)
+      end
+      local from, out, keep = 0, {}, ""
+      while from < len do
+        local here = len - from
+        if left > 0 then
+          local k = min(left, here)
+          out[#out + 1] = get(from, k)
+          from, left = from + k, left - k
+          if left == 0 then out[#out + 1] = tail end
+        else
+          local size = 0
+          if here >= 5 then
+            local _, a, b, c, d = byte(get(from, 5), 1, 5)
+            size = ((a * 256 + b) * 256 + c) * 256 + d
+          end
+          if here < 5 or (here - 5 < size and here - 5 < LOOK) then
+            keep, from = get(from, here), len
+          else
+            tail = ending(get(from + 5, min(size, here - 5, LOOK)), model, version, forced)
+            out[#out + 1] = get(from, 1) .. be32(size + #tail)
+            from, left = from + 5, size
+            if left == 0 then out[#out + 1] = tail end
+          end
+        end
+      end
+      held = keep
+      chunk:setBytes(table.concat(out))
+    end
+  end
+end
+
+function envoy_on_request(h)
+  local headers = h:headers()
+  headers:remove(KEY)
+  local path = headers:get(":path")
+  if NAMED[path] then unary(h) elseif path == STREAM then stream(h, headers) end
+end
