@@ -13,9 +13,9 @@ class Settings:
     `gpus` is how many of the machine's GPUs the server may use. `disk_bytes` bounds the downloaded artifacts.
     `load_timeout_s` is the longest that a load may take, warm-up included, `proof_timeout_s` the example request.
     A server that misses `live_failures` checks in a row, `live_every_s` apart, is taken to hang. `exit_timeout_s` is
-    what Triton gives requests in flight when it is told to end. Crashes further apart than `crash_window_s` have nothing
-    to do with each other; for `settle_s` after its load a version is suspected like one that loads. `use_every_s`: how
-    often the time of the last inference is read.
+    what Triton gives requests in flight when it is told to end. Crashes further apart than `crash_window_s` have
+    nothing to do with each other; for `settle_s` after its load a version is suspected like one that loads.
+    `use_every_s`: how often the time of the last inference is read.
     """
 
     home: Path

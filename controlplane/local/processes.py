@@ -102,11 +102,29 @@ def stop(process: psutil.Process, *, grace_s: float) -> None:
         family += process.children(recursive=True)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGTERM)
-    psutil.wait_procs([process], timeout=grace_s)
+    wait_ended([process], timeout_s=grace_s)
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    psutil.wait_procs(family, timeout=10)
+    wait_ended(family, timeout_s=10)
+
+
+def wait_ended(ones: Sequence[psutil.Process], *, timeout_s: float) -> bool:
+    """Wait until none of them runs; whether that came true in time. One that has ended but whose parent has not taken
+    note of it, which in a container may be never, does not run any more."""
+    deadline = time.monotonic() + timeout_s
+    while any(_runs(each) for each in ones):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def of_home(home: Path) -> Iterator[psutil.Process]:
@@ -132,7 +150,7 @@ def sweep(home: Path) -> int:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(processes, timeout=10)
+        wait_ended(processes, timeout_s=10)
     remove_shared_memory(shared_memory_prefix(home))
     return found
 

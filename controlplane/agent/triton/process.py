@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,9 +180,7 @@ class TritonProcess:
         for stub in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 stub.kill()
-        deadline = time.monotonic() + 5.0
-        while any(_runs(stub) for stub in orphans) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        processes.wait_ended(orphans, timeout_s=5)
         processes.remove_shared_memory(self._prefix)
 
     def stubs(self, model: str | None = None, version: int | None = None) -> Iterator[psutil.Process]:
@@ -219,14 +216,6 @@ class TritonProcess:
             file.seek(offset)
             return file.read(64 << 10).decode(errors="replace")
         return ""
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether it does more than wait for its parent to take note of its end."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _reap(pid: int) -> str:
