@@ -288,8 +288,10 @@ class _Planner:
             return True
         for key in replica.copies:
             elsewhere = {
-                other for other, held in placement.holds.items() if key in held and other not in stopping
-            } - self.lost
+                other
+                for other, held in placement.holds.items()
+                if key in held and other not in stopping and other not in self.lost and not self._failed(key, other)
+            }
             if elsewhere and name in self.ready.get(key, ()) and not elsewhere & set(self.ready[key]):
                 self.reasons[f"replica/{name}"].append(
                     Reason(
@@ -298,6 +300,10 @@ class _Planner:
                 )
                 return False
         return True
+
+    def _failed(self, key: Key, replica: str) -> bool:
+        copy = self.snapshot.replicas[replica].copies.get(key)
+        return copy is not None and copy.state == "failed"
 
     def _release(
         self, placements: Mapping[str, Placement]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -92,7 +92,8 @@ class Actor:
             log.warning("version quarantined", fleet=action.fleet, **action.key._asdict(), reason=action.reason)
             await self._update_fleet(action.fleet, lambda record: _with_quarantine(record, action))
         elif isinstance(action, RecordFleet):
-            await self._update_fleet(action.fleet, lambda record: _with_news(record, action))
+            known = set(self._memory.manifests)
+            await self._update_fleet(action.fleet, lambda record: _with_news(record, action, known))
         elif isinstance(action, StartReplica):
             log.info("replica starts", replica=action.replica, fleet=action.fleet, reason=action.reason)
             await self._backend.start(self._memory.shapes[action.fleet], action.replica)
@@ -144,9 +145,10 @@ def _with_quarantine(record: FleetRecord, action: QuarantineVersion) -> FleetRec
     return replace(record, quarantines=(*record.quarantines, news))
 
 
-def _with_news(record: FleetRecord, action: RecordFleet) -> FleetRecord:
+def _with_news(record: FleetRecord, action: RecordFleet, known: Collection[str]) -> FleetRecord:
+    kept = {digest: size for digest, size in record.measured_bytes.items() if digest in known}
     return replace(
         record,
         capabilities=action.capabilities or record.capabilities,
-        measured_bytes={**record.measured_bytes, **action.measured_bytes},
+        measured_bytes={**kept, **action.measured_bytes},
     )

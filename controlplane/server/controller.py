@@ -68,6 +68,7 @@ class Controller:
         collects news before it plans.
         """
         await self._watch.first()
+        await self._remove_undeployed()
         beside = {
             asyncio.create_task(self._watch.run(self.orders.epoch)),
             asyncio.create_task(self._scrape()),
@@ -93,6 +94,13 @@ class Controller:
             self.orders.close()
             await self._actor.close()
 
+    async def _remove_undeployed(self) -> None:
+        """Remove replicas of fleets that the deployment does not have any more: nothing is routed to them."""
+        for each in await self._backend.list():
+            if each.fleet not in self.memory.shapes:
+                log.info("replica is removed: its fleet is not deployed any more", replica=each.name, fleet=each.fleet)
+                await self._backend.remove(each.name)
+
     async def _scrape(self) -> None:
         """Read the servers' metrics now and then, for whoever asks how things are."""
         while True:
@@ -111,7 +119,10 @@ class Controller:
 
     async def _cycle(self) -> None:
         started = time.perf_counter()
-        self.memory.backend_replicas = {each.name: each.fleet for each in await self._backend.list()}
+        try:
+            self.memory.backend_replicas = {each.name: each.fleet for each in await self._backend.list()}
+        except OSError as error:
+            log.warning("the fleet's replicas can't be listed; what was known of them is used", reason=str(error))
         now = time.time()
         self.snapshot = self.memory.snapshot(self.orders, self._clash, now)
         made = await asyncio.to_thread(plan, self.snapshot, now)
