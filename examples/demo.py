@@ -28,6 +28,7 @@ import tritonclient.http as triton_http
 
 from controlplane.local import processes
 from examples import models
+from examples.drawing import image
 from examples.file_types import best, features, labels_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,13 +200,17 @@ def ask_the_others(grpc: str) -> None:
             )
             heard.append(float(result.as_numpy("output").ravel()[0]))
         say("silero-vad, a hum as a sequence of 4 requests: speech? " + ", ".join(f"{p:.3f}" for p in heard))
-        image = triton_grpc.InferInput("x", [1, 3, 64, 256], "FP32")
-        drawn = np.ones((1, 3, 64, 256), dtype=np.float32)
-        for left in range(40, 200, 24):  # a row of strokes, much like letters
-            drawn[:, :, 16:48, left : left + 4] = drawn[:, :, 28:34, left : left + 16] = -1.0
-        image.set_data_from_numpy(drawn)
-        found = client.infer("ocr-detection", [image], client_timeout=60).as_numpy("fetch_name_0")
-        say(f"ocr-detection, an image of 64×256: {(found > 0.3).mean():.0%} of it is taken for text")
+        picture = np.full((96, 352, 3), 255, dtype=np.uint8)
+        drawn = image("HELLO", scale=4)
+        picture[: drawn.shape[0], : drawn.shape[1]] = drawn
+        pixels = np.ascontiguousarray((picture.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])
+        given = triton_grpc.InferInput("x", list(pixels.shape), "FP32")
+        given.set_data_from_numpy(pixels)
+        found = client.infer("ocr-detection", [given], client_timeout=60).as_numpy("fetch_name_0")[0, 0] > 0.3
+        left, right = found[:, :176].mean(), found[:, 176:].mean()
+        say(
+            f"ocr-detection, HELLO in the left half of an image: text is {left:.0%} of the left, {right:.0%} of the right"
+        )
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from examples import models
+from examples.drawing import image
 from examples.file_types import best, features, labels_of
 from tests.e2e.system import ROOT, System, eventually
 from tests.registry.servers import BUCKET, S3Server, moto
@@ -94,6 +95,27 @@ def test_the_single_replica_example(tmp_path: Path) -> None:
         system.down()
         system.up()
         eventually(lambda: system.holders("magika", 1) == {"cpu-0"})
+    finally:
+        system.down()
+
+
+def test_an_ensemble_reads_a_line_of_text(tmp_path: Path) -> None:
+    system = System(tmp_path / "ocr", "fleets: [{name: cpu, replicas: 2, memory_bytes: 2Gi}]")
+    try:
+        system.up()
+        for name in ("ocr-recognition", "ocr-line-image", "ocr-line-text", "ocr-line"):
+            system.ok("register", name, str(models.prepare(name, tmp_path / "models")))
+            system.ok("promote", name, "1")
+        with system.client() as client:
+            pixels = image("HELLO 12")[None]
+            given = triton_grpc.InferInput("image", list(pixels.shape), "UINT8")
+            given.set_data_from_numpy(pixels)
+            read = client.infer("ocr-line", [given], client_timeout=60).as_numpy("text")
+        assert read.tolist() == [[b"HELLO 12"]]
+        for replica in system.holders("ocr-line", 1):
+            assert replica in system.holders("ocr-recognition", 1), "its steps are beside it"
+        refused = system.ctl("delete", "ocr-recognition@1")
+        assert refused.status == 5
     finally:
         system.down()
 

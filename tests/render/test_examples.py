@@ -13,34 +13,11 @@ import tritonclient.grpc as grpcclient
 
 from controlplane.core.models import ArtifactFile, Manifest
 from controlplane.entry.build import Built, build, pin_steps
+from examples.drawing import image
+from examples.file_types import features
 from examples.models import prepare
 from tests.render.builders import PYTHON_ONLY
 from tests.render.server import Server
-
-GLYPHS = {
-    "H": "10001 10001 10001 11111 10001 10001 10001",
-    "E": "11111 10000 10000 11110 10000 10000 11111",
-    "L": "10000 10000 10000 10000 10000 10000 11111",
-    "O": "01110 10001 10001 10001 10001 10001 01110",
-    "1": "00100 01100 00100 00100 00100 00100 01110",
-    "2": "01110 10001 00001 00110 01000 10000 11111",
-    " ": "00000 00000 00000 00000 00000 00000 00000",
-}
-
-
-def image(text: str, scale: int = 6) -> np.ndarray[Any, Any]:
-    """Black letters on white, as uint8 [height, width, 3]."""
-    rows = [[[int(bit) for bit in row] + [0] for row in GLYPHS[letter].split()] for letter in text]
-    ink = np.kron(np.concatenate([np.array(letter) for letter in rows], axis=1), np.ones((scale, scale), int))
-    padded = np.pad(ink, ((3 * scale, 3 * scale), (4 * scale, 4 * scale)))
-    return np.where(padded[..., None] > 0, 0, 255).astype(np.uint8).repeat(3, axis=2)
-
-
-def magika_input(content: bytes) -> np.ndarray[Any, Any]:
-    """What the magika package makes of a file: its first and last 1024 bytes, padded with 256."""
-    start, end = content[:4096].lstrip()[:1024], content[-4096:].rstrip()[-1024:]
-    values = [*start, *[256] * (1024 - len(start)), *[256] * (1024 - len(end)), *end]
-    return np.array([values], np.int32)
 
 
 class Examples:
@@ -96,7 +73,7 @@ def test_magika_tells_files_apart_in_both_versions(examples: Examples) -> None:
     for version in (1, 2):
         for label, content in files.items():
             output = grpcclient.InferRequestedOutput("target_label", class_count=1)
-            answer = examples.ask("magika", {"bytes": magika_input(content)}, version, outputs=[output])
+            answer = examples.ask("magika", {"bytes": features(content)[None]}, version, outputs=[output])
             score, _, best = answer.as_numpy("target_label")[0][0].decode().split(":")
             assert (best, float(score) > 0.5) == (label, True)
 
@@ -166,7 +143,7 @@ def test_single_replica_takes_one_file_at_a_time(triton: Server, tmp_path: Path)
     triton.serve({1: manifest}, contents, PYTHON_ONLY)
     assert (built.entry.max_batch_size, built.entry.serving.load) == (0, "always")
     tensor = grpcclient.InferInput("bytes", [1, 2048], "INT32")
-    tensor.set_data_from_numpy(magika_input(Path(__file__).read_bytes()))
+    tensor.set_data_from_numpy(features(Path(__file__).read_bytes())[None])
     answer = triton.client.infer("magika-alone", [tensor], model_version="1", client_timeout=30)
     assert answer.as_numpy("target_label").shape == (1, 214)
 
