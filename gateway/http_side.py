@@ -98,7 +98,7 @@ class HttpSide:
         endpoint, resolved = destination.endpoint, destination.resolved
         query = f"?{request.url.query}" if request.url.query else ""
         url = f"http://{endpoint.host}:{endpoint.http_port}/v2/models/{resolved.model}/versions/{resolved.version}"
-        headers = [(name, value) for name, value in request.headers.items() if name not in NOT_PASSED]
+        headers = [(name, value) for name, value in request.headers.items() if _passed(name)]
         client = self._forwarding.replicas.http
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._forwarding.replicas.request(endpoint))
@@ -154,6 +154,10 @@ def _decoded(encoding: str, body: bytes) -> bytes:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _passed(name: str) -> bool:
+    return name not in NOT_PASSED and not name.startswith(("x-gateway-", "x-envoy-"))
 
 
 def _error(status: int, text: str) -> JSONResponse:

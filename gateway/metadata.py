@@ -7,7 +7,7 @@ from typing import Any
 from gateway.config.names import SERVED_MODEL, SERVED_REPLICA, SERVED_VERSION
 from gateway.forwarding import Destination
 
-NOT_PASSED = ("grpc-", "x-envoy-", "x-forwarded-", ":")
+NOT_PASSED = ("grpc-", "x-envoy-", "x-forwarded-", "x-gateway-", ":")
 NOT_PASSED_NAMES = frozenset({"te", "content-type", "content-length", "user-agent", "host", "accept-encoding"})
 
 Metadata = tuple[tuple[str, str | bytes], ...]

@@ -36,14 +36,13 @@ SIZE_LIMIT = "size-limit"
 
 def connection_manager(protocol: Protocol, settings: Settings, files: Files) -> Json:
     """The HTTP connection manager of one listener."""
-    chain = _grpc_chain(settings) if protocol == "grpc" else _http_chain(settings)
     window = min(settings.max_request_bytes + (1 << 20), 2**31 - 1)
     return typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=protocol,
         codec_type="AUTO",
         http_filters=[
-            *chain,
+            *_filters(protocol, settings),
             {
                 "name": "router",
                 "typed_config": typed(f"{HTTP_FILTERS}.router.v3.Router", suppress_envoy_headers=True),
@@ -98,33 +97,22 @@ def _served_headers() -> Json:
     return _filter("served", typed(f"{HTTP_FILTERS}.header_to_metadata.v3.Config", response_rules=rules))
 
 
-def _lua(script: str) -> Json:
-    text = resources.files("gateway.config").joinpath(script).read_text()
-    return _filter(
-        LUA,
-        typed(f"{HTTP_FILTERS}.lua.v3.Lua", clear_route_cache=False, default_source_code={"inline_string": text}),
-    )
+def _lua(protocol: Protocol) -> Json:
+    folder = resources.files("gateway.config")
+    text = "\n".join(folder.joinpath(name).read_text() for name in ("lead.lua", f"{protocol}.lua"))
+    config = typed(f"{HTTP_FILTERS}.lua.v3.Lua", clear_route_cache=False, default_source_code={"inline_string": text})
+    return _filter(LUA, config)
 
 
-def _grpc_chain(settings: Settings) -> list[Json]:
-    calls = [SERVICE + call for call in (*MODEL_CALLS, STREAM_CALL, *SERVER_CALLS)] + [HEALTH_CALL]
-    return [
-        _allow([{"url_path": {"path": {"exact": call}}} for call in calls]),
-        _filter(SIZE_LIMIT, _size_limit(settings)),
-        _served_headers(),
-        _lua("grpc.lua"),
-    ]
-
-
-def _http_chain(settings: Settings) -> list[Json]:
-    return [
-        _allow(
-            [{"url_path": {"path": {"safe_regex": {"regex": path}}}} for path in (HTTP_MODEL_PATH, HTTP_SERVER_PATH)]
-        ),
-        _filter(SIZE_LIMIT, _size_limit(settings)),
-        _served_headers(),
-        _lua("http.lua"),
-    ]
+def _filters(protocol: Protocol, settings: Settings) -> list[Json]:
+    """The filters before the router. The script comes before the allow-list, to take off what is not for clients."""
+    if protocol == "grpc":
+        calls = [SERVICE + call for call in (*MODEL_CALLS, STREAM_CALL, *SERVER_CALLS)] + [HEALTH_CALL]
+        allowed: list[Json] = [{"url_path": {"path": {"exact": call}}} for call in calls]
+    else:
+        paths = (HTTP_MODEL_PATH, HTTP_SERVER_PATH)
+        allowed = [{"url_path": {"path": {"safe_regex": {"regex": path}}}} for path in paths]
+    return [_filter(SIZE_LIMIT, _size_limit(settings)), _lua(protocol), _allow(allowed), _served_headers()]
 
 
 def without(name: str) -> Json:
@@ -162,7 +150,7 @@ def _local_replies(protocol: Protocol, settings: Settings) -> Json:
         }
 
     unknown = (
-        f"no route for model/version '%REQ({ROUTE_KEY})%': the model is not known, none of its versions "
+        f"no route for '%REQ({ROUTE_KEY})%': the model is not known, none of its versions "
         "is stable yet, or this version may not be asked for"
     )
     too_large = f"the request is larger than the gateway's limit of {settings.max_request_bytes} bytes"

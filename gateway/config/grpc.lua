@@ -5,7 +5,6 @@
 -- appended where it does not say the route's version already. The messages of a stream pass chunk by chunk, and both
 -- fields are appended to each: whatever one holds, it can't reach another model or version.
 
-local KEY = "x-gateway-route" -- "MODEL/VERSION": what the route table is looked up by
 local SERVICE = "/inference.GRPCInferenceService/"
 local STREAM = SERVICE .. "ModelStreamInfer"
 local NAMED = {}
@@ -25,16 +24,6 @@ local function field(tag, text)
   local n = #text
   if n < 128 then return char(tag, n) .. text end
   return char(tag, n % 128 + 128, floor(n / 128)) .. text
-end
-
--- Whether a name or a version may stand in a header. Asked once for each: patterns are what costs most here.
-local known, count = {[""] = true}, 0
-local function plain(text)
-  if known[text] then return true end
-  if not string.find(text, "^%w[%w_.-]*$") then return false end
-  if count == 20000 then known, count = {[""] = true}, 0 end
-  known[text], count = true, count + 1
-  return true
 end
 
 -- The number at `i` of `s`, as protobuf writes numbers, and the place behind it; nil where it does not end.
@@ -90,26 +79,6 @@ local function names(body, size, window)
     end
   end
   return nil
-end
-
--- Looks the route up for this model and version; the version that it leads to, nil where Envoy is not to force one.
-local function lead(h, headers, model, version)
-  local key = model .. "/" .. version
-  headers:replace(KEY, key)
-  h:clearRouteCache()
-  local route = h:metadata()
-  local chosen = route:get("version")
-  if chosen ~= nil then return chosen end
-  local arms = route:get("arms") -- shares of several versions: "90:1 10:2"
-  if arms == nil then return nil end
-  local draw = math.random() * 100
-  for weight, arm in string.gmatch(arms, "([%d.]+):(%d+)") do
-    chosen, draw = arm, draw - tonumber(weight)
-    if draw < 0 then break end
-  end
-  headers:replace(KEY, model .. "/" .. chosen)
-  h:clearRouteCache()
-  return chosen
 end
 
 local function unary(h)
@@ -229,6 +198,7 @@ end
 function envoy_on_request(h)
   local headers = h:headers()
   headers:remove(KEY)
+  headers:remove(VERSION)
   local path = headers:get(":path")
   if NAMED[path] then unary(h) elseif path == STREAM then stream(h, headers) end
 end

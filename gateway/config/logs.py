@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.config.names import LUA, METADATA, ROUTE_KEY, Files, Json, Protocol, typed
+from gateway.config.names import LUA, METADATA, ROUTE_KEY, VERSION_KEY, Files, Json, Protocol, typed
 
-LED = (f"%METADATA(ROUTE:{LUA}:model)%", f"%METADATA(ROUTE:{LUA}:version)%")
-"""Model and version of what Envoy leads itself: its route says them."""
+LED = (f"%METADATA(ROUTE:{LUA}:model)%", f"%REQ({VERSION_KEY})%")
+"""Model and version of what Envoy leads itself."""
 DECIDED = (f"%DYNAMIC_METADATA({METADATA}:model)%", f"%DYNAMIC_METADATA({METADATA}:version)%")
 """Model and version of what the Python side decided."""
 
@@ -73,8 +73,8 @@ def line(protocol: Protocol) -> Json:
 def statistics(protocol: Protocol, model: str, version: str) -> Json:
     """Requests and their latency by model, version and code, for `/stats/prometheus` of Envoy's admin port.
 
-    The tags come from the routes and from the Python side, never from what a client says: it could make series without
-    end. What took no route of a model is counted under "-".
+    The tags are never what a client says, which could make series without end: they come from the table. What took no
+    route of a model is counted under "-".
     """
     tags = [{"name": "model", "value_format": model}, {"name": "version", "value_format": version}]
     code = "%GRPC_STATUS(SNAKE_STRING)%" if protocol == "grpc" else "%RESPONSE_CODE%"

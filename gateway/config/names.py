@@ -23,14 +23,16 @@ HTTP_MODEL_PATH = r"/v2/models/[^/?]+(/versions/[^/?]+)?(/(infer|ready|config|st
 HTTP_SERVER_PATH = r"/v2/?|/v2/health/(live|ready)"
 
 ROUTE_KEY = "x-gateway-route"
-"""The header that leads a request: "MODEL/VERSION", nothing behind the slash for the stable version.
+"""The header that leads a request: "MODEL", or "MODEL/VERSION" for versions that are led elsewhere.
 
 The scripts set it from what the request says (and take off what a client sends by this name).
 """
+VERSION_KEY = "x-gateway-version"
+"""The header in which the scripts leave the version that they forced, for logs and statistics."""
 SIDE_KEY = "*"
 """The key that leads to the Python side: no model can be called so."""
 LUA = "lua"
-"""The script's filter; a route's metadata under this name holds its `model`, and its `version` or its `arms`."""
+"""The script's filter; a route's metadata under this name tells the scripts what they need (lead.lua)."""
 METADATA = "gateway"
 """The dynamic metadata namespace of what the Python side decided, for logs and statistics."""
 SERVED_MODEL, SERVED_VERSION, SERVED_REPLICA = "x-gateway-model", "x-gateway-version", "x-gateway-replica"

@@ -1,4 +1,4 @@
-"""Routes → Envoy's route configuration (RDS): one flat map from "MODEL/VERSION" to where such a request goes.
+"""Routes → Envoy's route configuration (RDS): one flat map from a model to where its requests go.
 
 The text is put together from one fragment a model, since with thousands of models only few of them differ from the
 table before; a fragment is made from a shape (clusters, versions, weights) that many models share.
@@ -59,50 +59,54 @@ SIDE_RETRIES: Json = {
 
 
 class Lead(NamedTuple):
-    """Where requests for one key go.
-
-    `base` None: to the Python side. `version` None: none is forced here. `arms`: shares of several versions, from which
-    the script chooses and looks again under the version's own key.
-    """
+    """Where requests for one key go, and what the script is told about it (lead.lua). `base` None: the Python side."""
 
     base: str | None
-    version: int | None = None
-    arms: tuple[tuple[int, int], ...] = ()
+    stable: str = ""
+    here: tuple[int, ...] = ()
+    there: tuple[int, ...] = ()
 
 
 def leads_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, Lead]:
-    """Where requests go, by key; `bases` are the clusters of the pools."""
-    # What belongs to a sequence is led, and given its version, by the Python side.
-    direct = route.sequence_idle_s is None
+    """Where requests go, by key: the model's main route, and one for each version that is led elsewhere than there.
 
-    def lead(version: int, pool: str | None) -> Lead:
-        return Lead(bases.get(pool) if pool is not None else None, version) if direct else Lead(None)
-
-    versions = {target.version: target.pool for target in route.targets} | dict(route.pinned)
-    found = {f"{route.model}/{version}": lead(version, pool) for version, pool in sorted(versions.items())}
-    if len(route.targets) == 1 or (route.targets and not direct):
-        found[f"{route.model}/"] = lead(route.targets[0].version, route.targets[0].pool)
-    elif route.targets:
-        arms = tuple((target.weight_percent, target.version) for target in route.targets)
-        found[f"{route.model}/"] = Lead(None, arms=arms)
-    return found
+    `bases` are the clusters of the pools. Thousands of models have one route each, so these are what costs.
+    """
+    if route.sequence_idle_s is not None:
+        return {route.model: Lead(None)}  # what belongs to a sequence is led by the Python side
+    pools = {target.version: target.pool for target in route.targets} | dict(route.pinned)
+    led = {version: bases.get(pool) if pool is not None else None for version, pool in sorted(pools.items())}
+    if not led:
+        return {}
+    largest = max(route.targets, key=lambda target: target.weight_percent, default=None)
+    main = led[largest.version] if largest is not None else next(iter(led.values()))
+    here = tuple(version for version, base in led.items() if base == main)
+    there = tuple(version for version, base in led.items() if base != main)
+    shares = " ".join(f"{target.weight_percent}:{target.version}" for target in route.targets)
+    stable = shares if len(route.targets) != 1 else str(route.targets[0].version)
+    return {
+        route.model: Lead(main, stable, here, there),
+        **{f"{route.model}/{version}": Lead(led[version]) for version in there},
+    }
 
 
 @lru_cache(maxsize=4096)
 def _shape(lead: Lead, protocol: Protocol) -> str:
     """The action for such a key, with a mark where the model's name belongs."""
-    about = {"model": MARK}
-    if lead.version is not None:
-        about["version"] = str(lead.version)
-    if lead.arms:
-        about["arms"] = " ".join(f"{weight}:{version}" for weight, version in lead.arms)
+    about = {"model": MARK, "stable": lead.stable, "here": _spaced(lead.here), "there": _spaced(lead.there)}
     action: Json = {"timeout": "0s"}
     if lead.base is not None:
         action["cluster"] = cluster(lead.base, protocol)
     else:
         action["cluster"] = side_cluster(protocol)
         action["retry_policy"] = SIDE_RETRIES
-    return _compact(_action(action, {"metadata": {"filter_metadata": {LUA: about}}}))
+    told = {name: text for name, text in about.items() if text}
+    return _compact(_action(action, {"metadata": {"filter_metadata": {LUA: told}}}))
+
+
+def _spaced(versions: Iterable[int]) -> str:
+    text = " ".join(map(str, versions))
+    return f" {text} " if text else ""
 
 
 def _action(route: Json, per_route: Json | None = None) -> Json:
