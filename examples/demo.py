@@ -209,7 +209,7 @@ def ask_the_others(grpc: str) -> None:
         found = client.infer("ocr-detection", [given], client_timeout=60).as_numpy("fetch_name_0")[0, 0] > 0.3
         left, right = found[:, :176].mean(), found[:, 176:].mean()
         say(
-            f"ocr-detection, HELLO in the left half of an image: text is {left:.0%} of the left, {right:.0%} of the right"
+            f"ocr-detection, HELLO drawn on the left: text covers {left:.0%} of the left half, {right:.0%} of the right"
         )
 
 

@@ -6,16 +6,17 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from controlplane.core.actions import Action, FinishRollout, QuarantineVersion, RecordFleet
-from controlplane.core.errors import ControlPlaneError
-from controlplane.core.fleets import copy_bytes, fleet_of, is_lost, is_up, quarantine_of
+from controlplane.core.actions import Action, FinishRollout, RecordFleet
+from controlplane.core.census import Census
+from controlplane.core.fleets import quarantine_of
 from controlplane.core.models import Model
-from controlplane.core.placement import Placement, Rank, Slot, Want, place
+from controlplane.core.placement import Placement, Slot, Want, place
 from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling import Scaling, depart, scale
-from controlplane.core.snapshot import Key, Place, Reason, ReplicaView, Snapshot
+from controlplane.core.snapshot import Key, Place, Reason, Snapshot
+from controlplane.core.wants import serving_of, wants_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,37 +48,27 @@ class _Planner:
         self.now = now
         self.reasons: dict[str, list[Reason]] = defaultdict(list)
         self.actions: list[Action] = []
-        self.lost = {name for name, each in snapshot.replicas.items() if is_lost(each, snapshot, now)}
-        self.by_fleet: dict[str, list[ReplicaView]] = defaultdict(list)
-        for replica in snapshot.replicas.values():
-            self.by_fleet[replica.fleet].append(replica)
-        self.fleet_by_version: dict[Key, str] = {}
-        self.blocked: dict[Key, Reason] = {}
-        self.copies: dict[Key, list[ReplicaView]] = defaultdict(list)
-        self.ready: dict[Key, list[str]] = defaultdict(list)
-        self.last_used: dict[Key, float] = {}
+        self.census = Census(snapshot, now)
 
     def run(self) -> Plan:
-        self._index_copies()
-        quarantined = self._quarantine_crashed()
-        serving = {name: self._serving(model) for name, model in self.snapshot.models.items()}
+        census = self.census
+        self.actions += census.crashed
+        serving = {name: serving_of(model, census) for name, model in self.snapshot.models.items()}
         scalings = {
-            name: scale(record, self.by_fleet.get(name, ()), self.snapshot, self.lost)
+            name: scale(record, census.by_fleet.get(name, ()), self.snapshot, census.lost)
             for name, record in sorted(self.snapshot.fleets.items())
         }
         for name, scaling in scalings.items():
             self.actions += scaling.actions
             self.reasons[f"fleet/{name}"] += scaling.reasons
         stopping = frozenset().union(*(each.stopping for each in scalings.values()))
-        wants = self._wants(serving, quarantined)
-        placements = {
-            name: self._place(name, scalings[name], wants.get(name, []), quarantined) for name in self.snapshot.fleets
-        }
+        wants = wants_of(serving.values(), census)
+        placements = {name: self._place(name, scalings[name], wants.get(name, [])) for name in self.snapshot.fleets}
         departures = depart(
             {name for name in stopping if self._is_replaced(name, stopping, placements)}, self.snapshot, self.now
         )
         holds, leaving = self._release(placements)
-        for name, replicas in self.by_fleet.items():
+        for name, replicas in census.by_fleet.items():
             if name not in placements:  # a fleet without a record: leave alone what it has
                 holds.update({each.name: frozenset(each.ordered or each.copies) for each in replicas})
         table = build_table(
@@ -86,12 +77,12 @@ class _Planner:
                 name: self._with_progress(self.snapshot.models[name], each, placements)
                 for name, each in serving.items()
             },
-            ready=self.ready,
+            ready=census.ready,
             holds=holds,
             going=leaving,
             draining=departures.draining,
             gone=departures.unrouted,
-            lost=self.lost,
+            lost=census.lost,
             reasons=self._unserved_reasons(placements),
         )
         self._record_fleets()
@@ -105,155 +96,13 @@ class _Planner:
             reasons={subject: tuple(each) for subject, each in self.reasons.items()},
         )
 
-    # What is there.
-
-    def _index_copies(self) -> None:
-        for replica in sorted(self.snapshot.replicas.values(), key=lambda each: each.name):
-            up = is_up(replica)
-            for key, copy in replica.copies.items():
-                self.copies[key].append(replica)
-                if copy.last_used_at is not None and copy.last_used_at > self.last_used.get(key, 0.0):
-                    self.last_used[key] = copy.last_used_at
-                if copy.state == "ready" and up and copy.digest == self.snapshot.digest(key):
-                    self.ready[key].append(replica.name)
-        for key, asked_at in self.snapshot.demand.items():
-            self.last_used[key] = max(asked_at, self.last_used.get(key, 0.0))
-
-    def _fleet(self, key: Key) -> str | None:
-        """The fleet of a version; None (with the reason kept) when it has none."""
-        if key in self.fleet_by_version:
-            return self.fleet_by_version[key]
-        if key in self.blocked:
-            return None
-        manifest = self.snapshot.manifest(key)
-        try:
-            if manifest is None:
-                self.blocked[key] = (
-                    Reason(code="UNREAD", text=f"the manifest of {key} has not been read from the registry yet")
-                    if self.snapshot.is_registered(key)
-                    else Reason(code="MISSING", text=f"{key} is not in the registry any more")
-                )
-                return None
-            self.fleet_by_version[key] = fleet_of(manifest.entry, self.snapshot.fleets)
-        except ControlPlaneError as error:
-            self.blocked[key] = Reason(code=error.code, text=str(error))
-            return None
-        return self.fleet_by_version[key]
-
-    # Whose fault a crash was.
-
-    def _quarantine_crashed(self) -> dict[str, set[Key]]:
-        """Versions that may not be loaded, by fleet: those on record, and those that have just taken a server down."""
-        quarantined: dict[str, set[Key]] = defaultdict(set)
-        for name, record in self.snapshot.fleets.items():
-            for each in record.quarantines:
-                key = Key(each.model, each.version)
-                if self.snapshot.digest(key) == each.digest:
-                    quarantined[name].add(key)
-                    self.reasons[f"version/{key}"].append(
-                        Reason(code="QUARANTINED", text=f"{key} is quarantined on fleet {name}: {each.reason}")
-                    )
-        for replica in self.snapshot.replicas.values():
-            for key, copy in replica.copies.items():
-                if copy.blames == "crash" and key not in quarantined[replica.fleet]:
-                    quarantined[replica.fleet].add(key)
-                    self.actions.append(
-                        QuarantineVersion(
-                            fleet=replica.fleet,
-                            key=key,
-                            digest=copy.digest,
-                            reason=f"{copy.reason} (on {replica.name})",
-                        )
-                    )
-        return quarantined
-
-    # What each model asks for.
-
-    def _serving(self, model: Model) -> Serving:
-        """Which versions of a model may be asked for, and which of them is what."""
-        live = {each.number for each in model.versions if each.deleted_at is None}
-        stable = model.stable if model.stable in live else None
-        rollout = model.running_rollout
-        target = rollout.target if rollout is not None and rollout.target in live else None
-        warm = None
-        last = model.rollout
-        moved = last is not None and last.state == "succeeded" and last.source in live
-        if last is not None and moved and last.ended_at is not None:
-            warm = last.source if self.now - last.ended_at.timestamp() < self.snapshot.settings.warm_s else None
-        aliases = frozenset(number for name, number in model.aliases.items() if number in live and number != stable)
-        return Serving(model=model.name, stable=stable, target=target, warm=warm, aliased=aliases)
-
-    def _wants(self, serving: Mapping[str, Serving], quarantined: Mapping[str, set[Key]]) -> dict[str, list[Want]]:
-        wants: dict[str, list[Want]] = defaultdict(list)
-        for each in serving.values():
-            for number in each.allowed():
-                key = Key(each.model, number)
-                fleet = self._fleet(key)
-                if fleet is None:
-                    self.reasons[f"version/{key}"].append(self.blocked[key])
-                elif key not in quarantined.get(fleet, ()):
-                    want = self._want(each, key, fleet)
-                    if want is not None:
-                        wants[fleet].append(want)
-        return wants
-
-    def _want(self, serving: Serving, key: Key, fleet: str) -> Want | None:
-        manifest = self.snapshot.manifest(key)
-        if manifest is None:
-            return None
-        how = manifest.entry.serving
-        asked_at = self.snapshot.demand.get(key)
-        demanded = asked_at is not None and self.now - asked_at <= self.snapshot.settings.demand_s
-        minimum, maximum = how.min_copies, how.max_copies
-        if key.version == serving.target:
-            rank = Rank.ROLLOUT
-            source = Key(key.model, serving.stable) if serving.stable is not None else None
-            present = len(self.ready.get(source, ())) if source else 0
-            if not self.ready.get(key):
-                minimum = maximum = 1  # on one replica first: whatever it breaks, it breaks there alone
-            else:
-                minimum = max(minimum, min(present, maximum or present))
-                maximum = maximum if maximum is not None or how.load != "on_demand" else minimum
-        elif key.version == serving.stable and how.load == "always":
-            rank = Rank.ALWAYS
-        elif demanded:
-            rank = Rank.DEMAND
-        elif key.version == serving.stable and how.load == "auto":
-            rank = Rank.AUTO
-        else:
-            rank = Rank.KEEP
-        if rank is Rank.DEMAND and key.version != serving.stable:
-            minimum = maximum = 1
-        elif how.load == "on_demand" and maximum is None:
-            maximum = minimum
-        return Want(
-            key=key,
-            size_bytes=self._size(key, fleet),
-            rank=rank,
-            minimum=minimum,
-            maximum=maximum,
-            requires=self._requires(key),
-            last_used_at=self.last_used.get(key, 0.0),
-        )
-
-    def _requires(self, key: Key) -> tuple[Key, ...]:
-        manifest = self.snapshot.manifest(key)
-        steps = manifest.entry.ensemble if manifest else ()
-        return tuple(Key(step.model_name, step.model_version) for step in steps if step.model_version is not None)
-
-    def _size(self, key: Key, fleet: str) -> int:
-        manifest, digest = self.snapshot.manifest(key), self.snapshot.digest(key)
-        if manifest is None or digest is None:
-            return 0
-        return copy_bytes(manifest, digest, self.snapshot.fleets[fleet])
-
     # Where it goes.
 
-    def _place(self, fleet: str, scaling: Scaling, wants: list[Want], quarantined: Mapping[str, set[Key]]) -> Placement:
-        banned = quarantined.get(fleet, set())
+    def _place(self, fleet: str, scaling: Scaling, wants: list[Want]) -> Placement:
+        banned = self.census.quarantined.get(fleet, set())
         slots = []
         keys = {key for want in wants for key in (want.key, *want.requires)}
-        for replica in self.by_fleet.get(fleet, ()):
+        for replica in self.census.by_fleet.get(fleet, ()):
             held = frozenset(replica.copies if replica.ordered is None else replica.ordered)
             keys |= held
             out = replica.name in scaling.stopping
@@ -268,14 +117,14 @@ class _Planner:
                         if copy.state == "failed" and copy.blames != "environment"
                     )
                     | (banned & keys),
-                    open=not out and replica.name not in self.lost and replica.report is not None,
-                    counts=not out and replica.name not in self.lost,
+                    open=not out and replica.name not in self.census.lost and replica.report is not None,
+                    counts=not out and replica.name not in self.census.lost,
                 )
             )
         return place(
             slots,
             wants,
-            sizes={key: self._size(key, fleet) for key in keys},
+            sizes={key: self.census.size_bytes(key, fleet) for key in keys},
             leaving_before=[place for place in self.snapshot.leaving if place.replica in self.snapshot.replicas],
             clashes=self.snapshot.clashes,
         )
@@ -284,15 +133,18 @@ class _Planner:
         """Whether whatever a leaving replica serves is ready on another one, or shall not be anywhere else."""
         replica = self.snapshot.replicas[name]
         placement = placements.get(replica.fleet)
-        if name in self.lost or placement is None:
+        if name in self.census.lost or placement is None:
             return True
         for key in replica.copies:
             elsewhere = {
                 other
                 for other, held in placement.holds.items()
-                if key in held and other not in stopping and other not in self.lost and not self._failed(key, other)
+                if key in held
+                and other not in stopping
+                and other not in self.census.lost
+                and not self.census.has_failed(key, other)
             }
-            if elsewhere and name in self.ready.get(key, ()) and not elsewhere & set(self.ready[key]):
+            if elsewhere and name in self.census.ready.get(key, ()) and not elsewhere & set(self.census.ready[key]):
                 self.reasons[f"replica/{name}"].append(
                     Reason(
                         code="REPLACING", text=f"{name} leaves when {key} is ready on {', '.join(sorted(elsewhere))}"
@@ -300,10 +152,6 @@ class _Planner:
                 )
                 return False
         return True
-
-    def _failed(self, key: Key, replica: str) -> bool:
-        copy = self.snapshot.replicas[replica].copies.get(key)
-        return copy is not None and copy.state == "failed"
 
     def _release(
         self, placements: Mapping[str, Placement]
@@ -374,10 +222,14 @@ class _Planner:
         )
 
     def _target_state(self, key: Key, placements: Mapping[str, Placement]) -> TargetState:
-        fleet = self._fleet(key)
+        fleet = self.census.fleet(key)
         if fleet is None:
-            unread = self.blocked[key].code == "UNREAD"
-            return TargetState(waiting=self.blocked[key].text) if unread else TargetState(blocked=self.blocked[key])
+            unread = self.census.blocked[key].code == "UNREAD"
+            return (
+                TargetState(waiting=self.census.blocked[key].text)
+                if unread
+                else TargetState(blocked=self.census.blocked[key])
+            )
         quarantine = quarantine_of(self.snapshot.fleets[fleet], key, self.snapshot.digest(key))
         if quarantine is not None:
             text = f"{key} is quarantined on fleet {fleet}: {quarantine.reason}"
@@ -390,7 +242,7 @@ class _Planner:
             sorted(
                 name
                 for name, held in placement.holds.items()
-                if key in held and Place(key, name) not in placement.leaving and name not in self.lost
+                if key in held and Place(key, name) not in placement.leaving and name not in self.census.lost
             )
         )
         waiting = [unplaced.text] if unplaced is not None else []
@@ -398,10 +250,10 @@ class _Planner:
             copy = self.snapshot.replicas[name].copies.get(key)
             if copy is not None and copy.state == "failed" and copy.blames in ("model", "crash"):
                 return TargetState(failed=Reason(code="LOAD_FAILED", text=f"{key} failed on {name}: {copy.reason}"))
-            if name not in self.ready.get(key, ()):
+            if name not in self.census.ready.get(key, ()):
                 doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}" if copy else "ordered"
                 waiting.append(f"{key} on {name}: {doing}")
-        ready = tuple(sorted(set(self.ready.get(key, ())) & set(planned)))
+        ready = tuple(sorted(set(self.census.ready.get(key, ())) & set(planned)))
         return TargetState(
             planned=planned,
             ready=ready,
@@ -411,7 +263,7 @@ class _Planner:
 
     def _unserved_reasons(self, placements: Mapping[str, Placement]) -> dict[Key, Reason]:
         """Why versions that may be asked for are not served: shown by `explain`, and to whoever asks for them."""
-        why: dict[Key, Reason] = dict(self.blocked)
+        why: dict[Key, Reason] = dict(self.census.blocked)
         for placement in placements.values():
             why.update(placement.unplaced)
         for name, record in self.snapshot.fleets.items():
@@ -420,10 +272,10 @@ class _Planner:
                 why.setdefault(
                     key, Reason(code="QUARANTINED", text=f"{key} is quarantined on fleet {name}: {each.reason}")
                 )
-        for key, replicas in self.copies.items():
+        for key, replicas in self.census.copies.items():
             for replica in replicas:
                 copy = replica.copies[key]
-                if copy.state == "failed" and not self.ready.get(key):
+                if copy.state == "failed" and not self.census.ready.get(key):
                     why[key] = Reason(code="LOAD_FAILED", text=f"{key} failed on {replica.name}: {copy.reason}")
         for key, reason in why.items():
             if reason not in self.reasons[f"version/{key}"]:
@@ -436,7 +288,7 @@ class _Planner:
         for name, record in self.snapshot.fleets.items():
             capabilities = record.capabilities
             measured: dict[str, int] = {}
-            for replica in self.by_fleet.get(name, ()):
+            for replica in self.census.by_fleet.get(name, ()):
                 if replica.report is None:
                     continue
                 if replica.report.server == "ready" and replica.report.capabilities is not None:

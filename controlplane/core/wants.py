@@ -1,0 +1,81 @@
+"""What each model asks of its fleet: which versions may be asked for, how important they are, on how many replicas."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from controlplane.core.census import Census
+from controlplane.core.models import Model
+from controlplane.core.placement import Rank, Want
+from controlplane.core.routing import Serving
+from controlplane.core.snapshot import Key
+
+
+def serving_of(model: Model, census: Census) -> Serving:
+    """Which versions of a model may be asked for, and which of them is what."""
+    live = {each.number for each in model.versions if each.deleted_at is None}
+    stable = model.stable if model.stable in live else None
+    rollout = model.running_rollout
+    target = rollout.target if rollout is not None and rollout.target in live else None
+    warm = None
+    last = model.rollout
+    moved = last is not None and last.state == "succeeded" and last.source in live
+    if last is not None and moved and last.ended_at is not None:
+        warm = last.source if census.now - last.ended_at.timestamp() < census.snapshot.settings.warm_s else None
+    aliases = frozenset(number for name, number in model.aliases.items() if number in live and number != stable)
+    return Serving(model=model.name, stable=stable, target=target, warm=warm, aliased=aliases)
+
+
+def wants_of(serving: Iterable[Serving], census: Census) -> dict[str, list[Want]]:
+    """By fleet, what is wanted there. Versions without a fleet (`census.blocked`) and quarantined ones are left out."""
+    wants: dict[str, list[Want]] = defaultdict(list)
+    for each in serving:
+        for number in each.allowed():
+            key = Key(each.model, number)
+            fleet = census.fleet(key)
+            if fleet is not None and key not in census.quarantined.get(fleet, ()):
+                want = _want(each, key, fleet, census)
+                if want is not None:
+                    wants[fleet].append(want)
+    return wants
+
+
+def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None:
+    manifest = census.snapshot.manifest(key)
+    if manifest is None:
+        return None
+    how = manifest.entry.serving
+    asked_at = census.snapshot.demand.get(key)
+    demanded = asked_at is not None and census.now - asked_at <= census.snapshot.settings.demand_s
+    minimum, maximum = how.min_copies, how.max_copies
+    if key.version == serving.target:
+        rank = Rank.ROLLOUT
+        source = Key(key.model, serving.stable) if serving.stable is not None else None
+        present = len(census.ready.get(source, ())) if source else 0
+        if not census.ready.get(key):
+            minimum = maximum = 1  # on one replica first: whatever it breaks, it breaks there alone
+        else:
+            minimum = max(minimum, min(present, maximum or present))
+            maximum = maximum if maximum is not None or how.load != "on_demand" else minimum
+    elif key.version == serving.stable and how.load == "always":
+        rank = Rank.ALWAYS
+    elif demanded:
+        rank = Rank.DEMAND
+    elif key.version == serving.stable and how.load == "auto":
+        rank = Rank.AUTO
+    else:
+        rank = Rank.KEEP
+    if rank is Rank.DEMAND and key.version != serving.stable:
+        minimum = maximum = 1
+    elif how.load == "on_demand" and maximum is None:
+        maximum = minimum
+    return Want(
+        key=key,
+        size_bytes=census.size_bytes(key, fleet),
+        rank=rank,
+        minimum=minimum,
+        maximum=maximum,
+        requires=census.requires(key),
+        last_used_at=census.last_used.get(key, 0.0),
+    )
