@@ -3,7 +3,8 @@
 -- In all requests that name a model, field 1 is its name and field 2 its version, and of a field that is there several
 -- times the last one counts. So a unary message is looked through field by field, without its tensors, and field 2 is
 -- appended where it does not say the route's version already. The messages of a stream pass chunk by chunk, and both
--- fields are appended to each: whatever one holds, it can't reach another model or version.
+-- fields are appended to each: whatever one holds, it can't reach another model or version. What is no message of the
+-- protocol ends there: it could be made to swallow what is appended.
 
 local SERVICE = "/inference.GRPCInferenceService/"
 local STREAM = SERVICE .. "ModelStreamInfer"
@@ -153,11 +154,16 @@ local function stream(h, headers)
   version = lead(h, headers, model, version)
   if version == nil then return end
   local forced = field(10, model) .. field(18, version)
-  local held, left, tail = "", 0, "" -- bytes kept back until enough of a message is here; bytes of it still to come
+  local held = "" -- bytes kept back until enough is here to go on
+  local left, skip = 0, 0 -- bytes of the present message still to come, and of the present field of it
+  local tail = "" -- what is appended to the present message
+  local broken = false -- nothing more is passed on: what can't be read could swallow what is appended to it
   for chunk in h:bodyChunks() do
     local n = chunk:length()
-    if held == "" and left > n then
-      left = left - n -- the middle of a message
+    if broken then
+      if n > 0 then chunk:setBytes("") end
+    elseif held == "" and skip > n then
+      skip, left = skip - n, left - n -- the middle of a tensor
     elseif n > 0 then
       local kept, len = #held, #held + n
       local function get(at, count) -- bytes of what was held back and this chunk together
@@ -165,29 +171,59 @@ local function stream(h, headers)
         if at + count <= kept then return sub(held, at + 1, at + count) end
         return sub(held, at + 1) .. chunk:getBytes(0, at + count - kept)
       end
-      local from, out, keep = 0, {}, ""
-      while from < len do
-        local here = len - from
-        if left > 0 then
-          local k = min(left, here)
-          out[#out + 1] = get(from, k)
-          from, left = from + k, left - k
-          if left == 0 then out[#out + 1] = tail end
-        else
-          local size = 0
+      local at, mark, out, keep = 0, 0, {}, "" -- `mark`: up to there it is in `out`
+      local function ended()
+        out[#out + 1] = get(mark, at - mark)
+        out[#out + 1] = tail
+        mark = at
+      end
+      while at < len and not broken do
+        local here = len - at
+        if left == 0 then
+          local size, flag = 0, 0
           if here >= 5 then
-            local _, a, b, c, d = byte(get(from, 5), 1, 5)
+            local a, b, c, d
+            flag, a, b, c, d = byte(get(at, 5), 1, 5)
             size = ((a * 256 + b) * 256 + c) * 256 + d
           end
-          if here < 5 or (here - 5 < size and here - 5 < LOOK) then
-            keep, from = get(from, here), len
+          if flag ~= 0 then
+            broken = true
+          elseif here < 5 or (here - 5 < size and here - 5 < LOOK) then
+            break
           else
-            tail = ending(get(from + 5, min(size, here - 5, LOOK)), model, version, forced)
-            out[#out + 1] = get(from, 1) .. be32(size + #tail)
-            from, left = from + 5, size
-            if left == 0 then out[#out + 1] = tail end
+            tail = ending(get(at + 5, min(size, here - 5, LOOK)), model, version, forced)
+            out[#out + 1] = "\0" .. be32(size + #tail)
+            at, left, skip = at + 5, size, 0
+            mark = at
+            if left == 0 then ended() end
+          end
+        elseif skip > 0 then
+          local k = min(skip, here)
+          at, left, skip = at + k, left - k, skip - k
+          if left == 0 then ended() end
+        elseif here < min(left, 20) then
+          break
+        else
+          local head = get(at, min(left, 20))
+          local tag, i = varint(head, 1)
+          local kind, length = tag ~= nil and tag % 8 or 3, nil
+          if kind == 0 or kind == 2 then length, i = varint(head, i) end
+          if kind == 0 and length ~= nil then length = 0 elseif kind == 1 then length = 8 elseif kind == 5 then length = 4 end
+          if length == nil or i - 1 + length > left then
+            broken = true
+          else
+            at, left, skip = at + i - 1, left - i + 1, length
+            if left == 0 then ended() end
           end
         end
+      end
+      if broken then
+        out = {}
+      else
+        if left > 0 and at > mark then
+          out[#out + 1] = get(mark, at - mark)
+        end
+        keep = get(at, len - at)
       end
       held = keep
       chunk:setBytes(table.concat(out))
