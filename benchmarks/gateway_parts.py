@@ -133,6 +133,7 @@ def bare(folder: Path, behind: Endpoint) -> Proxy:
     """An Envoy with one route and nothing else."""
     (port,) = free_ports(1)
     manager = typed(MANAGER, stat_prefix="bare", route_config=_one_route("up", {}), http_filters=[_router()])
+    members = assignment("up", "grpc", [behind])
     cluster_ = {
         "name": "up",
         "type": "STATIC",
@@ -142,9 +143,8 @@ def bare(folder: Path, behind: Endpoint) -> Proxy:
                 explicit_http_config={"http2_protocol_options": {}},
             )
         },
-        "load_assignment": assignment("up", "grpc", [behind]) | {"cluster_name": "up"},
+        "load_assignment": {name: value for name, value in members.items() if name != "@type"},
     }
-    cluster_["load_assignment"].pop("@type")
     return Proxy(folder, _config([_listener(port, manager)], [cluster_]), port)
 
 

@@ -52,7 +52,7 @@ async def envoy_alone(files: Files, admin: Admin, routes: RouteTable, version: s
 
 async def measure(folder: Path, proxy: Proxy, routes: RouteTable, rounds: int) -> tuple[list[float], list[float]]:
     """Both times, interleaved."""
-    files, admin = Files(folder.resolve()), Admin(folder / "admin")
+    files, admin = Files(folder), Admin(folder / "admin")
     kept = Kept(folder / "served.json", Served)
     kept.keep(Served(table=routes))
     xds = Xds(files=files, admin=admin, kept=kept, side_ports={"grpc": 9, "http": 9}, envoy_log=folder / "log")
@@ -71,7 +71,7 @@ async def measure(folder: Path, proxy: Proxy, routes: RouteTable, rounds: int) -
 def main(models: int, rounds: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
+        folder = Path(name).resolve()
         up, endpoint = upstream(folder / "up")
         stack.callback(up.stop)
         routes = table(models, endpoint)

@@ -1,0 +1,259 @@
+"""What the Python side decides by: resolving, sequences, envelopes, settings. Pure, by tables."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from controlplane.core.errors import InvalidInput, NotFound, Unavailable
+from controlplane.core.messages import Demand
+from controlplane.core.routes import Endpoint, Route, RouteTable, Target
+from gateway import wire
+from gateway.holding import Holding, Overloaded
+from gateway.http_side import sequence_mark
+from gateway.resolving import Resolved, by_rendezvous, resolve, share
+from gateway.sequences import Seat, SequenceMark, Sequences
+from gateway.settings import Settings, read_settings, write_settings
+
+
+def endpoint(name: str, *, draining: bool = False) -> Endpoint:
+    return Endpoint(replica=name, host="127.0.0.1", grpc_port=1, http_port=2, draining=draining)
+
+
+A, B = endpoint("a"), endpoint("b")
+TABLE = RouteTable(
+    endpoints={"a": A, "b": B},
+    pools={"one": ("a",), "both": ("a", "b")},
+    routes={
+        "m": Route(
+            model="m",
+            targets=(
+                Target(version=1, pool="both", weight_percent=90),
+                Target(version=2, pool="one", weight_percent=10),
+            ),
+            pinned={1: "both", 3: None},
+            reasons={3: "it is being downloaded"},
+        ),
+        "young": Route(model="young", pinned={1: "one"}),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "wish", "draw", "version", "members"),
+    [
+        ("m", "", 0.0, 1, (A, B)),
+        ("m", "", 89.9, 1, (A, B)),
+        ("m", "", 90.0, 2, (A,)),
+        ("m", "1", 99.0, 1, (A, B)),
+        ("m", "2", 0.0, 2, (A,)),
+        ("m", "3", 0.0, 3, ()),
+        ("young", "1", 0.0, 1, (A,)),
+    ],
+)
+def test_resolve(model: str, wish: str, draw: float, version: int, members: tuple[Endpoint, ...]) -> None:
+    found = resolve(TABLE, model, wish, draw)
+    assert (found.version, found.members) == (version, members)
+    assert found.reason == ("it is being downloaded" if version == 3 else "")
+
+
+@pytest.mark.parametrize(("model", "wish"), [("x", ""), ("m", "4"), ("m", "01"), ("m", "-1"), ("young", ""), ("", "")])
+def test_resolve_refuses(model: str, wish: str) -> None:
+    with pytest.raises(NotFound):
+        resolve(TABLE, model, wish, 0.0)
+
+
+@given(st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=6, unique=True), st.text(max_size=5), st.data())
+def test_rendezvous_moves_only_what_it_must(names: list[str], key: str, data: st.DataObject) -> None:
+    members = [endpoint(name) for name in names]
+    gone = data.draw(st.sampled_from(names))
+    before = by_rendezvous(members, key)[0].replica
+    after = by_rendezvous([each for each in members if each.replica != gone], key)[0].replica
+    assert before in {after, gone}
+    assert by_rendezvous(list(reversed(members)), key)[0].replica == before
+
+
+@given(st.text(max_size=20))
+def test_a_share_is_a_percentage_that_stays(key: str) -> None:
+    assert 0 <= share(key) < 100
+    assert share(key) == share(key)
+
+
+def resolved(*members: Endpoint) -> Resolved:
+    return Resolved(model="m", version=1, members=members, sequences=True, sequence_idle_s=10.0)
+
+
+def test_a_sequence_keeps_its_seat_until_its_end_or_its_time() -> None:
+    sequences, go_on = Sequences(limit=10), SequenceMark(key="7")
+    seat = Seat(replica="a", version=1, until=10.0)
+    sequences.keep("m", SequenceMark(key="7", start=True), seat)
+    assert sequences.seat("m", go_on, now=9.9) == seat
+    assert sequences.seat("other", go_on, now=0.0) is None
+    assert sequences.seat("m", SequenceMark(key="7", start=True), now=0.0) is None  # it begins anew
+    assert sequences.seat("m", go_on, now=10.0) is None
+    sequences.forget_idle(now=10.0)
+    assert len(sequences) == 0
+    sequences.keep("m", go_on, seat)
+    sequences.keep("m", SequenceMark(key="7", end=True), seat)
+    assert len(sequences) == 0
+
+
+def test_the_table_of_sequences_is_bounded() -> None:
+    sequences = Sequences(limit=3)
+    for number in range(5):
+        sequences.keep("m", SequenceMark(key=str(number)), Seat(replica="a", version=1, until=9.0))
+    assert len(sequences) == 3
+    assert sequences.seat("m", SequenceMark(key="1"), now=0.0) is None
+    assert sequences.seat("m", SequenceMark(key="4"), now=0.0) is not None
+
+
+def test_a_draining_replica_gets_no_new_sequence() -> None:
+    sequences, members = Sequences(limit=10), (endpoint("a", draining=True), B)
+    for number in range(20):
+        assert sequences.choose(resolved(*members), SequenceMark(key=str(number), start=True)) == "b"
+    goes_on = {sequences.choose(resolved(*members), SequenceMark(key=str(number))) for number in range(20)}
+    assert goes_on == {"a", "b"}  # one that goes on is looked for where it may be
+    assert sequences.choose(resolved(members[0]), SequenceMark(key="1", start=True)) is None
+
+
+def request(**parameters: Any) -> service_pb2.ModelInferRequest:
+    message = service_pb2.ModelInferRequest(model_name="m", model_version="2", id="r")
+    message.inputs.add(name="IN", datatype="FP32", shape=[1])
+    message.raw_input_contents.append(b"\0" * 1000)
+    for name, value in parameters.items():
+        kind = {int: "int64_param", str: "string_param", bool: "bool_param"}[type(value)]
+        setattr(message.parameters[name], kind, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("parameters", "mark"),
+    [
+        ({}, SequenceMark()),
+        ({"sequence_id": 7, "sequence_start": True}, SequenceMark(key="7", start=True)),
+        ({"sequence_id": "s", "sequence_start": False, "sequence_end": True}, SequenceMark(key="s", end=True)),
+        ({"sequence_id": 0, "sequence_start": True}, SequenceMark(start=True)),
+        ({"priority": 3}, SequenceMark()),
+    ],
+)
+def test_envelopes(parameters: dict[str, Any], mark: SequenceMark) -> None:
+    data = request(**parameters).SerializeToString()
+    assert wire.read(data) == wire.Envelope(model="m", version="2", id="r", sequence=mark)
+    again = service_pb2.ModelInferRequest.FromString(wire.forced(data, "m", 5))
+    assert again.model_version == "5"
+    assert again.raw_input_contents == request().raw_input_contents
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_as_protobuf_reads_them_or_refused(data: bytes) -> None:
+    try:
+        envelope = wire.read(data)
+    except InvalidInput:
+        return
+    try:
+        whole = service_pb2.ModelInferRequest.FromString(data)
+    except Exception:  # noqa: BLE001 - something in a field that is not looked at: the server will say so
+        return
+    assert (envelope.model, envelope.version) == (whole.model_name, whole.model_version)
+    forced = service_pb2.ModelInferRequest.FromString(wire.forced(data, "m", 9))
+    assert (forced.model_name, forced.model_version) == ("m", "9")
+
+
+@pytest.mark.parametrize("data", [b"\x0a", b"\x0a\x05m", b"\x0b", b"\xff" * 12, b"\x50\x01" * 70_000])
+def test_what_is_no_request_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        wire.read(data)
+
+
+TEXT = json.dumps({"parameters": {"sequence_id": "s", "sequence_start": True}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "rest", "mark"),
+    [
+        ({}, TEXT, "/infer", SequenceMark(key="s", start=True)),
+        (
+            {"inference-header-content-length": str(len(TEXT))},
+            TEXT + b"\0\1",
+            "/infer",
+            SequenceMark(key="s", start=True),
+        ),
+        ({"content-encoding": "gzip"}, gzip.compress(TEXT), "/infer", SequenceMark(key="s", start=True)),
+        ({}, b'{"sequence_id": 5, "sequence_end": true}', "/generate", SequenceMark(key="5", end=True)),
+        ({}, b"{}", "/infer", SequenceMark()),
+    ],
+)
+def test_marks_of_http_requests(headers: dict[str, str], body: bytes, rest: str, mark: SequenceMark) -> None:
+    assert sequence_mark(headers, body, rest) == mark
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b"{"),
+        ({"content-encoding": "gzip"}, b"x"),
+        ({"inference-header-content-length": "x"}, b"{}"),
+        ({}, b"\xff"),
+    ],
+)
+def test_http_requests_that_are_no_json(headers: dict[str, str], body: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        sequence_mark(headers, body, "/infer")
+
+
+async def test_held_requests_are_bounded_and_poke_once() -> None:
+    pokes: list[int] = []
+    holding = Holding(Settings(held_per_model=2, cold_wait_s=60), TABLE, lambda: pokes.append(1))
+    held = [asyncio.ensure_future(holding.route("m", "3", size_bytes=1, remaining_s=None)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert holding.demand == (Demand(model="m", version=3, waiting=2),)
+    with pytest.raises(Overloaded, match="too many"):
+        await holding.route("m", "3", size_bytes=1, remaining_s=None)
+    holding.update(RouteTable(endpoints={"a": A}, pools={"p": ("a",)}, routes={"m": Route(model="m", pinned={3: "p"})}))
+    assert [each.members for each in await asyncio.gather(*held)] == [(A,), (A,)]
+    assert not holding.demand
+    assert (holding.waiting, len(pokes)) == (0, 1)
+
+
+@pytest.mark.parametrize(("wait_s", "remaining_s"), [(0.01, None), (60.0, 0.02), (60.0, -1.0)])
+async def test_the_wait_ends_with_the_reason(wait_s: float, remaining_s: float | None) -> None:
+    holding = Holding(Settings(cold_wait_s=wait_s), TABLE, lambda: None)
+    with pytest.raises(Unavailable, match="it is being downloaded"):
+        await holding.route("m", "3", size_bytes=1, remaining_s=remaining_s)
+    assert holding.waiting == 0
+
+
+async def test_a_model_that_is_taken_away_ends_the_wait() -> None:
+    holding = Holding(Settings(), TABLE, lambda: None)
+    held = asyncio.ensure_future(holding.route("m", "3", size_bytes=1, remaining_s=None))
+    await asyncio.sleep(0)
+    holding.update(RouteTable())
+    with pytest.raises(NotFound):
+        await held
+
+
+async def test_held_bytes_are_bounded() -> None:
+    holding = Holding(Settings(held_bytes=10), TABLE, lambda: None)
+    with pytest.raises(Overloaded, match="more than 10 bytes"):
+        await holding.route("m", "3", size_bytes=11, remaining_s=None)
+
+
+def test_settings(tmp_path: Path) -> None:
+    assert read_settings(tmp_path) == Settings()
+    write_settings(tmp_path, Settings(grpc_port=9001))
+    assert read_settings(tmp_path).grpc_port == 9001
+
+
+@pytest.mark.parametrize("text", ['{"grcp_port": 1}', '{"grpc_port": 70000}', '{"threads": -1}', "{"])
+def test_wrong_settings_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"settings\.json"):
+        read_settings(tmp_path)
