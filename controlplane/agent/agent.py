@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import structlog
 
-from controlplane.agent.blame import Crash, judge
 from controlplane.agent.disk import BlobStore
 from controlplane.agent.gate import LoadGate
 from controlplane.agent.keeper import Keeper, Surroundings
@@ -20,8 +18,10 @@ from controlplane.agent.ledger import Ledger, Line
 from controlplane.agent.reconcile import Held
 from controlplane.agent.server import Death, Server, ServerDied
 from controlplane.agent.settings import Settings
+from controlplane.agent.witness import Witness
 from controlplane.client.access import Access
 from controlplane.client.sync import SyncLoop
+from controlplane.core.errors import LoadFailed
 from controlplane.core.messages import Assignment, ReplicaReport, Wanted
 from controlplane.core.snapshot import Key
 from controlplane.local.home import Home
@@ -31,9 +31,6 @@ log = structlog.get_logger(__name__)
 GATHER_S = 0.02
 """Changes within this time go up in one report."""
 LAST_WORD_S = 5.0
-CRASHES_KEPT = 20
-IN_USE_S = 60.0
-"""A version asked within this time before a crash may have caused it."""
 
 
 class Agent:
@@ -61,18 +58,13 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None]
         self._poke: asyncio.TimerHandle | None = None
-        self._crashes: list[Crash] = []
-        self._used_at: dict[Key, float] = {}
-        self._loaded_at: dict[Key, float] = {}
-        self._requests: dict[Key, int] = {}
+        self._witness = Witness(settings)
         self._around = Surroundings(
             settings=settings,
             server=server,
             store=self._store,
             gate=LoadGate(settings.parallel_loads),
-            loading=set(),
-            careful=set(),
-            loaded_at=self._loaded_at,
+            witness=self._witness,
             is_ready=self._is_ready,
             changed=self._changed,
             expired=self._expired,
@@ -252,64 +244,34 @@ class Agent:
         """Find out whose fault it was, as far as that can be known, and have everything loaded again but that."""
         guilty: dict[str, dict[int, str]] = defaultdict(dict)
         if death.how in ("crash", "hang"):
-            self._crashes = [*self._crashes, self._crash(death.how)][-CRASHES_KEPT:]
-            verdict = judge(self._crashes, window_s=self._settings.crash_window_s)
-            log.error(
-                "the server crashed",
-                reason=death.reason,
-                loading=sorted(map(str, self._around.loading)),
-                guilty=str(verdict.guilty) if verdict.guilty else "not known",
-            )
-            self._around.careful.update(verdict.careful)
+            verdict = self._witness.died("hang" if death.how == "hang" else "crash", self._loaded())
+            log.error("the server crashed", reason=death.reason, guilty=str(verdict.guilty or "not known"))
             if verdict.guilty is not None:
-                self._around.careful.discard(verdict.guilty)
                 guilty[verdict.guilty.model][verdict.guilty.version] = f"{verdict.reason} ({death.reason})"
-        self._requests.clear()
-        self._used_at.clear()
-        self._loaded_at.clear()
+        self._witness.forget()
         for model, keeper in list(self._keepers.items()):
             keeper.server_down(guilty.get(model, {}))
         self._changed()
 
-    def _crash(self, how: Literal["crash", "hang"]) -> Crash:
-        now = time.monotonic()
-        loaded = (
-            Key(k.model, number) for k in self._keepers.values() for number, each in k.held.items() if each.loaded
-        )
-        return Crash(
-            at=now,
-            how=how,
-            loading=frozenset(self._around.loading),
-            settling=frozenset(key for key, at in self._loaded_at.items() if now - at < self._settings.settle_s),
-            loaded=frozenset(loaded),
-            in_use=frozenset(key for key, at in self._used_at.items() if now - at < IN_USE_S),
-        )
-
-    def server_changed(self) -> None:
-        """Report it."""
-        self._changed()
+    def _loaded(self) -> Iterator[Key]:
+        for keeper in self._keepers.values():
+            yield from (Key(keeper.model, number) for number, each in keeper.held.items() if each.loaded)
 
     async def _watch_use(self) -> None:
-        """Follow which versions are in use: for the controller, which makes room by it, and to blame after a crash.
-        A version seen for the first time counts as used: it may have been, between two looks."""
+        """Follow which versions are in use: for the controller, which makes room by it, and to blame after a crash."""
         while True:
             await asyncio.sleep(self._settings.use_every_s)
             if self._server.status.state != "ready":
                 continue
             try:
                 used = await self._server.use()
-            except ServerDied:
+            except (ServerDied, LoadFailed):
                 continue
-            news = False
             for key, use in used.items():
-                if use.requests != self._requests.get(key, -1) or use.pending:
-                    self._used_at[key] = time.monotonic()
-                    self._requests[key] = use.requests
-                    news = True
                 keeper = self._keepers.get(key.model)
                 if keeper is not None and use.last_used_at is not None:
                     keeper.used(key.version, use.last_used_at)
-            if news:
+            if self._witness.sees(used):
                 self._changed()
 
 

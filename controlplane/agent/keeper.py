@@ -15,6 +15,7 @@ from controlplane.agent.gate import LoadGate
 from controlplane.agent.reconcile import Failure, Forget, Held, Keep, Load, Prove, next_retry, next_step, to_fetch
 from controlplane.agent.server import ModelStuck, Server, ServerDied
 from controlplane.agent.settings import Settings
+from controlplane.agent.witness import Witness
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, LoadFailed
 from controlplane.core.messages import Copy, Wanted
 from controlplane.core.models import Manifest
@@ -30,9 +31,6 @@ SERVER_MOVES_S = 10.0
 class Surroundings:
     """What the keepers of a replica share.
 
-    `loading`, `loaded_at` (seconds, monotonic) and `careful` are for finding out who crashes the server: versions in
-    `careful` are loaded alone, and nothing else is loaded for a while after them.
-
     `changed` is called at each change that a report shows, `expired` when a download address is refused.
     """
 
@@ -40,9 +38,7 @@ class Surroundings:
     server: Server
     store: BlobStore
     gate: LoadGate
-    loading: set[Key]
-    careful: set[Key]
-    loaded_at: dict[Key, float]
+    witness: Witness
     is_ready: Callable[[Key], bool]
     changed: Callable[[], None]
     expired: Callable[[], None]
@@ -272,14 +268,14 @@ class Keeper:
 
     async def _load(self, step: Load) -> None:
         key, around = Key(self.model, step.version), self._around
-        async with around.gate.enter(alone=key in around.careful) as way:
+        async with around.gate.enter(alone=key in around.witness.careful) as way:
             if self._next_step() != step:
                 return  # the world has changed while this waited
             manifests = self._manifests(step.present | {step.version})
             if not all(around.store.has(file) for file in manifests[step.version].files):
                 self._change(step.version, files=False)
                 return
-            around.loading.add(key)
+            around.witness.load_begins(key)
             life = self._life
             self._change(step.version, doing="loading", failure=None)
             began = time.monotonic()
@@ -290,21 +286,20 @@ class Keeper:
                     raise ServerDied("the server ended meanwhile")
                 self._change(step.version, loaded=True)
                 await around.server.prove(self.model, step.version, manifests[step.version])
-                took = await asyncio.to_thread(around.server.memory_bytes) - before
+                took = await asyncio.to_thread(self._measure, key, before, alone=way.alone)
                 if self._life != life:
                     raise ServerDied("the server ended meanwhile")
-                measured = took if way.alone and took > 0 else None
-                around.loaded_at[key] = time.monotonic()
-                self._change(step.version, proved=True, attempts=0, doing=None, memory_bytes=measured)
+                around.witness.load_succeeds(key)
+                self._change(step.version, proved=True, attempts=0, doing=None, memory_bytes=took)
                 self._log.info(
                     "version is ready",
                     version=step.version,
                     seconds=round(time.monotonic() - began, 3),
-                    memory_bytes=measured,
+                    memory_bytes=took,
                 )
-                if key in around.careful:
+                if key in around.witness.careful:
                     await self._settle(life)
-                    around.careful.discard(key)
+                    around.witness.careful.discard(key)
             except ServerDied:
                 await self._server_moves()
             except (ModelStuck, LoadFailed) as error:
@@ -312,8 +307,15 @@ class Keeper:
             except (DeadlineExceeded, ControlPlaneError, OSError) as error:
                 self._fail(step.version, error, model=False)
             finally:
-                around.loading.discard(key)
+                around.witness.load_ends(key)
                 self._change(step.version, doing=None)
+
+    def _measure(self, key: Key, before: int, *, alone: bool) -> int | None:
+        """What a load took: the difference of the whole, or, where others loaded at the same time, what is beyond doubt
+        the version's own. None where that can't be told."""
+        server = self._around.server
+        took = server.memory_bytes() - before if alone else server.memory_bytes(key)
+        return took if took > 0 else None
 
     async def _settle(self, life: int) -> None:
         """Hold the gate for a while after a careful load: a server that dies now has one suspect."""

@@ -99,7 +99,7 @@ def next_step(
     loaded = frozenset(number for number, each in held.items() if each.loaded)
     stays = frozenset(number for number in loaded if _is_good(held[number], wanted.get(number)))
     for number, each in sorted(held.items()):
-        if not each.loaded and each.digest != wanted.get(number):
+        if not each.loaded and (each.digest is None or each.digest != wanted.get(number)):
             return Forget(number)
     if loaded != stays:
         return Keep(stays)

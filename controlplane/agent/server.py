@@ -53,16 +53,13 @@ class Use:
 
 
 class Listener(Protocol):
-    """Who wants to know how the server fares. Called in the event loop; neither call may block."""
+    """Who wants to know how the server fares. Called in the event loop; no call may block."""
 
     def server_up(self, loaded: Mapping[Key, Literal["ready", "loading"]]) -> None:
         """The server answers. `loaded` is what it holds already, which is more than nothing only when adopted."""
 
     def server_down(self, death: Death) -> None:
         """The server has ended and holds nothing any more; it is being started again."""
-
-    def server_changed(self) -> None:
-        """`status` reads differently now."""
 
 
 BlobPath = Callable[[str], Path]
@@ -98,8 +95,9 @@ class Server(Protocol):
     async def use(self) -> Mapping[Key, Use]:
         """How the loaded versions have been used. Raises ServerDied."""
 
-    def memory_bytes(self) -> int:
-        """The memory that the server and its helpers take now."""
+    def memory_bytes(self, of: Key | None = None) -> int:
+        """The memory that the server and its helper processes take now; those of one version only, if it is named (0
+        where it has none of its own)."""
 
     async def restart(self, reason: str) -> None:
         """Kill the server; `supervise` starts it again. For a load that can't be ended in any other way."""

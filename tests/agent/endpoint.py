@@ -38,6 +38,8 @@ class Endpoint:
     files: dict[str, Path] = field(default_factory=dict)
     expired: set[str] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    downloads: int = 0
     generation: int = 0
     epoch: int = 1
     _news: threading.Condition = field(default_factory=threading.Condition)
@@ -95,6 +97,8 @@ class Endpoint:
         if name in self.expired:
             self.refused = [name]
             return Response("Request has expired", status_code=403)
+        self.downloads += 1
+        self.ranges += [request.headers["range"]] if "range" in request.headers else []
         return FileResponse(self.files[name])
 
     def _renew(self) -> None:

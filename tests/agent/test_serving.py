@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from controlplane.core.entry import ControlInput, EnsembleStep, SequenceBatching
 from controlplane.local import processes
 from tests.agent.conftest import Replica, client_of, infer_add
 from tests.agent.models import add_source, wanted
@@ -132,6 +133,43 @@ def test_without_the_controller_a_replica_comes_back_with_what_it_had(replica: R
     )
     assert report.generation == 0
     assert replica.add(1) == 2
+
+
+def test_an_ensemble_waits_for_its_steps_and_leaves_with_them(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    slow = wanted(replica.folder, model="slow", files={"model.py": add_source(initialize="import time; time.sleep(1)")})
+    step = {"input_map": {"X": "X"}, "output_map": {"Y": "Y"}}
+    both = wanted(
+        replica.folder,
+        model="both",
+        files={},
+        backend="ensemble",
+        dynamic_batching=None,
+        instances=(),
+        ensemble=(EnsembleStep(model_name="slow", model_version=1, **step),),
+    )
+    replica.start()
+    endpoint.order(both, slow)
+    endpoint.wait_copy("both", 1, "ready")
+    assert any(copy.reason == "waits for slow@1" for each in endpoint.reports for copy in each.copies)
+    assert replica.add(1, model="both") == 2
+    endpoint.order()
+    endpoint.wait(lambda each: each.copies == ())
+
+
+def test_sequences_and_decoupled_models_are_proved_in_their_own_ways(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    start = ControlInput(name="START", kind="START", data_type="FP32", false_true=(0, 1))
+    batcher = SequenceBatching(control_inputs=(start,))
+    send = "[e.get_response_sender().send(pb.InferenceResponse([pb.Tensor('Y', i + 1)]), flags=1) for e, i in found]"
+    found = "found = [(e, pb.get_input_tensor_by_name(e, 'X').as_numpy()) for e in requests]"
+    stream = add_source(execute=f"{found}; {send}; return None")
+    sequence = wanted(replica.folder, model="sequence", sequence_batching=batcher, dynamic_batching=None)
+    decoupled = wanted(replica.folder, model="decoupled", files={"model.py": stream}, decoupled=True)
+    replica.start()
+    endpoint.order(sequence, decoupled)
+    endpoint.wait_copy("sequence", 1, "ready")
+    endpoint.wait_copy("decoupled", 1, "ready")
 
 
 def test_an_order_of_an_older_epoch_is_refused(replica: Replica) -> None:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.installation import Installation
+from controlplane.core.snapshot import Key
 from controlplane.local import processes
 from controlplane.local.home import Home, replace_file
 
@@ -192,14 +193,15 @@ class TritonProcess:
             if ours and part in words[1]:
                 yield process
 
-    def memory_bytes(self) -> int:
-        """The proportional memory of the server and its children, shared pages counted once."""
+    def memory_bytes(self, of: Key | None = None) -> int:
+        """The proportional memory of the server and its children, or of one version's stubs."""
         process = self._process
         if process is None:
             return 0
         total = 0
         with contextlib.suppress(psutil.Error):
-            for each in (process, *process.children(recursive=True)):
+            family = (process, *process.children(recursive=True)) if of is None else self.stubs(of.model, of.version)
+            for each in family:
                 with contextlib.suppress(psutil.Error):
                     total += each.memory_full_info().pss
         return total

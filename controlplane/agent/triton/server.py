@@ -10,14 +10,14 @@ from typing import Literal
 
 import structlog
 
-from controlplane.agent import proof
-from controlplane.agent.repository import ModelRepository
 from controlplane.agent.server import BlobPath, Death, Listener, ModelStuck, ServerDied, ServerStatus, Use
 from controlplane.agent.settings import Settings
+from controlplane.agent.triton import proof
 from controlplane.agent.triton.client import Deadline, TritonClient
+from controlplane.agent.triton.http import answers, pending_requests
 from controlplane.agent.triton.installation import count_gpus, find_installation, python_packages
-from controlplane.agent.triton.metrics import pending_requests
-from controlplane.agent.triton.process import HOST, TritonProcess
+from controlplane.agent.triton.process import HOST, Ports, TritonProcess
+from controlplane.agent.triton.repository import ModelRepository
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, LoadFailed
 from controlplane.core.models import Capabilities, Manifest
 from controlplane.core.routes import Endpoint
@@ -86,7 +86,7 @@ class TritonServer:
             self._repository.clear()
             ports = self._process.start()
         self._client = TritonClient(HOST, ports.grpc)
-        await self._wait_live(self._client)
+        await self._wait_up(self._client, ports)
         loaded = {key: _LOADED[state] for key, state in (await self._client.index()).items() if state in _LOADED}
         for model in self._repository.models():
             for version in self._repository.versions(model):
@@ -109,13 +109,16 @@ class TritonServer:
         )
         return loaded
 
-    async def _wait_live(self, client: TritonClient) -> None:
+    async def _wait_up(self, client: TritonClient, ports: Ports) -> None:
         """Raises InvalidInput when the server ends (a port was taken), DeadlineExceeded when it does not come up."""
         offset = self._process.log_size()
         ended = asyncio.ensure_future(self._process.ended())
         deadline = time.monotonic() + self._settings.start_timeout_s
         try:
-            while not await client.live(self._settings.live_timeout_s):
+            while not (
+                await client.live(self._settings.live_timeout_s)
+                and await answers(HOST, ports.http, ports.metrics, self._settings.replica)
+            ):
                 if ended.done():
                     raise InvalidInput(f"{ended.result()}: {_errors_in(self._process.log_since(offset))}")
                 if time.monotonic() > deadline:
@@ -294,9 +297,9 @@ class TritonServer:
             for key, each in counted.items()
         }
 
-    def memory_bytes(self) -> int:
-        """The server's and its stubs' proportional memory."""
-        return self._process.memory_bytes()
+    def memory_bytes(self, of: Key | None = None) -> int:
+        """The proportional memory of the server and its stubs, or of one version's stubs."""
+        return self._process.memory_bytes(of)
 
 
 _LOADED: dict[str, Literal["ready", "loading"]] = {"READY": "ready", "LOADING": "loading"}

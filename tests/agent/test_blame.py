@@ -1,0 +1,48 @@
+"""Whose fault a crash was: only whoever must have been."""
+
+from __future__ import annotations
+
+import pytest
+
+from controlplane.agent.blame import Crash, judge
+from controlplane.core.snapshot import Key
+
+A, B = Key("a", 1), Key("b", 1)
+
+
+def crash(at: float = 0.0, how: str = "crash", **sets: set[Key]) -> Crash:
+    return Crash(at=at, how=how, **{name: frozenset(keys) for name, keys in sets.items()})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("crashes", "guilty", "careful"),
+    [
+        pytest.param([crash(loading={A}, loaded={B})], A, set(), id="one was loading"),
+        pytest.param([crash(loading={A, B})], None, {A, B}, id="two were loading"),
+        pytest.param([crash(loading={A, B}), crash(1, loading={A})], A, set(), id="then one of them alone"),
+        pytest.param([crash(settling={A}, loaded={A, B})], None, {A}, id="one had just been loaded"),
+        pytest.param([crash(settling={A}), crash(1, settling={A})], A, set(), id="just been loaded, twice"),
+        pytest.param([crash(loaded={A})], None, set(), id="serving, once"),
+        pytest.param([crash(loaded={A}), crash(1, loaded={A})], A, set(), id="the only one loaded, twice"),
+        pytest.param([crash(loaded={A}), crash(999, loaded={A})], None, set(), id="long ago"),
+        pytest.param(
+            [crash(loaded={A, B}, in_use={A}), crash(1, loaded={A, B}, in_use={A})],
+            A,
+            set(),
+            id="the only one used, twice",
+        ),
+        pytest.param(
+            [crash(loaded={A, B}, in_use={A}), crash(1, loaded={A, B}, in_use={A, B})], None, set(), id="not clear"
+        ),
+        pytest.param([crash(loaded={A, B}), crash(1, loaded={A, B})], None, set(), id="nobody known"),
+        pytest.param([crash(loaded={A}), crash(1, loaded={B})], None, set(), id="not the same"),
+        pytest.param([crash(how="hang", loading={A})], None, {A}, id="a hang in a load, once"),
+        pytest.param([crash(how="hang", loading={A}), crash(1, "hang", loading={A})], A, set(), id="and twice"),
+        pytest.param([crash()], None, set(), id="an empty server"),
+    ],
+)
+def test_verdict(crashes: list[Crash], guilty: Key | None, careful: set[Key]) -> None:
+    verdict = judge(crashes, window_s=600)
+    assert verdict.guilty == guilty
+    assert verdict.careful == careful
+    assert bool(verdict.reason) == (guilty is not None)

@@ -1,0 +1,82 @@
+"""Local replicas: processes that are found again, started again, and gone when they are removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import psutil
+
+from controlplane.core.models import FleetShape
+from controlplane.fleet.local import LocalFleet, stopped_file
+from controlplane.local import processes
+from controlplane.local.home import Home
+from tests.waiting import until
+
+CPU = FleetShape(name="cpu", disk_bytes=1 << 30)
+
+
+def agent_of(home: Home, replica: str = "cpu-0") -> psutil.Process | None:
+    record = processes.read_record(home.replica(replica) / "agent.json")
+    return record.process() if record else None
+
+
+def server_of(home: Home, replica: str = "cpu-0") -> psutil.Process | None:
+    record = processes.read_record(home.replica(replica) / "server.json")
+    return record.process() if record else None
+
+
+async def started(home: Home) -> tuple[psutil.Process, psutil.Process]:
+    """The agent and the server, once both are there and the agent no longer starts the server."""
+    await asyncio.to_thread(until, lambda: b"server is up" in log_of(home))
+    agent, server = agent_of(home), server_of(home)
+    assert agent is not None
+    assert server is not None
+    return agent, server
+
+
+def log_of(home: Home) -> bytes:
+    file = home.logs / "cpu-0-agent.log"
+    return file.read_bytes() if file.exists() else b""
+
+
+async def test_a_dead_agent_is_started_again_and_finds_its_server(home: Home) -> None:
+    fleet = LocalFleet(home)
+    await fleet.start(CPU, "cpu-0")
+    agent, server = await started(home)
+    agent.kill()
+    async with asyncio.timeout(30):
+        while (again := agent_of(home)) is None or again == agent:
+            await fleet.list()
+            await asyncio.sleep(0.05)
+    await asyncio.to_thread(until, lambda: log_of(home).count(b"server is up") == 2)
+    assert server_of(home) == server
+
+
+async def test_an_agent_that_was_told_to_end_stays_ended(home: Home) -> None:
+    fleet = LocalFleet(home)
+    await fleet.start(CPU, "cpu-0")
+    agent, _ = await started(home)
+    stopped_file(home, "cpu-0").touch()
+    agent.kill()
+    processes.wait_ended([agent], timeout_s=10)
+    for _ in range(3):
+        (replica,) = await fleet.list()
+        assert replica.state == "stopped"
+    assert agent_of(home) is None
+    await fleet.start(CPU, "cpu-0")  # the name is wanted again
+    assert agent_of(home) is not None
+    assert (await fleet.list())[0].state == "running"
+
+
+async def test_nothing_is_left_of_a_removed_replica(home: Home) -> None:
+    fleet = LocalFleet(home)
+    await fleet.start(CPU, "cpu-0")
+    agent, server = await started(home)
+    agent.kill()  # its server is nobody's now
+    await fleet.remove("cpu-0")
+    assert processes.wait_ended([server], timeout_s=0)
+    assert list(processes.of_home(home.root)) == []
+    assert not home.replica("cpu-0").exists()
+    prefix = processes.shared_memory_prefix(home.root)
+    assert not [each for each in os.listdir("/dev/shm") if each.startswith(prefix)]  # noqa: PTH208
