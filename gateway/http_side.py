@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx2
@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
 from gateway.config.names import SERVED_MODEL, SERVED_REPLICA, SERVED_VERSION
@@ -107,21 +108,29 @@ class HttpSide:
             )
             counted = stack.pop_all()
 
-        async def content() -> AsyncIterator[bytes]:
-            try:
-                async for part in answer.aiter_raw():
-                    yield part
-            finally:
-                await answer.aclose()
-                counted.close()
-
         kept = {name: value for name, value in answer.headers.items() if name not in NOT_PASSED - {"content-length"}}
         told = {
             SERVED_MODEL: resolved.model,
             SERVED_VERSION: str(resolved.version),
             SERVED_REPLICA: endpoint.replica,
         }
-        return StreamingResponse(content(), status_code=answer.status_code, headers={**kept, **told})
+        return _Passed(answer, counted, {**kept, **told})
+
+
+class _Passed(StreamingResponse):
+    """A replica's answer on its way. Whatever becomes of the client, the connection is given back in the end."""
+
+    def __init__(self, answer: httpx2.Response, counted: contextlib.ExitStack, headers: dict[str, str]) -> None:
+        super().__init__(answer.aiter_raw(), status_code=answer.status_code, headers=headers)
+        self._answer = answer
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._counted.close()
+            await self._answer.aclose()
 
 
 def sequence_mark(headers: Mapping[str, str], body: bytes, rest: str) -> SequenceMark:

@@ -38,7 +38,7 @@ LARGE_TABLE = 1000
 """Routes from which on updates are joined: at most two a second."""
 LARGE_PAUSE_S = 0.5
 TICK_S = 1.0
-RETRY_S = 5.0
+RETRY_S = 2.0
 
 
 class Gateway:
@@ -62,7 +62,11 @@ class Gateway:
         self._forwarding = Forwarding(self.holding, self.replicas, self.sequences)
         self._newest: RouteTable | None = None
         self._news = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._reason = ""
+        self._refused: tuple[int, int] | None = None
+        self._under_way: tuple[int, int] | None = None
         self._send_table = False
         self._active: Mapping[str, int] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -134,8 +138,26 @@ class Gateway:
             self._send_table = True
             self._poke()
         if order.table is not None:
-            self._newest = replace(order.table, epoch=order.epoch, generation=order.generation)
+            await self._hand_over(replace(order.table, epoch=order.epoch, generation=order.generation))
+
+    async def _hand_over(self, table: RouteTable) -> None:
+        """Have `table` put into force; wait for it, or until there is something to report first.
+
+        The controller answers every report that does not name its newest table with that table, whole. So a refused
+        one is tried again, but not at once, and reports are not sent while there is nothing new in them.
+        """
+        self._urgent.clear()
+        name = (table.epoch, table.generation)
+        if name == self._refused and await _set_within(self._urgent, RETRY_S):
+            return
+        if name != self._under_way:
+            self._newest, self._under_way = table, name
+            self._settled.clear()
             self._news.set()
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._settled, self._urgent)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
     async def _apply_newest(self) -> None:
         while True:
@@ -148,14 +170,17 @@ class Gateway:
                 # The Python side first: what waits for a model need not wait for Envoy.
                 self.holding.update(table)
                 await self._xds.apply(table)
-                self._reason = ""
+                self._reason, self._refused = "", None
                 log.info("table in force", epoch=table.epoch, generation=table.generation, routes=len(table.routes))
             except Rejected as error:
-                self._reason = str(error)
+                self._reason, self._refused = str(error), (table.epoch, table.generation)
+                self.holding.update(self.served)
                 log.error("table refused", epoch=table.epoch, generation=table.generation, reason=self._reason)
             await self._look()
             self._spawn(self.replicas.forget_others(self.holding.table.endpoints.values()))
-            self._poke()
+            if self._newest is None:
+                self._under_way = None
+                self._settled.set()
             if len(table.routes) >= LARGE_TABLE:
                 await asyncio.sleep(LARGE_PAUSE_S)
 
@@ -220,12 +245,23 @@ class Gateway:
         return replace(settings, grpc_port=grpc_port, http_port=http_port)
 
     def _poke(self) -> None:
+        """There is something that the controller should hear of at once."""
+        self._urgent.set()
         self._sync.poke()
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(job)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _quietly(job: Coroutine[Any, Any, None]) -> None:

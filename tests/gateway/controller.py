@@ -50,6 +50,8 @@ class Controller:
                 break
             await asyncio.sleep(0.01)
         send, self.send_table = self.send_table, False
+        if not ahead and not send:
+            return Response(status_code=204)
         order = GatewayOrder(
             epoch=self.table.epoch,
             generation=self.table.generation,

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -358,12 +357,10 @@ def test_a_port_in_use_is_named(fresh: Running, tmp_path: Path) -> None:
 
 def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
     running = Running(tmp_path / "home")
-    envoy = running.envoy
-    running.process.terminate()
-    assert running.process.wait(timeout=15) == 0
     try:
+        envoy = running.envoy
+        running.process.terminate()
+        assert running.process.wait(timeout=15) == 0
         assert not envoy.is_running()
     finally:
         running.stop()
-    end = time.monotonic() + 1
-    assert time.monotonic() < end + 60

@@ -73,7 +73,7 @@ def test_questions_about_the_server(gateway: Running) -> None:
         assert grpc.get_server_metadata().name == "triton"
         assert http.get_server_metadata()["name"] == "triton"
     with grpclib.insecure_channel(gateway.grpc_url) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)  # type: ignore[arg-type, var-annotated]
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
         assert check(b"", timeout=10) == b"\x08\x01"
 
 
