@@ -98,8 +98,8 @@ class Agent:
             for task in done:
                 task.result()
         finally:
-            await _cancel(*work, *self._tasks)
             self._store.close()
+            await _cancel(*work, *self._tasks)
         log.info("stopping", ordered=self._ordered_to_stop)
         ending = asyncio.create_task(self._server.stop())
         await asyncio.sleep(0)

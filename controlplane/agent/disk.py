@@ -24,6 +24,7 @@ CHUNK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20
 """What a download leaves free on the file system, whatever the budget says."""
 ATTEMPTS = 4
+READ_TIMEOUT_S = 10.0
 _REFUSED = frozenset({400, 401, 403})
 """How object stores answer an address whose time is over (AWS: 403; some others: 400 or 401)."""
 
@@ -104,8 +105,9 @@ class BlobStore:
                 await asyncio.shield(future)
             except asyncio.CancelledError:
                 cancelled.set()
-                with contextlib.suppress(Exception):
-                    await future
+                if not self._closing.is_set():  # two must not write one file; at the end nobody else will
+                    with contextlib.suppress(Exception):
+                        await future
                 raise
 
     # In a download thread.
@@ -215,7 +217,7 @@ def _open(source: str, offset: int) -> Iterator[tuple[int, Iterator[bytes]]]:
     if not source.startswith(("https://", "http://")):
         raise InvalidInput("a source is neither a path nor an http address")
     headers = {"accept-encoding": "identity"} | ({"range": f"bytes={offset}-"} if offset else {})
-    with httpx2.stream("GET", source, headers=headers, timeout=30.0) as answer:
+    with httpx2.stream("GET", source, headers=headers, timeout=READ_TIMEOUT_S) as answer:
         if answer.status_code in _REFUSED:
             raise SourceExpired(f"the download address is refused with {answer.status_code}")
         if answer.status_code not in (200, 206):

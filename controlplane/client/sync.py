@@ -56,7 +56,7 @@ class SyncLoop(Generic[Report, Order]):
 
     async def run(self) -> None:
         """Report and apply until cancelled."""
-        async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=LONG_POLL_S + 10.0)) as http:
+        async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=LONG_POLL_S + 10.0), trust_env=False) as http:
             while True:
                 self._news.clear()
                 order = await self._call_or_news(http)
@@ -67,7 +67,7 @@ class SyncLoop(Generic[Report, Order]):
         """Report once more, without waiting for an order: the last word, after `run` has ended. Whether it arrived."""
         try:
             access = self._access()
-            async with httpx2.AsyncClient(timeout=timeout_s) as http:
+            async with httpx2.AsyncClient(timeout=timeout_s, trust_env=False) as http:
                 answer = await http.post(
                     f"{access.url}{self._path}",
                     params={"wait_s": 0},

@@ -25,6 +25,7 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 30.0
 STEADY_S = 30.0
 """After this long an agent counts as steady, and its back-off starts over."""
 AGENT_GRACE_S = 30.0
+DOWNLOAD_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,7 @@ class LocalFleet:
             ],
             home=self._home.root,
             log_file=self._home.logs / f"{replica}-agent.log",
-            environment=dict(os.environ),
+            environment=processes.scrubbed_environment(self._home.root, _of_downloads()),
             record_file=self._record_file(replica),
         )
 
@@ -139,6 +140,11 @@ class LocalFleet:
 def stopped_file(home: Home, replica: str) -> Path:
     """Left by an agent that ended because the controller said so: it is not to be started again."""
     return home.replica(replica) / "stopped"
+
+
+def _of_downloads() -> dict[str, str]:
+    """What the way to an object store may take. Nothing else is passed on: an agent holds no credentials."""
+    return {name: value for name, value in os.environ.items() if name.upper() in DOWNLOAD_VARIABLES}
 
 
 def _reap(pid: int) -> None:

@@ -51,6 +51,8 @@ class Supervisor:
         """Clear away what an earlier run left, write the system down, start the parts. Returns how many were left."""
         left = processes.sweep(self.home.root)
         self.home.controller_file.unlink(missing_ok=True)
+        for orders in self.home.root.glob("replicas/*/assignment.json"):
+            orders.unlink()  # they may be of another registry, whose epochs are not comparable with this one's
         save_system(system, self.home)
         for part in self.parts:
             self._start(part)

@@ -111,9 +111,10 @@ def test_a_server_that_hangs_is_killed_and_comes_back(replica: Replica) -> None:
     endpoint.order(wanted(replica.folder))
     ready(replica, "add")
     replica.server().send_signal(signal.SIGSTOP)
-    endpoint.wait(lambda each: each.crashes == 1 and {c.state for c in each.copies} == {"ready"})
+    endpoint.order(wanted(replica.folder), wanted(replica.folder, model="late"))  # asked for while it hangs
+    endpoint.wait(lambda each: each.crashes == 1 and [c.state for c in each.copies] == ["ready", "ready"])
     assert any(each.server == "down" and "did not answer" in each.reason for each in endpoint.reports)
-    assert replica.add(1) == 2
+    assert (replica.add(1), replica.add(1, model="late")) == (2, 2)
 
 
 def test_a_version_that_crashes_the_server_in_its_load_is_named(replica: Replica) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 
 import psutil
+import pytest
 
 from controlplane.core.models import FleetShape
 from controlplane.fleet.local import LocalFleet, stopped_file
@@ -38,6 +39,17 @@ async def started(home: Home) -> tuple[psutil.Process, psutil.Process]:
 def log_of(home: Home) -> bytes:
     file = home.logs / "cpu-0-agent.log"
     return file.read_bytes() if file.exists() else b""
+
+
+async def test_an_agent_is_given_no_credentials(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    await LocalFleet(home).start(CPU, "cpu-0")
+    agent = agent_of(home)
+    assert agent is not None
+    environment = agent.environ()
+    assert "AWS_SECRET_ACCESS_KEY" not in environment
+    assert environment["https_proxy"] == "http://127.0.0.1:1"
 
 
 async def test_a_dead_agent_is_started_again_and_finds_its_server(home: Home) -> None:

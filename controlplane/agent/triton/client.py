@@ -15,12 +15,16 @@ from controlplane.core.errors import LoadFailed
 from controlplane.core.snapshot import Key
 
 CALL_TIMEOUT_S = 10.0
-_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+]
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-class Deadline(Exception):
-    """A call took longer than it may."""
+class Deadline(ServerDied):
+    """A call took longer than it may: it is too much work, or the server hangs."""
 
 
 class TritonClient:

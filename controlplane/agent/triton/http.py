@@ -17,7 +17,7 @@ async def answers(host: str, http_port: int, metrics_port: int, name: str) -> bo
     """Whether the server called `name` answers HTTP, and metrics are there. Triton opens these ports after gRPC's, and
     ends when one of them is taken."""
     try:
-        async with httpx2.AsyncClient(timeout=TIMEOUT_S) as http:
+        async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:
             server = await http.get(f"http://{host}:{http_port}/v2")
             metrics = await http.get(f"http://{host}:{metrics_port}/metrics")
             return bool(server.is_success and server.json()["name"] == name and metrics.is_success)
@@ -28,7 +28,7 @@ async def answers(host: str, http_port: int, metrics_port: int, name: str) -> bo
 async def pending_requests(host: str, metrics_port: int) -> Mapping[Key, int]:
     """By version, the requests that wait for an instance; empty when the server does not say."""
     try:
-        async with httpx2.AsyncClient(timeout=TIMEOUT_S) as http:
+        async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:
             answer = await http.get(f"http://{host}:{metrics_port}/metrics")
     except httpx2.HTTPError:
         return {}

@@ -15,26 +15,29 @@ from controlplane.core.entry import Entry, Example, Tensor
 from controlplane.core.errors import LoadFailed
 from controlplane.core.snapshot import Key
 
+LIVE_TIMEOUT_S = 5.0
 SEQUENCE_ID = 0xC0DE
 """The correlation id of an example asked of a model with sequences; it begins and ends with the one request."""
 
 
 async def prove(client: TritonClient, key: Key, entry: Entry, *, timeout_s: float) -> None:
     """Raises LoadFailed with a sentence for the model's owner, or ServerDied."""
+    if not await client.ready(key):
+        raise LoadFailed("Triton loaded it but does not call it ready")
+    check_metadata(await client.metadata(key), entry)
+    if entry.example is None:
+        return
+    request = example_request(key, entry, entry.example)
+    ask = client.infer_stream if entry.decoupled else client.infer
     try:
-        if not await client.ready(key):
-            raise LoadFailed("Triton loaded it but does not call it ready")
-        check_metadata(await client.metadata(key), entry)
-        if entry.example is not None:
-            request = example_request(key, entry, entry.example)
-            ask = client.infer_stream if entry.decoupled else client.infer
-            try:
-                answer = await ask(request, timeout_s)
-            except LoadFailed as error:
-                raise LoadFailed(f"it refused the entry's example: {error.what}", field="example") from error
-            check_answer(answer, entry, entry.example)
+        answer = await ask(request, timeout_s)
     except Deadline as error:
-        raise LoadFailed(f"it did not answer the proof within {timeout_s:g} s", field="example") from error
+        if not await client.live(LIVE_TIMEOUT_S):
+            raise  # it is not the model that does not answer
+        raise LoadFailed(f"it did not answer the example within {timeout_s:g} s", field="example") from error
+    except LoadFailed as error:
+        raise LoadFailed(f"it refused the entry's example: {error.what}", field="example") from error
+    check_answer(answer, entry, entry.example)
 
 
 def check_metadata(metadata: service_pb2.ModelMetadataResponse, entry: Entry) -> None:

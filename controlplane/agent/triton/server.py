@@ -65,7 +65,7 @@ class TritonServer:
             began = time.monotonic()
             try:
                 loaded = await self._adopt_or_start()
-            except (OSError, ControlPlaneError, Deadline) as error:
+            except (OSError, ControlPlaneError) as error:
                 self._process.kill()
                 reason = f"it can't be started: {error}"
                 await self._end(listener, Death(reason=reason, how="start"))
