@@ -14,7 +14,7 @@ from controlplane.registry.changes import Documents
 from controlplane.registry.documents import CONTROL_PLANE, ControlPlane
 from controlplane.registry.gc import GcReport, gc
 from controlplane.registry.layout import CONTROL_PLANE as CONTROL_PLANE_KEY
-from controlplane.registry.layout import FLEETS, MODELS, blob_key, name_in
+from controlplane.registry.layout import FLEETS, MODELS, blob_key, fleet_key, name_in
 from controlplane.registry.store import ObjectStore
 from controlplane.registry.versions import GC_GRACE_S, Progress, Registered
 
@@ -207,6 +207,10 @@ class Registry:
     def update_fleet(self, name: str, change: Callable[[FleetRecord | None], FleetRecord]) -> FleetRecord:
         """Change a fleet's record by compare-and-set; `change` may be asked several times."""
         return self.documents.change_fleet(name, change)
+
+    def remove_fleet(self, name: str) -> None:
+        """Forget a fleet that is not deployed any more; no error when it is gone already."""
+        self.store.delete(fleet_key(name))
 
     # The whole.
 

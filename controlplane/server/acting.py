@@ -112,9 +112,14 @@ class Actor:
 
 
 async def record_shapes(registry: Registry, shapes: Iterable[FleetShape]) -> None:
-    """Write what the deployment says of each fleet into its record, keeping what was learned before."""
-    for shape in shapes:
-        await asyncio.to_thread(registry.update_fleet, shape.name, partial(_with_shape, shape=shape))
+    """Write what the deployment says of each fleet into its record, keeping what was learned before; records of fleets
+    that it does not have any more are removed, so that nobody registers for one of them."""
+    deployed = {shape.name: shape for shape in shapes}
+    for name, shape in deployed.items():
+        await asyncio.to_thread(registry.update_fleet, name, partial(_with_shape, shape=shape))
+    for name in sorted(set(await asyncio.to_thread(registry.fleets)) - set(deployed)):
+        log.info("a fleet is not deployed any more; its record is removed", fleet=name)
+        await asyncio.to_thread(registry.remove_fleet, name)
 
 
 def _with_shape(present: FleetRecord | None, *, shape: FleetShape) -> FleetRecord:

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from controlplane.core.errors import NotLeader
-from controlplane.core.models import FleetShape
+from controlplane.core.models import FleetRecord, FleetShape
 from controlplane.registry import Registry
 from tests.server.conftest import TOKEN, FixedFleet, Pretender, Service, register
 from tests.waiting import until
@@ -75,6 +75,16 @@ def test_the_fleet_is_published(registry: Registry, pretender: Pretender) -> Non
     capabilities = registry.fleet("cpu").capabilities
     assert capabilities is not None and capabilities.server_version == "2.51.0"
     assert registry.fleet("cpu").shape.memory_bytes == 1 << 30
+
+
+def test_a_fleet_that_is_not_deployed_any_more_is_forgotten(registry: Registry, shape: FleetShape) -> None:
+    old = FleetShape(name="old")
+    registry.update_fleet("old", lambda _: FleetRecord(shape=old))
+    service = Service(registry, shape, FixedFleet())
+    try:
+        assert set(registry.fleets()) == {"cpu"}
+    finally:
+        service.kill()
 
 
 def test_a_document_from_a_newer_release_hurts_itself_alone(
