@@ -1,4 +1,5 @@
-# Everything is installed into the clone: .venv for the programs, .cache for what tests and the demo fetch.
+# Everything is installed into the clone (.venv, about 1 GB). What tests and the demo fetch or build is kept in
+# ${XDG_CACHE_HOME:-~/.cache}/triton-controlplane.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
