@@ -117,7 +117,12 @@ async def record_shapes(registry: Registry, shapes: Iterable[FleetShape]) -> Non
     deployed = {shape.name: shape for shape in shapes}
     for name, shape in deployed.items():
         await asyncio.to_thread(registry.update_fleet, name, partial(_with_shape, shape=shape))
-    for name in sorted(set(await asyncio.to_thread(registry.fleets)) - set(deployed)):
+    try:
+        recorded = set(await asyncio.to_thread(registry.fleets))
+    except ControlPlaneError as error:
+        log.warning("the fleets' records can't all be read; none is removed", reason=str(error))
+        return
+    for name in sorted(recorded - set(deployed)):
         log.info("a fleet is not deployed any more; its record is removed", fleet=name)
         await asyncio.to_thread(registry.remove_fleet, name)
 
