@@ -12,6 +12,10 @@ from typing import Literal
 
 from controlplane.core.snapshot import Key
 
+MOST_SETTLING = 4
+"""Being careful takes a pause for each version. Where more than these had just been loaded, a server that was simply
+killed soon after its start would be long in coming back."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
@@ -51,7 +55,7 @@ def judge(crashes: Sequence[Crash], *, window_s: float) -> Verdict:
     """The verdict after the last of `crashes` (in order of time). A crash with one version loading settles it; a hang,
     or a crash while serving, has to happen twice within `window_s` with the same only suspect."""
     last = crashes[-1]
-    careful = last.loading | last.settling
+    careful = last.loading | (last.settling if len(last.settling) <= MOST_SETTLING else frozenset())
     if len(last.suspects) != 1:
         return Verdict(careful=careful)
     suspect = next(iter(last.suspects))
@@ -60,7 +64,7 @@ def judge(crashes: Sequence[Crash], *, window_s: float) -> Verdict:
     before = [each for each in crashes[:-1] if last.at - each.at <= window_s and each.suspects == last.suspects]
     if not before:
         return Verdict(careful=careful)
-    doing = "loading" if last.suspects == careful else "serving"
+    doing = "loading" if last.loading or last.settling else "serving"
     return Verdict(
         guilty=suspect, reason=f"the server {'died' if last.how == 'crash' else 'hung'} twice while {doing} it"
     )

@@ -37,5 +37,5 @@ class Settings:
     retry_min_s: float = 1.0
     retry_max_s: float = 60.0
     crash_window_s: float = 600.0
-    settle_s: float = 3.0
+    settle_s: float = 2.0
     use_every_s: float = 2.0

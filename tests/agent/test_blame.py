@@ -22,6 +22,7 @@ def crash(at: float = 0.0, how: str = "crash", **sets: set[Key]) -> Crash:
         pytest.param([crash(loading={A, B}), crash(1, loading={A})], A, set(), id="then one of them alone"),
         pytest.param([crash(settling={A}, loaded={A, B})], None, {A}, id="one had just been loaded"),
         pytest.param([crash(settling={A}), crash(1, settling={A})], A, set(), id="just been loaded, twice"),
+        pytest.param([crash(settling={Key("m", n) for n in range(9)})], None, set(), id="all had just been loaded"),
         pytest.param([crash(loaded={A})], None, set(), id="serving, once"),
         pytest.param([crash(loaded={A}), crash(1, loaded={A})], A, set(), id="the only one loaded, twice"),
         pytest.param([crash(loaded={A}), crash(999, loaded={A})], None, set(), id="long ago"),
