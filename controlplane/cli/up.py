@@ -90,6 +90,7 @@ def _run(home: Home, system: System) -> None:
             for news in supervisor.look():
                 _say(f"{news} (see {home.logs})")
             reporter.look()
+            supervisor.was_ready = reporter.ready
             time.sleep(LOOK_S)
     except _Interrupted:
         _say("stopping …")

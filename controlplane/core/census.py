@@ -42,7 +42,8 @@ class Census:
                 self.copies[key].append(replica)
                 if copy.last_used_at is not None and copy.last_used_at > self.last_used.get(key, 0.0):
                     self.last_used[key] = copy.last_used_at
-                if copy.state == "ready" and up and copy.digest == self.snapshot.digest(key):
+                known = key.model in self.snapshot.unread or copy.digest == self.snapshot.digest(key)
+                if copy.state == "ready" and up and known:
                     self.ready[key].append(replica.name)
         for key, asked_at in self.snapshot.demand.items():
             self.last_used[key] = max(asked_at, self.last_used.get(key, 0.0))
@@ -77,11 +78,21 @@ class Census:
                     else Reason(code="MISSING", text=f"{key} is not in the registry any more")
                 )
                 return None
+            if manifest.entry.name != key.model:
+                text = f"the manifest of {key} is one of the model {manifest.entry.name}"
+                self.blocked[key] = Reason(code="INVALID", text=text)
+                return None
             self._fleets[key] = fleet_of(manifest.entry, self.snapshot.fleets)
         except ControlPlaneError as error:
             self.blocked[key] = Reason(code=error.code, text=str(error))
             return None
         return self._fleets[key]
+
+    def is_unread(self, key: Key) -> bool:
+        """Whether what the registry says of a version can't be read at present. Unknown is not gone: it stays."""
+        if key.model in self.snapshot.unread:
+            return True
+        return self.snapshot.is_registered(key) and self.snapshot.manifest(key) is None
 
     def size_bytes(self, key: Key, fleet: str) -> int:
         """The memory that a copy takes there; 0 for a version that is not known any more."""

@@ -48,21 +48,19 @@ def progress(
     if trouble is not None:
         return Progress(reason=trouble, end="failed")
     share = rollout.steps[min(rollout.step, len(rollout.steps) - 1)].weight_percent
-    if target.planned and set(target.planned) <= set(target.ready) and not target.room_is_made:
-        if share == 100 and all(table is not None and _leads_all(table, key) for table in tables):
-            done = Reason(
-                code="SERVED", text=f"{key} is ready on {', '.join(target.ready)} and every gateway leads there"
-            )
-            return Progress(reason=done, weight_percent=share, end="succeeded")
-        confirming = Reason(
-            code="CONFIRMING", text=f"{key} is ready on {', '.join(target.ready)}; gateways are switching"
-        )
-        return Progress(reason=confirming, weight_percent=share)
-    waiting = Reason(code="LOADING", text=target.waiting or f"{key} waits for a replica")
+    complete = target.planned and set(target.planned) <= set(target.ready) and not target.room_is_made
+    where = f"{key} is ready on {', '.join(target.ready)}"
+    if complete and share == 100 and all(table is not None and _leads_all(table, key) for table in tables):
+        done = Reason(code="SERVED", text=f"{where} and every gateway leads there")
+        return Progress(reason=done, weight_percent=share, end="succeeded")
+    if complete:
+        waiting = Reason(code="CONFIRMING", text=f"{where}; gateways are switching")
+    else:
+        waiting = Reason(code="LOADING", text=target.waiting or f"{key} waits for a replica")
     if now - rollout.started_at.timestamp() > rollout.deadline_s:
-        text = f"{key} was not ready after {rollout.deadline_s:.0f} s: {waiting.text}"
+        text = f"{key} was not served after {rollout.deadline_s:.0f} s: {waiting.text}"
         return Progress(reason=Reason(code="DEADLINE", text=text), end="failed")
-    return Progress(reason=waiting)
+    return Progress(reason=waiting, weight_percent=share if complete else 0)
 
 
 def _leads_all(table: RouteTable, key: Key) -> bool:

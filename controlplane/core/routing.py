@@ -83,12 +83,29 @@ def build_table(
                 if pool is None and Key(name, number) in reasons
             },
         )
+    for name in sorted(snapshot.unread):
+        route = _as_before(name, snapshot)
+        if route is not None:
+            routes[name] = replace(
+                route,
+                targets=tuple(replace(each, pool=pool_of(Key(name, each.version))) for each in route.targets),
+                pinned={number: pool_of(Key(name, number)) for number in route.pinned},
+            )
     endpoints: dict[str, Endpoint] = {}
     for name in sorted(snapshot.replicas):
         endpoint = snapshot.replicas[name].endpoint
         if endpoint is not None and name not in gone:
             endpoints[name] = replace(endpoint, draining=name in draining)
     return RouteTable(endpoints=endpoints, pools=pools, routes=routes)
+
+
+def _as_before(model: str, snapshot: Snapshot) -> Route | None:
+    """How the gateways lead requests for a model whose document can't be read."""
+    for gateway in snapshot.gateways.values():
+        for table in gateway.tables():
+            if model in table.routes:
+                return table.routes[model]
+    return None
 
 
 def _targets(serving: Serving, pinned: Mapping[int, str | None]) -> tuple[Target, ...]:

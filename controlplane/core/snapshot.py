@@ -92,7 +92,8 @@ class Snapshot:
 
     `manifests` holds those of all versions that are referred to, by digest. `demand`: when somebody last waited for a
     cold version. `leaving`: places that the plan before wanted to give up, with the time since when no gateway can be
-    leading there any more (None: one still can). `stopping`: replicas on their way out. `settled` False: a new
+    leading there any more (None: one still can). `stopping`: replicas on their way out. `unread`: models whose
+    document can't be read and never was by this controller: what they have, they keep. `settled` False: a new
     controller that has not heard from all yet; it adds, but takes nothing away. `clashes`: pairs of versions of one
     model, lower first, that one server can't hold at once, with the reason. `spare_names`: for new replicas.
     """
@@ -106,6 +107,7 @@ class Snapshot:
     demand: Mapping[Key, float] = field(default_factory=dict)
     leaving: Mapping[Place, float | None] = field(default_factory=dict)
     stopping: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
     settled: bool = True
     clashes: Mapping[tuple[Key, Key], str] = field(default_factory=dict)
     settings: Settings = Settings()

@@ -38,6 +38,10 @@ def wants_of(serving: Iterable[Serving], census: Census) -> dict[str, list[Want]
                 want = _want(each, key, fleet, census)
                 if want is not None:
                     wants[fleet].append(want)
+    for key, replicas in census.copies.items():
+        if census.is_unread(key):
+            for fleet in {replica.fleet for replica in replicas}:
+                wants[fleet].append(Want(key=key, size_bytes=0, rank=Rank.ALWAYS, minimum=0, maximum=0))
     return wants
 
 

@@ -43,6 +43,8 @@ class Supervisor:
     """The owner of one home. `start`, then `look` again and again, then `stop`."""
 
     home: Home
+    was_ready: bool = False
+    """Whether the system has been ready once: from then on nothing makes the supervisor give up."""
     parts: list[_Part] = field(
         default_factory=lambda: [_Part("controller", "controlplane.server"), _Part("gateway", "gateway")]
     )
@@ -61,8 +63,9 @@ class Supervisor:
     def look(self) -> list[str]:
         """Start again what has ended, with back-off; a sentence for each part that has ended since last time.
 
-        Raises InvalidInput, Unauthenticated or Conflict when a part says that it can't run as it is set up: starting it
-        again would change nothing.
+        Raises InvalidInput, Unauthenticated or Conflict when a part says at the first start that it can't run as it is
+        set up. A system that was ready once is never given up: what has gone wrong since (a store's outage, somebody's
+        bad document) must not end what still serves.
         """
         news = []
         now = time.monotonic()
@@ -80,7 +83,7 @@ class Supervisor:
 
     def _give_up_if_hopeless(self, part: _Part, status: int) -> None:
         kind = next((code for code in _HOPELESS if STATUS[code].exit == status), None)
-        if kind is not None:
+        if kind is not None and not self.was_ready:
             raise _HOPELESS[kind](f"the {part.name} can't run: {self._last_words(part)}")
 
     def _last_words(self, part: _Part) -> str:

@@ -50,6 +50,8 @@ class Controller:
         self.metrics = Metrics()
         self.scraper = Scraper()
         self.planned_at: float | None = None
+        self.problem = ""
+        """Why planning fails at present."""
         self.snapshot = Snapshot()
         self._registry = registry
         self._backend = backend
@@ -125,7 +127,14 @@ class Controller:
             log.warning("the fleet's replicas can't be listed; what was known of them is used", reason=str(error))
         now = time.time()
         self.snapshot = self.memory.snapshot(self.orders, self._clash, now)
-        made = await asyncio.to_thread(plan, self.snapshot, now)
+        try:
+            made = await asyncio.to_thread(plan, self.snapshot, now)
+        except Exception as error:
+            if self.problem != repr(error):
+                log.exception("planning failed; what was ordered before stays in force")
+            self.problem = repr(error)
+            return
+        self.problem = ""
         await self._fetch_sources(made)
         self._log_changes(made)
         self.memory.last_plan = made
@@ -165,13 +174,24 @@ class Controller:
         """Have download addresses that are not older than `since` for each of these versions."""
         for digest, manifest in dict(found for key in keys if (found := self._manifest(key)) is not None).items():
             if self._sources.get(digest, (0.0, {}))[0] < since:
-                sources = await asyncio.to_thread(self._registry.sources, manifest, SOURCES_EXPIRE_S)
+                try:
+                    sources = await asyncio.to_thread(self._registry.sources, manifest, SOURCES_EXPIRE_S)
+                except ControlPlaneError as error:
+                    log.warning("a version's files can't be located", model=manifest.entry.name, reason=str(error))
+                    continue
                 self._sources[digest] = (time.time(), sources)
 
     def _manifest(self, key: Key) -> tuple[str, Manifest] | None:
-        digest = self.snapshot.digest(key)
+        digest = self.snapshot.digest(key) or self._reported_digest(key)
         manifest = self.memory.manifests.get(digest) if digest is not None else None
         return (digest, manifest) if digest is not None and manifest is not None else None
+
+    def _reported_digest(self, key: Key) -> str | None:
+        """The digest of a version that a replica holds, where the model's document can't tell it."""
+        for replica in self.snapshot.replicas.values():
+            if key in replica.copies:
+                return replica.copies[key].digest
+        return None
 
     def _wanted(self, key: Key) -> Wanted | None:
         found = self._manifest(key)

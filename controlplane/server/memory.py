@@ -13,6 +13,9 @@ from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import GatewayView, Key, ReplicaView, Settings, Snapshot
 from controlplane.server.orders import Orders
 
+UNREAD = "unread"
+"""In place of a digest that can't be known because the model's document can't be read."""
+
 
 @dataclass(slots=True)
 class HeardGateway:
@@ -82,7 +85,11 @@ class Memory:
         self._refresh_demand(now)
         replicas = self._replicas(orders)
         self.settled = self.settled or self._has_settled(replicas, now)
-        fleets = {name: self.fleets[name] for name in self.shapes if name in self.fleets}
+        # A fleet's shape is the deployment's word; its record in the registry only adds what was learned.
+        fleets = {
+            name: replace(self.fleets[name], shape=shape) if name in self.fleets else FleetRecord(shape=shape)
+            for name, shape in self.shapes.items()
+        }
         return Snapshot(
             epoch=orders.epoch,
             models=dict(self.models),
@@ -93,6 +100,7 @@ class Memory:
             demand=dict(self.demand),
             leaving=self.last_plan.leaving,
             stopping=self.last_plan.stopping,
+            unread=frozenset(name for name in map(_model_of, self.problems) if name and name not in self.models),
             settled=self.settled,
             clashes=dict(self._clashes(clash)),
             settings=self.settings,
@@ -130,7 +138,7 @@ class Memory:
 
     def _ghost(self, name: str) -> ReplicaView:
         endpoint, keys = self.ghosts[name]
-        digests = {key: self._digest(key) for key in sorted(keys)}
+        digests = {key: self._digest(key) if key.model in self.models else UNREAD for key in sorted(keys)}
         return ReplicaView(
             name=name,
             fleet=name.rpartition("-")[0],
@@ -173,6 +181,11 @@ class Memory:
                 why = clash(a, b) if a is not None and b is not None else None
                 if why is not None:
                     yield (one, other), why
+
+
+def _model_of(key: str) -> str | None:
+    """The model whose document has this key."""
+    return key.removeprefix("models/").removesuffix(".json") if key.startswith("models/") else None
 
 
 def _copies(report: ReplicaReport, orders: Orders) -> Iterable[tuple[Key, Copy]]:

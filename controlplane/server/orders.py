@@ -79,10 +79,13 @@ class Orders:
 
     def _issue(self, replica: str, keys: frozenset[Key], stop: bool) -> None:
         before = self._assignments.get(replica)
+        named = {key: self._wanted(key) for key in sorted(keys)}
+        if None in named.values():
+            return  # leaving it out would make the replica give it up: rather no order than that one
         self._generation += 1
         # In the first assignment of an epoch nothing is new: whatever the replica has, nobody has taken it away.
         since = {key: before.since.get(key, self._generation) if before else 0 for key in keys}
-        wanted = tuple(each for each in map(self._wanted, sorted(keys)) if each is not None)
+        wanted = tuple(each for each in named.values() if each is not None)
         assignment = Assignment(epoch=self.epoch, generation=self._generation, wanted=wanted, stop=stop)
         self._assignments[replica] = Issued(since=since, stop=stop, assignment=assignment)
         self.event(f"replica/{replica}").set()

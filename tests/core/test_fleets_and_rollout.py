@@ -81,6 +81,7 @@ READY = TargetState(planned=("r0", "r1"), ready=("r0", "r1"))
             (0, None, "LOADING"),
             id="one replica is not ready",
         ),
+        pytest.param(READY, [None], 1061, (0, "failed", "DEADLINE"), id="never confirmed"),
         pytest.param(TargetState(), [SERVED], 1001, (0, None, "LOADING"), id="nothing is planned"),
         pytest.param(TargetState(waiting="disk"), [SERVED], 1061, (0, "failed", "DEADLINE"), id="too late"),
         pytest.param(

@@ -224,3 +224,44 @@ def test_an_alias_may_be_asked_for_and_is_loaded_by_the_first_request() -> None:
     world.gateways["gw-0"].demand = (Demand(model="m", version=2, waiting=1),)
     world.run(10)
     assert world.served(candidate)
+
+
+def test_an_unreadable_document_takes_nothing_away_from_a_new_controller() -> None:
+    world = World()
+    key = promoted(world)
+    other = promoted(world, "other")
+    document = world.registry.models.pop("m")
+    world.restart_controller()
+    world.memory.problems["models/m.json"] = "it is no JSON"
+    world.problems = dict(world.memory.problems)
+    for _ in range(60):
+        world.turn()
+        world.memory.problems = dict(world.problems)
+        assert world.served(key) == world.served(other) == {"cpu-0", "cpu-1"}
+    assert world.gateways["gw-0"].table.epoch == world.epoch, "the new controller's table is in force"
+    world.registry.models["m"] = document
+    world.memory.problems = world.problems = {}
+    world.run(20)
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+def test_an_unreadable_manifest_takes_nothing_away_either() -> None:
+    world = World()
+    key = promoted(world)
+    world.registry.manifests.clear()
+    world.restart_controller()
+    for _ in range(40):
+        world.turn()
+        assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+def test_a_manifest_of_another_model_is_not_served() -> None:
+    world = World()
+    promoted(world)
+    foreign = world.registry.register(manifest("m"), world.now)
+    world.registry.manifests["m-2"] = manifest("somebody-else")
+    world.registry.promote(foreign, world.now)
+    world.run(10)
+    rollout = world.registry.models["m"].rollout
+    assert rollout is not None and rollout.state == "failed" and "somebody-else" in rollout.reason
+    assert all(foreign not in replica.copies for replica in world.replicas.values())

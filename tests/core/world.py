@@ -214,6 +214,7 @@ class World:
         self.bad: dict[Key, Any] = {}
         self.epoch = 0
         self.plan = Plan()
+        self.problems: dict[str, str] = {}
         self.clash: Any = lambda one, other: None
         self.restart_controller()
 
@@ -223,9 +224,11 @@ class World:
         self.orders = Orders(self.epoch, self._wanted)
 
     def _wanted(self, key: Key) -> Wanted | None:
-        version = self.registry.models[key.model].version(key.version)
-        assert version is not None
-        made = self.registry.manifests[version.digest]
+        model = self.registry.models.get(key.model)
+        version = model.version(key.version) if model else None
+        made = self.registry.manifests.get(version.digest) if version else None
+        if version is None or made is None:
+            return None
         return Wanted(model=key.model, version=key.version, digest=version.digest, manifest=made)
 
     def resize(self, replicas: int) -> None:
@@ -331,8 +334,8 @@ class World:
         for route in table.routes.values():
             led = [(target.version, target.pool) for target in route.targets] + list(route.pinned.items())
             for number, pool in led:
-                version = self.registry.models[route.model].version(number)
-                assert version is not None
+                model = self.registry.models.get(route.model)
+                version = model.version(number) if model else None
                 for name in table.pools.get(pool or "", ()):
                     replica = self.replicas.get(name)
                     assert replica is not None, f"{route.model}@{number} is led to {name}, which is gone"
@@ -340,7 +343,7 @@ class World:
                         continue
                     copy = replica.copies.get(Key(route.model, number))
                     assert copy is not None, f"{route.model}@{number} is led to {name}, which gave it up"
-                    assert copy.digest == version.digest
+                    assert version is None or copy.digest == version.digest
                     if not getattr(replica, "crashed", False):
                         assert copy.state == "ready", (
                             f"{route.model}@{number} is led to {name}, where it is {copy.state}"
