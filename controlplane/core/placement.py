@@ -325,7 +325,7 @@ class _Placer:
             return Reason(
                 code="TOO_LARGE", text=f"{key} needs {_mib(size)} and the fleet's replicas have {_mib(largest)} each"
             )
-        free = max((room.free_now for room in rooms if room.slot.open), default=0)
+        free = max((room.free_now for room in rooms if room.slot.open and room.free_now > 0), default=0)
         if want.rank is Rank.AUTO:
             return Reason(
                 code="ON_DEMAND",

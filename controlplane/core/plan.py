@@ -18,6 +18,9 @@ from controlplane.core.scaling import Scaling, depart, scale
 from controlplane.core.snapshot import Key, Place, Reason, Snapshot
 from controlplane.core.wants import serving_of, wants_of
 
+MEASURE_AGAIN = 0.25
+"""By how much (as a share) a copy's measured memory must differ from what is on record to be written down anew."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -295,7 +298,13 @@ class _Planner:
                     capabilities = replica.report.capabilities
                 for copy in replica.copies.values():
                     if copy.state == "ready" and copy.memory_bytes:
-                        measured.setdefault(copy.digest, copy.memory_bytes)
-            news = {digest: size for digest, size in measured.items() if digest not in record.measured_bytes}
+                        # The least of all: what else went on during a load can only have made it look larger.
+                        known = measured.get(copy.digest, record.shape.memory_bytes)
+                        measured[copy.digest] = min(known, copy.memory_bytes)
+            news = {
+                digest: size
+                for digest, size in measured.items()
+                if abs(size - record.measured_bytes.get(digest, 0)) > MEASURE_AGAIN * size
+            }
             if capabilities != record.capabilities or news:
                 self.actions.append(RecordFleet(fleet=name, capabilities=capabilities, measured_bytes=news))

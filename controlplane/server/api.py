@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -132,7 +133,10 @@ async def _read(request: Request, schema: TypeAdapter[Message], sender: str) -> 
 
 def _wait_s(request: Request) -> float:
     try:
-        return min(max(float(request.query_params.get("wait_s", "0")), 0.0), MAX_WAIT_S)
+        wait_s = float(request.query_params.get("wait_s", "0"))
+        if not math.isfinite(wait_s):
+            raise ValueError(wait_s)
+        return min(max(wait_s, 0.0), MAX_WAIT_S)
     except ValueError as error:
         raise InvalidInput("not a number of seconds", field="wait_s") from error
 

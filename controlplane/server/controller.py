@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import Callable, Iterable
 
 import structlog
 
-from controlplane.core.errors import ControlPlaneError, NotLeader
+from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport, Wanted
 from controlplane.core.models import FleetShape, Manifest
 from controlplane.core.plan import Plan, plan
@@ -26,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 SCRAPE_S = 5.0
 """How often the servers' metrics are read."""
+
+MAX_COPIES = 10_000
+"""More versions than this no replica can hold."""
 
 SOURCES_EXPIRE_S = 3600
 """How long the download addresses of an assignment are good for."""
@@ -102,6 +106,8 @@ class Controller:
             if each.fleet not in self.memory.shapes:
                 log.info("replica is removed: its fleet is not deployed any more", replica=each.name, fleet=each.fleet)
                 await self._backend.remove(each.name)
+            else:
+                self.memory.backend_replicas[each.name] = each.fleet
 
     async def _scrape(self) -> None:
         """Read the servers' metrics now and then, for whoever asks how things are."""
@@ -209,6 +215,7 @@ class Controller:
     async def sync_replica(self, report: ReplicaReport, wait_s: float) -> Assignment | None:
         """Take a report; answer with an assignment that is newer than the one it names, or None after `wait_s`."""
         self._check_epoch(report.epoch)
+        self._check_replica(report)
         before = self.memory.reports.get(report.replica)
         self.memory.hear_replica(report, time.time())
         if before is None or before[0] != report:
@@ -255,6 +262,24 @@ class Controller:
         latest = self.memory.reports.get(report.replica)
         if latest is not None and latest[0].incarnation == report.incarnation:
             self.memory.reports[report.replica] = (latest[0], time.time())
+
+    def _check_replica(self, report: ReplicaReport) -> None:
+        """Refuse what no agent of this deployment would say: it must not lead requests, or other replicas, astray."""
+        fleet = self.memory.backend_replicas.get(report.replica)
+        if fleet != report.fleet:
+            raise NotFound(
+                f"the deployment has no replica {report.replica!r} of a fleet {report.fleet!r} (yet)", field="replica"
+            )
+        if len(report.copies) > MAX_COPIES:
+            raise InvalidInput(f"more than {MAX_COPIES} copies on one replica", field="copies")
+        if report.endpoint is not None:
+            ports = (report.endpoint.grpc_port, report.endpoint.http_port, report.metrics_port or 1)
+            if not all(0 < port < 1 << 16 for port in ports):
+                raise InvalidInput("a port is out of range", field="endpoint")
+            try:
+                ipaddress.ip_address(report.endpoint.host)
+            except ValueError as error:
+                raise InvalidInput(f"{report.endpoint.host!r} is no IP address", field="endpoint.host") from error
 
     def _check_epoch(self, seen: int) -> None:
         if seen > self.orders.epoch:

@@ -26,7 +26,7 @@ from controlplane.core.messages import (
 from controlplane.core.models import Capabilities, FleetShape
 from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import Settings
-from controlplane.fleet.protocol import FleetBackend
+from controlplane.fleet.protocol import FleetBackend, FleetReplica
 from controlplane.registry import Registry, open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
@@ -156,8 +156,8 @@ class Pretender:
 class FixedFleet:
     """A fleet whose one replica is the test itself."""
 
-    async def list(self) -> tuple[Any, ...]:
-        return ()
+    async def list(self) -> tuple[FleetReplica, ...]:
+        return (FleetReplica(name="cpu-0", fleet="cpu"),)
 
     async def start(self, shape: FleetShape, replica: str) -> None:
         pass

@@ -128,6 +128,21 @@ def test_without_the_token_nothing_is_told(service: Service, path: str) -> None:
             id="the caller has seen a newer controller",
         ),
         pytest.param(
+            "/v1/replicas/cpu-7/sync",
+            '{"replica": "cpu-7", "fleet": "cpu", "incarnation": "1", "server": "ready"}',
+            404,
+            "cpu-7",
+            id="a replica that nobody deployed",
+        ),
+        pytest.param(
+            "/v1/replicas/cpu-0/sync",
+            '{"replica": "cpu-0", "fleet": "cpu", "incarnation": "1", "server": "ready",'
+            ' "endpoint": {"replica": "cpu-0", "host": "not an ip", "grpc_port": 1, "http_port": 2}}',
+            400,
+            "endpoint.host",
+            id="an endpoint that is no address",
+        ),
+        pytest.param(
             "/v1/gateways/gw/sync?wait_s=soon", '{"gateway": "gw", "incarnation": "1"}', 400, "wait_s", id="wait"
         ),
     ],
