@@ -310,6 +310,8 @@ class _Placer:
         rooms = list(self.rooms.values())
         if not rooms:
             return Reason(code="NO_REPLICA", text=f"{key} has no replica to go to: the fleet has none running")
+        if not any(room.slot.open for room in rooms):
+            return Reason(code="NO_REPLICA", text=f"{key} waits for a replica: none of the fleet's is up")
         if all(key in room.slot.failed for room in rooms):
             return Reason(code="FAILED", text=f"{key} could not be loaded on any replica")
         clashing = self.clashes.get(key, set())

@@ -121,3 +121,27 @@ def test_a_document_from_a_newer_release_is_left_alone(system: System) -> None:
         assert system.ask("good")[0] == 6.0
     finally:
         document.unlink()
+
+
+def test_a_document_that_breaks_takes_nothing_away_even_from_a_new_controller(system: System) -> None:
+    system.serve("garbled")
+    document = system.home.registry / "models" / "garbled.json"
+    content = document.read_text()
+    epoch = system.ok("status", "-o", "json").json()["epoch"]
+    with Load(system, "garbled") as load:
+        document.write_text("{garbage")
+        system.kill("controlplane.server")
+
+        def decides() -> bool:
+            status = system.ctl("status", "-o", "json")
+            return status.status == 0 and bool(status.json()["settled"]) and status.json()["epoch"] > epoch
+
+        eventually(decides)
+        load.more(200)
+        assert "garbled" in str(system.ok("status", "-o", "json").json()["problems"])
+        assert system.serve("beside-the-garbled") == 1, "the others go on"
+        document.write_text(content)
+        eventually(lambda: not system.ok("status", "-o", "json").json()["problems"])
+        load.more(100)
+    assert not load.failures
+    assert system.serve("garbled", factor=3) == 2
