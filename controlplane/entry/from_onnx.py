@@ -8,7 +8,7 @@ from typing import Any
 from controlplane.core.errors import ControlPlaneError, InvalidEntry, InvalidInput
 from controlplane.entry.document import Document
 from controlplane.entry.onnx_file import OnnxFacts, OnnxTensor
-from controlplane.entry.parse import at_line
+from controlplane.entry.problems import at_line
 
 DEFAULT_MAX_BATCH_SIZE = 32
 """The largest batch where the file takes any and nobody says. Triton's own default is 4, which leaves most of a batch's

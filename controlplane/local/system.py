@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass as validated
 from controlplane.core.entry import is_name
 from controlplane.core.errors import InvalidEntry, InvalidInput
 from controlplane.core.models import FleetShape
-from controlplane.entry.document import read_document
+from controlplane.entry.document import EMPTY, read_document
+from controlplane.entry.problems import problem_of
 from controlplane.entry.wording import size_bytes
 from controlplane.local.home import Home, replace_file
 
@@ -23,9 +24,7 @@ def _bytes(value: object) -> object:
     if not isinstance(value, str):
         return value
     size = size_bytes(value)
-    if size is None:
-        raise ValueError(f"{value!r} is no size; write it like 512Mi or 4Gi")
-    return size
+    return value if size is None else size  # what is no size is refused as no number, in words for sizes
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Ge(1)]
@@ -90,24 +89,17 @@ def read_system(path: Path | None, home: Home) -> System:
 
     A registry given as a relative path is relative to the file. Raises InvalidInput or InvalidEntry.
     """
-    content: Mapping[str, Any] = {}
+    document = EMPTY
     if path is not None:
         try:
-            content = read_document(path.read_bytes(), str(path)).data
+            document = read_document(path.read_bytes(), str(path))
         except OSError as error:
             raise InvalidInput(f"{path} can't be read: {error.strerror}", remedy="name an existing file") from error
     subject = str(path or "the system")
     try:
-        file = TypeAdapter(_SystemFile).validate_python(content)
+        file = TypeAdapter(_SystemFile).validate_python(document.data)
     except ValidationError as error:
-        problems = tuple(
-            InvalidInput(
-                each["msg"].removeprefix("Value error, "),
-                field=".".join(str(part) for part in each["loc"]) or None,
-                remedy="docs/system.md lists the settings" if each["type"] == "unexpected_keyword_argument" else None,
-            )
-            for each in error.errors()
-        )
+        problems = tuple(problem_of(each, document.lines, _SystemFile) for each in error.errors(include_url=False))
         raise InvalidEntry(subject, problems) from error
     _check_fleets(file.fleets, subject)
     registry = file.registry or str(home.registry.resolve())
