@@ -7,11 +7,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    import yaml
+
 FORMATS = ("table", "wide", "json", "yaml", "name")
+
+FLOW_VALUES, FLOW_TEXT = 16, 40
+"""In YAML, a list of at most so many plain values, texts no longer than that, stands on one line."""
 
 Row = Mapping[str, Any]
 
@@ -69,8 +75,20 @@ def structured(data: object, output: str) -> str:
         return json.dumps(data, indent=2, ensure_ascii=False, default=str)
     import yaml
 
-    text: str = yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        """Short lists of plain values on one line."""
+
+    Dumper.add_representer(list, _represent_list)
+    plain = json.loads(json.dumps(data, default=str))
+    text: str = yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text.rstrip("\n")
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    short = len(values) <= FLOW_VALUES and all(
+        isinstance(each, int | float | None) or (isinstance(each, str) and len(each) <= FLOW_TEXT) for each in values
+    )
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=short)
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

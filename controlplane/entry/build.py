@@ -18,6 +18,7 @@ from controlplane.entry.example import example_problems
 from controlplane.entry.from_onnx import with_onnx
 from controlplane.entry.onnx_file import read_onnx
 from controlplane.entry.parse import check_name, to_entry
+from controlplane.entry.python_files import check_python
 from controlplane.entry.wording import normal
 from controlplane.registry.artifact import collect
 
@@ -75,6 +76,10 @@ def build(
             _external(read.external, files)
             stated = with_onnx(stated, read, facts, document)
     else:
+        if stated.get("backend") == "python":
+            code = str(stated.get("default_model_filename") or MODEL_FILES["python"])
+            if code in files:
+                check_python(code, files[code])
         _needs_tensors(stated, document)
     entry = to_entry(dataclasses.replace(document, data=stated))
     if problems := tuple(example_problems(entry)):

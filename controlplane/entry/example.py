@@ -43,14 +43,9 @@ def _side(side: str, given: Mapping[str, Any], tensors: tuple[Tensor, ...], entr
             yield InvalidInput(str(error), field=field, remedy="nest lists as deep as the tensor has dimensions")
             continue
         wanted = (-1, *tensor.dims) if entry.max_batch_size > 0 else tensor.dims
-        if len(shape) != len(wanted) or any(b not in (-1, a) for a, b in zip(shape, wanted, strict=True)):
-            yield InvalidInput(
-                f"has shape {list(shape)} instead of {list(wanted)}",
-                field=field,
-                remedy="give it with the batch dimension, such as [[…]]"
-                if entry.max_batch_size
-                else "give the whole tensor",
-            )
+        if not _fits(shape, wanted):
+            what, remedy = _misfit(shape, wanted, tensor, entry)
+            yield InvalidInput(what, field=field, remedy=remedy)
         elif entry.max_batch_size and not 1 <= shape[0] <= entry.max_batch_size:
             yield InvalidInput(
                 f"is a batch of {shape[0]}",
@@ -61,6 +56,24 @@ def _side(side: str, given: Mapping[str, Any], tensors: tuple[Tensor, ...], entr
             yield InvalidInput(
                 f"has a value that is no {tensor.data_type}", field=field, remedy="give text for BYTES, else numbers"
             )
+
+
+def _misfit(shape: tuple[int, ...], wanted: tuple[int, ...], tensor: Tensor, entry: Entry) -> tuple[str, str]:
+    """What to say of an example's shape that isn't the tensor's."""
+    what = f"has shape {list(shape)} instead of {list(wanted)}"
+    if not entry.max_batch_size:
+        return what, "give the whole tensor"
+    if len(shape) == len(tensor.dims) and tensor.dims[0] in (-1, 1) and _fits(shape, tensor.dims):
+        return (
+            f"{what}: the dims {list(tensor.dims)} of {tensor.name} may repeat the batch dimension, which "
+            f"`max_batch_size: {entry.max_batch_size}` stands for already",
+            f"state `dims: {list(tensor.dims[1:])}` if the first one is the batch; else give the example as a batch",
+        )
+    return what, "give it with the batch dimension, such as [[…]]"
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, got) for got, want in zip(shape, wanted, strict=True))
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

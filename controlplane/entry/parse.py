@@ -10,7 +10,7 @@ from controlplane.core.entry import Entry, is_name
 from controlplane.core.errors import ControlPlaneError, InvalidEntry, InvalidInput
 from controlplane.entry.document import Document, read_document
 from controlplane.entry.problems import problem_of
-from controlplane.entry.wording import normal
+from controlplane.entry.wording import as_fill, normal
 
 _ENTRIES = TypeAdapter(Entry)
 
@@ -47,6 +47,9 @@ def to_entry(document: Document) -> Entry:
 def to_data(entry: Entry) -> dict[str, Any]:
     """An entry as plain data, without what is absent or as by default: what a person would have written."""
     data: dict[str, Any] = _ENTRIES.dump_python(entry, mode="json", exclude_defaults=True)
+    for side in ("inputs", "outputs"):
+        tensors = data.get("example", {}).get(side, {})
+        tensors.update({name: as_fill(value) for name, value in tensors.items()})
     return data
 
 

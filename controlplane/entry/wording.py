@@ -40,6 +40,9 @@ TRITON_NAMES = {
 MAX_FILLED = 1 << 20
 """Elements of an example that is given as `fill` and `dims`."""
 
+SHORT = 16
+"""Up to so many elements a tensor of an example is written out."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
 _TEXTS = ("parameters", "metric_tags", "labels")
@@ -86,6 +89,18 @@ def _is_shape(dims: Any) -> bool:
 
 def _nested(value: Any, dims: list[int]) -> Any:
     return value if not dims else [_nested(value, dims[1:])] * dims[0]
+
+
+def as_fill(value: Any) -> Any:
+    """A tensor's nested lists as `{fill: VALUE, dims: […]}`, where all its elements are one and there are many."""
+    dims, first = [], value
+    while isinstance(first, list) and first:
+        dims.append(len(first))
+        first = first[0]
+    if not SHORT < math.prod(dims) <= MAX_FILLED or isinstance(first, list | dict):
+        return value
+    # By their spelling: 1 and 1.0 and true are equal, and not the same to whoever reads them.
+    return {"fill": first, "dims": dims} if repr(value) == repr(_nested(first, dims)) else value
 
 
 def _text(value: Any) -> Any:

@@ -150,6 +150,47 @@ def test_other_backends_by_their_files(make: Make) -> None:
     assert (built.entry.backend, built.entry.default_model_filename) == ("pytorch", "net.pt")
 
 
+STATED = (
+    "max_batch_size: 8\ninputs: [{name: x, data_type: FP32, dims: DIMS}]\n"
+    "outputs: [{name: y, data_type: FP32, dims: [1]}]\nexample: {inputs: {x: [[1, 2, 3, 4]]}}\n"
+)
+
+
+@pytest.mark.parametrize(("dims", "says"), [("[-1, 4]", "dims: [4]"), ("[1, 4]", "dims: [4]"), ("[2, 4]", "[[…]]")])
+def test_dims_that_repeat_the_batch_are_guessed_from_the_example(make: Make, dims: str, says: str) -> None:
+    with pytest.raises(InvalidEntry) as caught:
+        build("m", make(model_py="pass", model_yaml=STATED.replace("DIMS", dims)))
+    (problem,) = caught.value.problems
+    assert problem.field == "example.inputs[x]"
+    assert says in (problem.remedy or "")
+    assert ("may repeat the batch dimension" in problem.what) == (says != "[[…]]")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import os\ndef f(:\n  pass\n", "line 2"),
+        (b"\0", "null bytes"),
+        (b"x = '\xff'", "utf-8"),
+        ("(" * 500, "too many nested"),
+    ],
+    ids=["syntax", "nul", "encoding", "deep"],
+)
+def test_code_that_is_none_is_refused(make: Make, code: bytes | str, says: str) -> None:
+    with pytest.raises(InvalidEntry) as caught:
+        build("m", make(model_py=code, model_yaml=STATED.replace("DIMS", "[4]")))
+    (problem,) = caught.value.problems
+    assert "model.py" in problem.what
+    assert says in problem.what
+
+
+def test_code_is_not_run(make: Make, tmp_path: Path) -> None:
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+    build("m", make(model_py=code, model_yaml=STATED.replace("DIMS", "[4]")))
+    assert not (tmp_path / "ran").exists()
+    assert not list(tmp_path.rglob("*.pyc"))
+
+
 def test_what_can_not_be_read_must_be_stated(make: Make) -> None:
     with pytest.raises(InvalidEntry) as caught:
         build("m", make(model_py="pass"))

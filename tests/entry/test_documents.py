@@ -150,6 +150,28 @@ def test_what_is_written_out_reads_back() -> None:
     assert parse_entry(json.dumps(data)) == entry
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ([[256] * 2048], {"fill": 256, "dims": [1, 2048]}),
+        ([[["a"] * 5] * 2] * 3, {"fill": "a", "dims": [3, 2, 5]}),
+        ([[1.0] * 16], [[1.0] * 16]),
+        ([1] * 20 + [1.0], [1] * 20 + [1.0]),
+        ([[0] * 20, [0] * 19], [[0] * 20, [0] * 19]),
+        ([[]] * 20, [[]] * 20),
+    ],
+    ids=["many", "text", "few", "not the same", "uneven", "empty"],
+)
+def test_a_large_uniform_example_is_written_short(value: Any, written: Any) -> None:
+    entry = parse_entry(
+        MINIMAL + f"example: {{inputs: {{x: {json.dumps(value)}}}, outputs: {{y: {json.dumps(value)}}}}}"
+    )
+    data = to_data(entry)
+    assert data["example"] == {"inputs": {"x": written}, "outputs": {"y": written}}
+    again = parse_entry(yaml.safe_dump(data))
+    assert repr(again) == repr(entry)
+
+
 def test_the_published_schema_is_current() -> None:
     """`python -m controlplane.entry.schema > docs/entry.schema.json` renews it."""
     assert Path("docs/entry.schema.json").read_text() == schema_text()
