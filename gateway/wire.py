@@ -14,6 +14,10 @@ MAX_FIELDS = 65_536
 """Top-level fields of one message that are looked at; a request with more is refused, it would only cost time."""
 
 
+MAX_TAG = 2**32 - 1
+"""Servers keep the lower 32 bits of a larger one: it would be another field for them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
     """What a request says of itself: the model, the version it wishes (empty: none), its id, its sequence."""
@@ -82,6 +86,8 @@ def _small_fields(message: bytes, last: int) -> list[bytes]:
             return found
         start = position
         tag, position = _varint(message, position)
+        if not 8 <= tag <= MAX_TAG or position - start > 5:
+            raise InvalidInput("the message is not an inference request: a field's number is out of range")
         kind = tag & 7
         if kind == 0:
             _, position = _varint(message, position)

@@ -15,6 +15,8 @@ local WINDOW = 2048 -- bytes of a unary message that are fetched at once
 local MAX_FIELDS = 65536 -- a message with more would only cost time
 local LOOK = 320 -- bytes of a stream's message that are looked at: tags, lengths, a name of 128 bytes, a version
 
+local MAX_TAG = 4294967295 -- servers keep the lower 32 bits of a larger one: it would be another field for them
+
 local byte, char, sub, floor, min = string.byte, string.char, string.sub, math.floor, math.min
 
 local function be32(n)
@@ -41,6 +43,13 @@ local function varint(s, i)
   return nil
 end
 
+-- The tag at `i` of `s`, and the place behind it; nil where there is none that every reader reads alike.
+local function key(s, i)
+  local tag, behind = varint(s, i)
+  if tag == nil or tag < 8 or tag > MAX_TAG or behind - i > 5 then return nil end
+  return tag, behind
+end
+
 -- The last values of fields 1 and 2 of the message that fills `body` behind its 5-byte prefix, and the prefix's flag;
 -- nil if it is broken. `window` is the beginning of `body`.
 local function names(body, size, window)
@@ -56,7 +65,7 @@ local function names(body, size, window)
     end
     local tag, length
     local i = at - base + 1
-    tag, i = varint(window, i)
+    tag, i = key(window, i)
     if tag == nil then return nil end
     local kind = tag % 8
     if kind == 2 then
@@ -205,7 +214,7 @@ local function stream(h, headers)
           break
         else
           local head = get(at, min(left, 20))
-          local tag, i = varint(head, 1)
+          local tag, i = key(head, 1)
           local kind, length = tag ~= nil and tag % 8 or 3, nil
           if kind == 0 or kind == 2 then length, i = varint(head, i) end
           if kind == 0 and length ~= nil then length = 0 elseif kind == 1 then length = 8 elseif kind == 5 then length = 4 end

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from controlplane.core.errors import InvalidInput
 from controlplane.core.routes import Endpoint, Route, Target
+from gateway import wire
 from gateway.config.names import SERVICE
 from tests.gateway.frames import call
 from tests.gateway.running import Running, route, table
@@ -65,8 +67,8 @@ def framed(message: bytes) -> bytes:
 
 
 def cut(body: bytes, places: list[int]) -> list[bytes]:
-    """The body in pieces that end at these places (modulo its length)."""
-    ends = sorted({place % (len(body) + 1) for place in places} | {len(body)})
+    """The body in pieces that end at these places (modulo its length), none larger than a frame may be."""
+    ends = sorted({place % (len(body) + 1) for place in places} | {*range(0, len(body), 16_384), len(body)})
     return [body[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
 
 
@@ -92,11 +94,29 @@ def _varint(number: int) -> bytes:
     return data + bytes([number])
 
 
+def disguised(number: int, text: bytes, *, more: int = 1, encoded_bytes: int = 5) -> bytes:
+    """A field that is another one for readers that keep 32 bits of its tag, or do not count the tag's bytes."""
+    tag = number * 8 + 2 + more * 2**32
+    encoded = bytes([tag >> 7 * place & 127 | 128 for place in range(encoded_bytes - 1)])
+    return encoded + bytes([tag >> 7 * (encoded_bytes - 1)]) + bytes([len(text)]) + text
+
+
+disguises = st.builds(
+    disguised,
+    st.sampled_from([0, 1, 2, 7]),
+    st.sampled_from([b"m", b"other", b"1", b"3"]),
+    more=st.integers(1, 7),
+)
+overlong = st.builds(
+    disguised, st.integers(1, 2), st.sampled_from([b"m", b"3"]), more=st.just(0), encoded_bytes=st.integers(6, 10)
+)
+
 usual = st.tuples(st.sampled_from([b"m", LONG.encode()]), st.sampled_from([b"", b"2"]), contents).map(
     lambda parts: field(1, parts[0]) + (field(2, parts[1]) if parts[1] else b"") + field(7, parts[2])
 )
 sound = st.one_of(usual, st.lists(fields, max_size=12).map(b"".join))
-messages = st.one_of(sound, st.binary(max_size=600))
+unsound = st.tuples(usual, st.one_of(disguises, overlong), st.one_of(st.just(b""), usual)).map(b"".join)
+messages = st.one_of(sound, unsound, st.binary(max_size=600))
 places = st.lists(st.integers(0, 20_000), max_size=30)
 
 
@@ -166,6 +186,29 @@ def test_a_message_can_not_swallow_what_is_appended(port: int, missing: int, whe
         sent = body if headers else framed(message)
         for arrived in call(port, path, headers, cut(sent, where)):
             assert parsed(arrived).model_name == "m"
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        b"\x8a\x80\x80\x80\x10\x05other",
+        b"\x92\x80\x80\x80\x10\x013",
+        b"\x8a\x80\x80\x80\x70\x05other",
+        b"\x8a\x80\x80\x80\x80\x00\x05other",
+        b"\x92\x80\x80\x80\x80\x80\x80\x80\x80\x00\x013",
+        b"\x02\x05other",
+        b"\x00\x00",
+    ],
+    ids=["name", "version", "name-all-bits", "name-six-bytes", "version-ten-bytes", "field-0", "end"],
+)
+@pytest.mark.parametrize("before", [b"", field(7, b"\x07" * 3000)], ids=["near", "far"])
+def test_a_field_that_others_read_as_another_is_refused(port: int, before: bytes, hidden: bytes) -> None:
+    message = field(1, b"m") + before + hidden
+    assert not call(port, f"{SERVICE}ModelInfer", {}, [framed(message)])
+    sent = framed(field(1, b"m")) + framed(message) + framed(field(1, b"m"))
+    assert len(call(port, f"{SERVICE}ModelStreamInfer", {"x-model-name": "m"}, [sent])) <= 1
+    with pytest.raises(InvalidInput):
+        wire.read(message)
 
 
 @pytest.mark.parametrize(
