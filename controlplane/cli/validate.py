@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.fleets import fleet_for, render_for
-from controlplane.cli.output import output_option, show_one, structured
+from controlplane.cli.output import note, output_option, show_one, structured
 from controlplane.core.entry import is_name
 from controlplane.core.models import Manifest
+
+if TYPE_CHECKING:
+    from controlplane.entry.build import Built
 
 
 @click.command()
@@ -23,37 +27,52 @@ from controlplane.core.models import Manifest
 def validate(
     context: Context, *, file: Path, path: Path | None, name: str | None, fleet: str | None, output: str
 ) -> None:
-    """Check an entry file, with the model's file or folder PATH if it is there; print the whole entry.
+    """Check an entry file, with the model's file or folder PATH; print the whole entry.
 
-    A folder stands for the `model.yaml` in it. Where the registry knows the fleet's servers, the entry is rendered for
-    them and checked like a registration.
+    A folder stands for the `model.yaml` in it. Without PATH, model files are looked for beside the entry file; where
+    there are none, what can be checked without them is. Where the registry knows the fleet's servers, the entry is
+    rendered for them and checked like a registration.
     """
-    from controlplane.entry.build import ENTRY_FILE, build
+    from controlplane.entry.build import ENTRY_FILE, beside, build, look
     from controlplane.entry.document import read_document
     from controlplane.entry.parse import to_data
-    from controlplane.registry.artifact import hash_files
 
     if file.is_dir():
         file, path = file / ENTRY_FILE, path if path is not None else file
-    if name is None and file.is_file() and "name" not in read_document(file.read_bytes(), file.name).data:
+    document = read_document(file.read_bytes(), file.name).data if file.is_file() else {}
+    if name is None and "name" not in document:
         stem = file.resolve().parent.name if file.name == ENTRY_FILE else file.stem
         name = stem if is_name(stem) else None
+    if path is None and not document.get("ensemble"):
+        path = beside(file)
+        if path is None:
+            looked = look(name, file)
+            entry = to_data(looked.entry) if looked.entry is not None else dict(looked.stated)
+            _show(str(looked.stated["name"]), entry, list(looked.unchecked), output, "valid as far as that can be told")
+            return
+        note(f"checked with the files in {path.resolve()}")
     built = build(name, path, file)
-    manifest = Manifest(entry=built.entry, files=hash_files(built.files).files)
-    facts = list(built.facts)
-    # Without its files an entry can't be rendered; an ensemble has none.
-    if path is not None or built.entry.backend == "ensemble":
-        registry = context.registry()
-        served = fleet_for(registry, manifest, fleet)
-        if served is not None:
-            facts += render_for(registry, manifest, 1, served).notes
-            facts.append(f"checked for fleet {served.fleet}")
-    entry = to_data(built.entry)
+    facts = [*built.facts, *_rendered(context, built, fleet)]
+    _show(built.entry.name, to_data(built.entry), facts, output, "valid")
 
+
+def _rendered(context: Context, built: Built, fleet: str | None) -> list[str]:
+    """What rendering for the fleet says; nothing where no fleet's servers are known."""
+    from controlplane.registry.artifact import hash_files
+
+    manifest = Manifest(entry=built.entry, files=hash_files(built.files).files)
+    registry = context.registry()
+    served = fleet_for(registry, manifest, fleet)
+    if served is None:
+        return []
+    return [*render_for(registry, manifest, 1, served).notes, f"checked for fleet {served.fleet}"]
+
+
+def _show(name: str, entry: dict[str, Any], facts: list[str], output: str, verdict: str) -> None:
     def text() -> None:
         click.echo(structured(entry, "yaml"))
         for fact in facts:
             click.echo(f"# {fact}")
-        click.echo("valid", err=True)
+        note(verdict)
 
-    show_one({"valid": True, "entry": entry, "facts": facts}, built.entry.name, output, text)
+    show_one({"valid": True, "entry": entry, "facts": facts}, name, output, text)

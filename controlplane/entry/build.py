@@ -17,7 +17,7 @@ from controlplane.entry.document import EMPTY, Document, read_document
 from controlplane.entry.example import example_problems
 from controlplane.entry.from_onnx import with_onnx
 from controlplane.entry.onnx_file import read_onnx
-from controlplane.entry.parse import check_name, to_entry
+from controlplane.entry.parse import check_name, check_stated, to_entry
 from controlplane.entry.python_files import check_python
 from controlplane.entry.wording import normal
 from controlplane.registry.artifact import collect
@@ -58,8 +58,8 @@ def build(
     """The entry and the files that a registration is made of.
 
     `path` is a model's file, or a folder that becomes the version directory; `entry_file` a YAML or JSON file (without
-    it: the folder's own `model.yaml`); `overrides` are top-level fields that replace the entry file's. Raises NotFound
-    for a missing file, InvalidInput or InvalidEntry for what can't be understood or contradicts itself.
+    it: the folder's own `model.yaml`); `overrides` are top-level fields that replace the entry file's. Raises
+    InvalidInput or InvalidEntry for a missing file and for what can't be understood or contradicts itself.
     """
     files = _files(path)
     document, entry_path = _document(path, files, entry_file)
@@ -68,6 +68,7 @@ def build(
     stated = normal({**document.data, **(overrides or {})})
     facts: list[str] = []
     _name(stated, name, document)
+    check_stated(dataclasses.replace(document, data=stated))
     files = _backend(stated, files, facts, single=path is not None and path.is_file())
     if stated.get("backend") == "onnxruntime":
         model = files.get(str(stated.get("default_model_filename") or MODEL_FILES["onnxruntime"]))
@@ -85,6 +86,52 @@ def build(
     if problems := tuple(example_problems(entry)):
         raise InvalidEntry(document.source, problems)
     return Built(entry=entry, files=files, facts=tuple(facts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What can be said of an entry file alone. `entry` None: the rest has to be read from the model's file.
+
+    `unchecked` are sentences about what was not checked.
+    """
+
+    stated: Mapping[str, Any]
+    entry: Entry | None
+    unchecked: tuple[str, ...]
+
+
+def look(name: str | None, entry_file: Path) -> Look:
+    """Check an entry file without the model's files, as far as that goes. Raises like `build`."""
+    document, _ = _document(None, {}, entry_file)
+    stated = normal(document.data)
+    _name(stated, name, document)
+    if stated.get("ensemble"):
+        stated.setdefault("backend", "ensemble")
+    document = dataclasses.replace(document, data=stated)
+    check_stated(document)
+    if stated.get("backend") not in (None, "onnxruntime"):
+        _needs_tensors(stated, document)
+    unchecked = ["without the model's files, the entry was not compared with them, nor rendered for a fleet"]
+    try:
+        entry = to_entry(document)
+    except InvalidEntry as error:
+        absent = ", ".join(str(problem.field) for problem in error.problems)
+        return Look(stated=stated, entry=None, unchecked=(*unchecked, f"still to come from the file: {absent}"))
+    if entry.backend == "onnxruntime" and "max_batch_size" not in stated:
+        unchecked.append("the file decides on batching, so the example was not checked")
+    elif problems := tuple(example_problems(entry)):
+        raise InvalidEntry(document.source, problems)
+    return Look(stated=stated, entry=entry, unchecked=tuple(unchecked))
+
+
+def beside(entry_file: Path) -> Path | None:
+    """The folder of an entry file, when a model's file lies in it too."""
+    folder = entry_file.parent
+    try:
+        suffixes = {each.suffix for each in folder.iterdir() if each.is_file()}
+    except OSError:
+        return None
+    return folder if suffixes & set(_SUFFIXES) else None
 
 
 def pin_steps(entry: Entry, stable: Callable[[str], int | None]) -> Entry:
@@ -109,7 +156,7 @@ def _files(path: Path | None) -> dict[str, Path]:
     if path is None:
         return {}
     if not path.exists():
-        raise NotFound(f"there is no file or folder {path}", remedy="give the path of the model's file or folder")
+        raise InvalidInput(f"there is no file or folder {path}", remedy="give the path of the model's file or folder")
     return collect(path)
 
 
@@ -122,7 +169,7 @@ def _document(path: Path | None, files: Mapping[str, Path], entry_file: Path | N
     try:
         return read_document(chosen.read_bytes(), chosen.name), chosen
     except FileNotFoundError as error:
-        raise NotFound(f"there is no entry file {chosen}") from error
+        raise InvalidInput(f"there is no entry file {chosen}", remedy="name an existing file") from error
     except OSError as error:
         raise InvalidInput(f"{chosen} can't be read: {error.strerror}") from error
 

@@ -27,21 +27,36 @@ def parse_entry(text: str | bytes, source: str = "model.yaml") -> Entry:
 
 def to_entry(document: Document) -> Entry:
     """The entry that a document states in full. Raises InvalidEntry with all findings."""
-    name = document.data.get("name")
-    problems: list[ControlPlaneError] = []
-    if isinstance(name, str) and not is_name(name):
-        problems.append(_bad_name(name, "name"))
-    try:
-        entry = _ENTRIES.validate_python(normal(document.data))
-    except ValidationError as error:
-        problems += [problem_of(details, document.lines, Entry) for details in error.errors(include_url=False)]
-        raise InvalidEntry(document.source, tuple(problems)) from error
+    entry, problems = _read(document)
+    if entry is None:
+        raise InvalidEntry(document.source, tuple(problems))
     names = [(f"ensemble[{index}].model_name", step.model_name) for index, step in enumerate(entry.ensemble)]
     names += [("fleet", entry.fleet)] if entry.fleet is not None else []
     problems += [_bad_name(text, field) for field, text in names if not is_name(text)]
     if problems:
         raise InvalidEntry(document.source, tuple(problems))
     return entry
+
+
+def check_stated(document: Document) -> None:
+    """Check what a document states, whatever it leaves to be read from a file. Raises InvalidEntry."""
+    _, problems = _read(document, absent_too=False)
+    if problems:
+        raise InvalidEntry(document.source, tuple(problems))
+
+
+def _read(document: Document, *, absent_too: bool = True) -> tuple[Entry | None, list[ControlPlaneError]]:
+    name = document.data.get("name")
+    problems: list[ControlPlaneError] = []
+    if isinstance(name, str) and not is_name(name):
+        problems.append(_bad_name(name, "name"))
+    try:
+        return _ENTRIES.validate_python(normal(document.data)), problems
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        return None, problems + [
+            problem_of(each, document.lines, Entry) for each in found if absent_too or each["type"] != "missing"
+        ]
 
 
 def to_data(entry: Entry) -> dict[str, Any]:

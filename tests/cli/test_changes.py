@@ -44,7 +44,7 @@ def test_a_registration_is_checked_for_its_fleet(
     ("arguments", "status", "says"),
     [
         (("register", "../m", "model.onnx"), 2, "error[INVALID]"),
-        (("register", "m", "nothing.onnx"), 1, "error[NOT_FOUND]"),
+        (("register", "m", "nothing.onnx"), 2, "no file or folder nothing.onnx"),
         (("register", "m", "broken.onnx"), 2, "error[INVALID]"),
         (("register", "m", "model.onnx", "--label", "x"), 2, "KEY=VALUE"),
         (("promote", "nobody", 1), 1, "no model 'nobody'"),

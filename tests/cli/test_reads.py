@@ -107,6 +107,24 @@ def test_validate_checks_before_anybody_registers(ctl: Ctl, tmp_path: Path, flee
     assert ctl("get", "models", "-o", "name").out == ""
 
 
+def test_validate_finds_the_files_beside_the_entry(ctl: Ctl, tmp_path: Path) -> None:
+    folder = tmp_path / "scaling"
+    folder.mkdir()
+    entry_file = folder / "model.yaml"
+    entry_file.write_text("max_batch_size: 8\n")
+    alone = ctl("validate", entry_file)
+    assert alone.status == 0, alone.err
+    assert "still to come from the file: backend" in alone.out
+    write_model(folder / "model.onnx")
+    beside = ctl("validate", entry_file, "-o", "json")
+    assert beside.data["entry"]["inputs"] == [{"name": "x", "data_type": "FP32", "dims": [4]}]
+    entry_file.write_text("example: {inputs: {x: {fill: 1.0, dims: [8, 4]}}}\n")
+    text = ctl("validate", entry_file).out
+    assert "dims: [8, 4]" in text
+    assert len(text.splitlines()) < 40
+    assert ctl("validate", folder / "gone.yaml").status == 2
+
+
 def test_the_registry_may_be_named_before_and_after(ctl: Ctl, model_file: Path, tmp_path: Path) -> None:
     assert ctl("--registry", tmp_path / "r", "register", "m", model_file).status == 0
     assert ctl("get", "models", "--registry", tmp_path / "r", "-o", "name").out == "m\n"

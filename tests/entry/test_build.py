@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from controlplane.core.entry import DynamicBatching, EnsembleStep, Entry
-from controlplane.core.errors import ControlPlaneError, InvalidEntry, NotFound
-from controlplane.entry.build import build, pin_steps
+from controlplane.core.errors import ControlPlaneError, InvalidEntry, InvalidInput, NotFound
+from controlplane.entry.build import build, look, pin_steps
 
 Dims = Sequence[str | int | None]
 
@@ -150,6 +150,34 @@ def test_other_backends_by_their_files(make: Make) -> None:
     assert (built.entry.backend, built.entry.default_model_filename) == ("pytorch", "net.pt")
 
 
+def test_fields_are_checked_before_files_are_missed(make: Make) -> None:
+    with pytest.raises(InvalidEntry, match="did you mean `max_batch_size`"):
+        build("m", make(notes="text", model_yaml="max_batchsize: 4"))
+
+
+TENSORS = "inputs: [{name: x, data_type: FP32, dims: [4]}]\noutputs: [{name: y, data_type: FP32, dims: [1]}]\n"
+
+
+def test_an_entry_file_alone_is_checked_as_far_as_that_goes(make: Make) -> None:
+    entry_file = make(entry_yaml="max_batch_size: 4\n") / "entry.yaml"
+    looked = look("m", entry_file)
+    assert looked.entry is None
+    assert "backend" in looked.unchecked[-1]
+    entry_file.write_text("backend: python\n" + TENSORS)
+    found = look("m", entry_file).entry
+    assert found is not None and found.inputs[0].dims == (4,)
+    for wrong, field in (
+        ("backend: python", "inputs"),
+        ("max_batchsize: 4", "max_batchsize"),
+        ("inputs: [{name: x, dims: four}]", "inputs[0].dims"),
+        ("backend: python\n" + TENSORS + "example: {inputs: {z: [1]}}", "example.inputs[z]"),
+    ):
+        entry_file.write_text(wrong)
+        with pytest.raises(InvalidEntry) as caught:
+            look("m", entry_file)
+        assert caught.value.problems[0].field == field
+
+
 STATED = (
     "max_batch_size: 8\ninputs: [{name: x, data_type: FP32, dims: DIMS}]\n"
     "outputs: [{name: y, data_type: FP32, dims: [1]}]\nexample: {inputs: {x: [[1, 2, 3, 4]]}}\n"
@@ -220,9 +248,9 @@ def test_links_out_of_the_folder_are_refused(make: Make, tmp_path: Path) -> None
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(InvalidInput, match="no file or folder"):
         build("m", tmp_path / "gone.onnx")
-    with pytest.raises(NotFound):
+    with pytest.raises(InvalidInput, match="no entry file"):
         build("m", entry_file=tmp_path / "gone.yaml")
 
 
