@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from controlplane.agent.disk import BlobStore
@@ -83,7 +83,7 @@ def main() -> int:
             (sources / digest).write_bytes(content)
             files.append(ArtifactFile(path=f"{number}.bin", sha256=digest, size_bytes=FILE_BYTES))
         with served(sources) as url:
-            ways = {
+            ways: dict[str, Callable[[Path], None]] = {
                 "plain copy with SHA-256": lambda into: plain(files, sources, into),
                 "agent, from a path": lambda into: agent(
                     files, {file.sha256: str(sources / file.sha256) for file in files}, into

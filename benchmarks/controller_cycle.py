@@ -47,9 +47,7 @@ class Simulation:
         self.memory.backend_replicas = {f"cpu-{number}": "cpu" for number in range(REPLICAS)}
 
     def _wanted(self, key: Key) -> Wanted:
-        return Wanted(
-            model=key.model, version=key.version, digest=key.model, manifest=self.memory.manifests[key.model]
-        )
+        return Wanted(model=key.model, version=key.version, digest=key.model, manifest=self.memory.manifests[key.model])
 
     def report(self) -> None:
         """Each agent and the gateway say that they have done what was ordered."""

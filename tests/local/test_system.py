@@ -51,7 +51,9 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         pytest.param("fleets: [{name: a, default: true}, {name: b, default: true}]", "default", id="two defaults"),
         pytest.param("fleets: [{name: a, memory_bytes: lots}]", "512Mi", id="a size that is none"),
         pytest.param("fleets: [{name: a, replica: 2}]", "did you mean `replicas`?", id="an unknown setting"),
-        pytest.param("fleets:\n- {name: a}\n- {name: b,\n   memry_bytes: 1Gi}", "no such field (line 4)", id="its line"),
+        pytest.param(
+            "fleets:\n- {name: a}\n- {name: b,\n   memry_bytes: 1Gi}", "no such field (line 4)", id="its line"
+        ),
         pytest.param("fleet: []", "fleet: there is no such field (line 1)", id="an unknown section"),
         pytest.param("controller: [1]", "poll_s", id="a section that is a list"),
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets[0].replicas", id="a negative count"),
