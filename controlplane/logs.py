@@ -32,7 +32,6 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(out),
-        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import signal
 import sys
 from pathlib import Path
 
-import structlog
-
 from controlplane.core.errors import STATUS, ControlPlaneError
 from controlplane.local.home import Home
+from controlplane.logs import configure
 from gateway.service import Gateway
 from gateway.settings import read_settings
 
@@ -28,17 +26,7 @@ def main() -> int:
         "--grace-s", type=float, default=5.0, help="what requests in flight get at the end (%(default)s)"
     )
     arguments = parser.parse_args()
-    render = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    configure()
     try:
         asyncio.run(_run(arguments.home, arguments.grace_s))
     except ControlPlaneError as error:
