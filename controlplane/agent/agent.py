@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 GATHER_S = 0.02
 """Changes within this time go up in one report."""
 LAST_WORD_S = 5.0
+BROKEN_EVERY_S = 1.0
 
 
 class Agent:
@@ -90,6 +91,7 @@ class Agent:
         work: set[asyncio.Future[Any]] = {
             asyncio.create_task(self._server.supervise(self)),
             asyncio.create_task(self._watch_use()),
+            asyncio.create_task(self._watch_broken()),
             asyncio.create_task(self._stop.wait()),
             self._broken,
         }
@@ -218,8 +220,10 @@ class Agent:
 
     def server_up(self, loaded: Mapping[Key, Literal["ready", "loading"]]) -> None:
         """Tell every keeper, and what an adopted server holds to whom it belongs."""
+        broken = self._server.broken(loaded.keys())
         for key, state in loaded.items():
-            line = self._left.get(key)
+            # One that is broken is left to nobody, which makes its keeper unload it and load it again.
+            line = self._left.get(key) if key not in broken else None
             keeper = self._keeper(key.model)
             if state == "loading" and line is not None:
                 keeper.adopt(key.version, Held(wanted=line.wanted))
@@ -273,6 +277,21 @@ class Agent:
                     keeper.used(key.version, use.last_used_at)
             if self._witness.sees(used):
                 self._changed()
+
+    async def _watch_broken(self) -> None:
+        """Notice versions that can't answer any more although the server is well."""
+        while True:
+            await asyncio.sleep(BROKEN_EVERY_S)
+            ready = [
+                Key(keeper.model, number)
+                for keeper in self._keepers.values()
+                for number, each in keeper.held.items()
+                if each.proved
+            ]
+            for key in await asyncio.to_thread(self._server.broken, ready):
+                keeper = self._keepers.get(key.model)
+                if keeper is not None:
+                    keeper.broke(key.version)
 
 
 async def _cancel(*tasks: asyncio.Future[Any]) -> None:

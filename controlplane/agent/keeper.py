@@ -12,7 +12,7 @@ import structlog
 
 from controlplane.agent.disk import BlobStore, SourceExpired
 from controlplane.agent.gate import LoadGate
-from controlplane.agent.reconcile import Failure, Forget, Held, Keep, Load, Prove, next_retry, next_step, to_fetch
+from controlplane.agent.reconcile import Failure, Forget, Held, Keep, Load, Prove, died, next_retry, next_step, to_fetch
 from controlplane.agent.server import ModelStuck, Server, ServerDied
 from controlplane.agent.settings import Settings
 from controlplane.agent.witness import Witness
@@ -101,6 +101,23 @@ class Keeper:
             self.held[number] = bare
         self._moved.set()
 
+    def broke(self, version: int) -> None:
+        """The version can't answer any more, although the server is well. If something is being done with it anyway,
+        that finds out by itself."""
+        held, settings = self.held.get(version), self._around.settings
+        if held is None or not held.proved or held.doing is not None or held.failure is not None:
+            return
+        self.held[version] = held = died(
+            held,
+            now=time.monotonic(),
+            window_s=settings.crash_window_s,
+            retry_min_s=settings.retry_min_s,
+            retry_max_s=settings.retry_max_s,
+        )
+        self._log.error("version's process died", version=version, deaths=held.deaths)
+        self._around.changed()
+        self._moved.set()
+
     def used(self, version: int, at: float) -> None:
         """The time of the last inference (seconds since 1970)."""
         if version in self.held:
@@ -118,20 +135,22 @@ class Keeper:
         return tuple(self._copy(number, each, each.wanted) for number, each in sorted(self.held.items()) if each.wanted)
 
     def _copy(self, number: int, held: Held, wanted: Wanted) -> Copy:
-        failure = held.failure
+        failure, missing = held.failure, self._missing_steps(wanted.manifest)
+        failed = failure is not None and not held.may_try(time.monotonic())
         copy = Copy(
             model=self.model,
             version=number,
             digest=wanted.digest,
-            state=held.doing or ("failed" if failure else "ready" if held.proved else "pending"),
+            state=held.doing or ("failed" if failed else "ready" if held.proved and not missing else "pending"),
             memory_bytes=held.memory_bytes,
             last_used_at=held.last_used_at,
         )
         if failure and copy.state == "failed":
             return replace(copy, reason=failure.reason, blames=failure.blames)
         if copy.state == "pending":
-            missing = self._missing_steps(wanted.manifest)
             waits = "waits for the server" if not self._server_up else "waits its turn"
+            if failure:
+                return replace(copy, reason=failure.reason)
             return replace(copy, reason=f"waits for {missing[0]}" if missing else waits)
         return copy
 

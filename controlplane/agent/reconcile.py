@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from controlplane.core.messages import CopyState, Wanted
@@ -26,7 +26,7 @@ class Held:
 
     `wanted` is what the assignment said of it; None for a version found in the server that nobody knows anything of.
     `files`: all blobs are on the disk. `loaded`: the server has it. `proved`: and it passed its proof. `doing` is what
-    is under way.
+    is under way. `deaths` counts how often it died without the server, `died_at` (seconds, monotonic) is the last time.
     """
 
     wanted: Wanted | None
@@ -35,6 +35,8 @@ class Held:
     proved: bool = False
     failure: Failure | None = None
     attempts: int = 0
+    deaths: int = 0
+    died_at: float | None = None
     doing: CopyState | None = None
     memory_bytes: int | None = None
     last_used_at: float | None = None
@@ -111,6 +113,19 @@ def next_step(
         if mine and mine.files and not mine.loaded and mine.may_try(now) and number not in blocked:
             return Load(number, stays)
     return None
+
+
+def died(held: Held, *, now: float, window_s: float, retry_min_s: float, retry_max_s: float) -> Held:
+    """A served version after its process died: to be unloaded, and loaded again. At once the first time within
+    `window_s`, then ever more slowly."""
+    again = held.died_at is not None and now - held.died_at <= window_s
+    deaths = held.deaths + 1 if again else 1
+    delay_s = min(retry_min_s * 2 ** (deaths - 2), retry_max_s) if deaths > 1 else 0.0
+    reason = "its process died; it is loaded again"
+    if deaths > 1:
+        reason = f"its process died {deaths} times, one soon after the other; it is loaded again after {delay_s:g} s"
+    failure = Failure(reason=reason, blames="environment", retry_at=now + delay_s)
+    return replace(held, proved=False, memory_bytes=None, deaths=deaths, died_at=now, failure=failure)
 
 
 def to_fetch(held: Mapping[int, Held], *, now: float) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -94,6 +94,10 @@ class Server(Protocol):
 
     async def use(self) -> Mapping[Key, Use]:
         """How the loaded versions have been used. Raises ServerDied."""
+
+    def broken(self, keys: Collection[Key]) -> Collection[Key]:
+        """Those of `keys`, which are loaded, that can't answer any more although the server is well: only unloading and
+        loading again helps. Cheap; may be called in a thread."""
 
     def memory_bytes(self, of: Key | None = None) -> int:
         """The memory that the server and its helper processes take now; those of one version only, if it is named (0

@@ -6,9 +6,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from controlplane.core.entry import Example, Tensor
+from controlplane.core.messages import ReplicaReport
 from tests.agent.conftest import Replica
 from tests.agent.endpoint import copy_of
 from tests.agent.models import add_source, wanted
@@ -103,6 +105,55 @@ def test_a_server_that_is_killed_comes_back_with_all_models(replica: Replica) ->
     assert (replica.add(1, model="a"), replica.add(2, model="b")) == (2, 3)
     stubs = [each for each in replica.server().children(recursive=True) if "stub" in each.name()]
     assert len(stubs) <= 2
+
+
+def stub_of(replica: Replica, model: str) -> psutil.Process:
+    (stub,) = [
+        each
+        for each in replica.server().children(recursive=True)
+        if each.status() != psutil.STATUS_ZOMBIE and f"/{model}/" in " ".join(each.cmdline())
+    ]
+    return stub
+
+
+def test_a_python_model_whose_process_dies_is_loaded_again(replica: Replica) -> None:
+    """Triton goes on calling it ready, and refuses every request."""
+    endpoint = replica.endpoint
+    replica.start()
+    endpoint.order(wanted(replica.folder), wanted(replica.folder, model="other"))
+    ready(replica, "add")
+    ready(replica, "other")
+    server, other = replica.server(), stub_of(replica, "other")
+    for deaths in (1, 2):
+        dead = stub_of(replica, "add")
+        heard = len(endpoint.reports)
+        dead.kill()
+        endpoint.wait(lambda _: any(copy_state(each, "add") != "ready" for each in endpoint.reports[heard:]))  # noqa: B023
+        ready(replica, "add")
+        assert replica.add(1) == 2
+        assert stub_of(replica, "add") != dead
+        assert f"deaths={deaths}" in replica.log() or f'"deaths": {deaths}' in replica.log()
+    assert (replica.server(), stub_of(replica, "other")) == (server, other)
+    assert endpoint.reports[-1].crashes == 0
+
+
+def test_a_python_model_that_lost_its_process_while_no_agent_was_there(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    replica.start()
+    endpoint.order(wanted(replica.folder))
+    ready(replica, "add")
+    server, dead = replica.server(), stub_of(replica, "add")
+    replica.kill_agent()
+    dead.kill()
+    replica.start()
+    endpoint.wait(lambda each: each.server == "ready" and copy_state(each, "add") == "ready")
+    assert replica.add(1) == 2
+    assert replica.server() == server
+
+
+def copy_state(report: ReplicaReport, model: str) -> str | None:
+    copy = copy_of(report, model, 1)
+    return copy.state if copy is not None else None
 
 
 def test_a_server_that_hangs_is_killed_and_comes_back(replica: Replica) -> None:

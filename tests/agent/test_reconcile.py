@@ -16,6 +16,7 @@ from controlplane.agent.reconcile import (
     Load,
     Prove,
     Step,
+    died,
     next_retry,
     next_step,
     to_fetch,
@@ -124,3 +125,20 @@ def test_from_any_state_it_comes_to_rest_as_wanted(wanted: dict[int, str], start
         raise AssertionError("it never came to rest")
     assert set(present) == set(wanted)
     assert all(each.proved or (each.failure and each.failure.retry_at is None) for each in present.values())
+
+
+def test_a_version_whose_process_dies_again_and_again_is_loaded_ever_more_slowly() -> None:
+    times = {"window_s": 100.0, "retry_min_s": 1.0, "retry_max_s": 4.0}
+    state, delays = READY, []
+    for now in (0.0, 50.0, 60.0, 70.0, 80.0):
+        state = died(state, now=now, **times)
+        assert state.failure is not None
+        assert state.failure.retry_at is not None
+        delays.append(state.failure.retry_at - now)
+        assert next_step({1: "a"}, {1: state}, now=now) == Keep(NONE)
+        bare = replace(state, loaded=False)
+        assert next_step({1: "a"}, {1: bare}, now=state.failure.retry_at) == Load(1, NONE)
+        state = replace(state, failure=None, proved=True)
+    assert delays == [0, 1, 2, 4, 4]
+    late = died(state, now=181.0, **times)
+    assert (late.deaths, late.failure and late.failure.retry_at) == (1, 181.0)

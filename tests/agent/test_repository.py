@@ -75,6 +75,32 @@ def test_a_large_file_is_linked_and_not_copied(tmp_path: Path, repository: Model
     assert (tmp_path / "models/m/1/weights").samefile(tmp_path / "blobs" / weights.sha256)
 
 
+@pytest.mark.parametrize(
+    "there",
+    [
+        pytest.param({"V1__code": "other"}, id="another text"),
+        pytest.param({"V1__code": "text"}, id="a file too few"),
+        pytest.param({"V1__code": "text", "V1__weights": "weights", "V1__more": ""}, id="a file too many"),
+        pytest.param({"V1__code": "text", "V1__weights": "WEIGHTS"}, id="other bytes"),
+    ],
+)
+def test_a_directory_that_holds_something_else_is_built_again(
+    tmp_path: Path, repository: ModelRepository, there: dict[str, str]
+) -> None:
+    """What a crash or an earlier version of this number left behind is never loaded."""
+    right = rendered(1, V1__code="text", V1__weights=blob(tmp_path, "weights"))
+    blobs, version = (tmp_path / "blobs").joinpath, tmp_path / "models/m/1"
+    repository.place(rendered(1, **there), blobs)
+    before = changed_at(version)
+    repository.place(right, blobs, loaded=(1,))
+    assert changed_at(version) == before, "a loaded version is left alone"
+    repository.place(right, blobs)
+    assert {each.name: each.read_text() for each in version.iterdir()} == {"code": "text", "weights": "weights"}
+    before = changed_at(version)
+    repository.place(right, blobs)
+    assert changed_at(version) == before
+
+
 def test_an_empty_version_directory_is_made(tmp_path: Path, repository: ModelRepository) -> None:
     repository.place(rendered(3), (tmp_path / "blobs").joinpath)
     assert (tmp_path / "models/m/3").is_dir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import filecmp
 import shutil
 import threading
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from controlplane.agent.server import BlobPath
@@ -46,20 +47,29 @@ class ModelRepository:
             return frozenset()
         return frozenset(int(each.name) for each in folder.iterdir() if each.is_dir() and each.name.isdecimal())
 
-    def place(self, rendered: RenderedModel, blobs: BlobPath) -> None:
-        """Put what `rendered` says in place. Version directories that are there already stay as they are, and so do
-        those that `rendered` doesn't have. Raises OSError; then the configuration is still the old one."""
+    def config_text(self, model: str) -> str:
+        """The text of a model's config.pbtxt; empty where there is none."""
+        file = self._root / model / CONFIG
+        return file.read_text() if file.is_file() else ""
+
+    def place(self, rendered: RenderedModel, blobs: BlobPath, loaded: Collection[int] = ()) -> None:
+        """Put what `rendered` says in place. Directories of `loaded` versions stay as they are, and so do those that
+        `rendered` doesn't have; any other that is there already is compared, and built again unless it is the same.
+        Raises OSError; then the configuration is still the old one."""
         folder = self._root / rendered.name
         folder.mkdir(parents=True, exist_ok=True)
-        staging = self._fresh_staging(rendered.name)
         present = self.versions(rendered.name)
+        for number in present.intersection(map(int, rendered.directories)).difference(loaded):
+            if not _is_same(folder / str(number), _inside(rendered, str(number)), blobs):
+                self.remove(rendered.name, number)
+                present -= {number}
+        staging = self._fresh_staging(rendered.name)
         for directory in rendered.directories:
             if int(directory) not in present:
                 built = staging / directory
                 built.mkdir()
-                for path, content in rendered.files.items():
-                    if path.startswith(f"{directory}/"):
-                        self._write(built, path.removeprefix(f"{directory}/"), content, blobs)
+                for path, content in _inside(rendered, directory).items():
+                    self._write(built, path, content, blobs)
                 _forbid_bytecode(built)
                 built.rename(folder / directory)
         for path, content in rendered.files.items():
@@ -102,6 +112,29 @@ class ModelRepository:
                 target.hardlink_to(blob)
         if linked:
             shutil.copyfile(blob, target)
+
+
+def _inside(rendered: RenderedModel, directory: str) -> dict[str, ArtifactFile | str]:
+    """The files of one version, by their paths inside its directory."""
+    prefix = f"{directory}/"
+    return {path.removeprefix(prefix): each for path, each in rendered.files.items() if path.startswith(prefix)}
+
+
+def _is_same(folder: Path, files: Mapping[str, ArtifactFile | str], blobs: BlobPath) -> bool:
+    """Whether a version directory holds these files and no others, byte by byte."""
+    present = {str(each.relative_to(folder)) for each in folder.rglob("*") if not each.is_dir()}
+    if {path for path in present if PurePosixPath(path).name != NO_BYTECODE} != set(files):
+        return False
+    for path, content in files.items():
+        file = folder / path
+        if file.is_symlink():
+            return False
+        if isinstance(content, str):
+            if file.read_bytes() != content.encode():
+                return False
+        elif not (file.samefile(blobs(content.sha256)) or filecmp.cmp(file, blobs(content.sha256), shallow=False)):
+            return False
+    return True
 
 
 def _relative(path: str) -> PurePosixPath:

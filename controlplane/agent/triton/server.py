@@ -18,6 +18,7 @@ from controlplane.agent.triton.http import answers, pending_requests
 from controlplane.agent.triton.installation import count_gpus, find_installation, python_packages
 from controlplane.agent.triton.process import HOST, Ports, TritonProcess
 from controlplane.agent.triton.repository import ModelRepository
+from controlplane.agent.triton.stubs import Stubs
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, LoadFailed
 from controlplane.core.models import Capabilities, Manifest
 from controlplane.core.routes import Endpoint
@@ -47,6 +48,7 @@ class TritonServer:
         folder.mkdir(parents=True, exist_ok=True)
         self._process = TritonProcess(settings, find_installation())
         self._repository = ModelRepository(self._process.repository, folder / "staging")
+        self._stubs = Stubs(self._process)
         self._client: TritonClient | None = None
         self._status = ServerStatus()
         self._kill_reason: Death | None = None
@@ -92,6 +94,10 @@ class TritonServer:
             for version in self._repository.versions(model):
                 if Key(model, version) not in loaded:
                     self._repository.remove(model, version)
+        for key, state in loaded.items():
+            if state == "ready":
+                config_text = self._repository.config_text(key.model)
+                await asyncio.to_thread(self._stubs.adopt, key, config_text)
         log.info("server is up", adopted=adopted, grpc_port=ports.grpc, http_port=ports.http, loaded=len(loaded))
         settings = self._settings
         self._status = ServerStatus(
@@ -156,6 +162,7 @@ class TritonServer:
         if self._client is not None:
             await self._client.close()
             self._client = None
+        self._stubs.clear()
         await asyncio.to_thread(self._process.clean_up)
         listener.server_down(death)
 
@@ -188,10 +195,17 @@ class TritonServer:
     async def serve(self, model: str, versions: Mapping[int, Manifest], blobs: BlobPath) -> None:
         """Make it hold exactly `versions` of `model`."""
         client = self._running()
+        for number, manifest in versions.items():
+            if manifest.entry.name != model:
+                raise LoadFailed(
+                    f"version {number} of {model} is an entry of another model, {manifest.entry.name!r}",
+                    field="name",
+                    remedy="register the version again",
+                )
         rendered = self._render(versions)
         before = await self._states(client, model)
         old = {number for number, state in before.items() if state == "READY"}
-        await asyncio.to_thread(self._repository.place, rendered, blobs)
+        await asyncio.to_thread(self._repository.place, rendered, blobs, old)
         offset = self._process.log_size()
         try:
             await client.load(model, self._settings.load_timeout_s)
@@ -207,13 +221,15 @@ class TritonServer:
         gone = self._repository.versions(model) - set(versions)
         await self._wait_gone(client, model, gone)
         for number in gone:
-            await asyncio.to_thread(self._repository.remove, model, number)
+            await self._remove(model, number)
         states = await self._states(client, model)
         if missing := [number for number in versions if states.get(number) != "READY"]:
             await self._back_to(model, {number: versions[number] for number in old & set(versions)}, blobs)
             raise LoadFailed(
                 f"Triton accepted the load, but version {missing[0]} is {states.get(missing[0], 'not there')}"
             )
+        for number in set(versions) - old:
+            await asyncio.to_thread(self._stubs.remember, Key(model, number))
 
     def _render(self, versions: Mapping[int, Manifest]) -> RenderedModel:
         capabilities = self._status.capabilities
@@ -227,11 +243,15 @@ class TritonServer:
     async def _back_to(self, model: str, versions: Mapping[int, Manifest], blobs: BlobPath) -> None:
         """Bring the directory back to what the server goes on serving after a failed load."""
         for number in self._repository.versions(model) - set(versions):
-            await asyncio.to_thread(self._repository.remove, model, number)
+            await self._remove(model, number)
         if versions:
-            await asyncio.to_thread(self._repository.place, self._render(versions), blobs)
+            await asyncio.to_thread(self._repository.place, self._render(versions), blobs, versions.keys())
         else:
-            await asyncio.to_thread(self._repository.remove, model)
+            await self._remove(model)
+
+    async def _remove(self, model: str, version: int | None = None) -> None:
+        self._stubs.forget(model, version)
+        await asyncio.to_thread(self._repository.remove, model, version)
 
     async def give_up(self, model: str) -> None:
         """Make it hold nothing of `model`."""
@@ -247,7 +267,7 @@ class TritonServer:
         except LoadFailed as error:
             log.info("nothing to unload", model=model, reason=error.what)
         await self._wait_gone(client, model, states)
-        await asyncio.to_thread(self._repository.remove, model)
+        await self._remove(model)
 
     async def _states(self, client: TritonClient, model: str) -> dict[int, str]:
         return {key.version: state for key, state in (await client.index()).items() if key.model == model}
@@ -296,6 +316,10 @@ class TritonServer:
             key: Use(requests=each.requests, pending=waiting.get(key, 0), last_used_at=each.last_used_at)
             for key, each in counted.items()
         }
+
+    def broken(self, keys: Collection[Key]) -> Collection[Key]:
+        """Versions that have lost a Python stub."""
+        return self._stubs.broken(keys)
 
     def memory_bytes(self, of: Key | None = None) -> int:
         """The proportional memory of the server and its stubs, or of one version's stubs."""
