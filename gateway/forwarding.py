@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from controlplane.core.errors import Unavailable
+from controlplane.core.errors import InvalidInput, Unavailable
 from controlplane.core.routes import Endpoint
 from gateway.holding import Holding
 from gateway.replicas import Replicas
 from gateway.resolving import Resolved, resolve, share
 from gateway.sequences import NO_SEQUENCE, Seat, SequenceMark, Sequences
+
+MAX_KEY = 128
+"""Characters of a correlation id; Triton refuses longer ones, and here they would be remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,9 @@ class Forwarding:
         size_bytes: int = 0,
         remaining_s: float | None = None,
     ) -> Destination:
-        """Where a request goes, as soon as it goes anywhere. Raises NotFound or Unavailable."""
+        """Where a request goes, as soon as it goes anywhere. Raises NotFound, Unavailable or InvalidInput."""
+        if len(mark.key) > MAX_KEY:
+            raise InvalidInput(f"the sequence's id is longer than {MAX_KEY} characters")
         now = asyncio.get_running_loop().time()
         seat = self.sequences.seat(model, mark, now) if mark.key else None
         if seat is not None and not wish:

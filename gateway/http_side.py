@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
-import json
 import re
 import socket
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import uvicorn
+from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -32,6 +32,31 @@ NOT_PASSED = frozenset(
     {"host", "connection", "keep-alive", "transfer-encoding", "te", "upgrade", "accept-encoding", "content-length"}
 )
 LENGTH = "inference-header-content-length"
+ENCODINGS = frozenset({"gzip", "deflate"})
+ANY_HEADER = 47
+"""For zlib: gzip's header or zlib's own, whichever is there; so Triton reads both encodings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parameters:
+    sequence_id: Any = None
+    sequence_start: Any = False
+    sequence_end: Any = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inference:
+    parameters: _Parameters = field(default_factory=_Parameters)
+
+
+PARAMETERS, INFERENCE = TypeAdapter(_Parameters), TypeAdapter(_Inference)
+
+
+class TooLarge(InvalidInput):
+    """A request that is larger than the gateway's limit, as it comes or unpacked."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the request is larger than the gateway's limit of {limit_bytes} bytes")
 
 
 class HttpSide:
@@ -50,9 +75,14 @@ class HttpSide:
             if found["rest"] == "/ready" and not self._forwarding.loaded(found["model"], found["version"] or ""):
                 return _error(400, f"{found['model']} is not loaded")
             body = await self._body(request)
-            mark = sequence_mark(request.headers, body, found["rest"] or "") if body else NO_SEQUENCE
+            mark = NO_SEQUENCE
+            if body:  # in a thread: unpacking a large body takes long
+                limit = self._settings.max_request_bytes
+                mark = await asyncio.to_thread(sequence_mark, request.headers, body, found["rest"] or "", limit)
             destination = await self._while_connected(request, found["model"], found["version"] or "", mark, len(body))
             return await self._forward(request, body, found["rest"] or "", destination)
+        except TooLarge as error:
+            return _error(413, str(error))
         except ControlPlaneError as error:
             return _error(STATUS[error.code].http, str(error))
 
@@ -61,7 +91,7 @@ class HttpSide:
         async for part in request.stream():
             size += len(part)
             if size > self._settings.max_request_bytes:
-                raise InvalidInput(f"the request is larger than {self._settings.max_request_bytes} bytes")
+                raise TooLarge(self._settings.max_request_bytes)
             parts.append(part)
         return b"".join(parts)
 
@@ -133,31 +163,41 @@ class _Passed(StreamingResponse):
             await self._answer.aclose()
 
 
-def sequence_mark(headers: Mapping[str, str], body: bytes, rest: str) -> SequenceMark:
-    """What an HTTP inference request says of its sequence. Raises InvalidInput."""
+def sequence_mark(headers: Mapping[str, str], body: bytes, rest: str, limit_bytes: int) -> SequenceMark:
+    """What an HTTP inference request says of its sequence. Raises InvalidInput; TooLarge for what unpacks to more."""
+    text = _unpacked(body, limit_bytes) if headers.get("content-encoding", "").lower() in ENCODINGS else body
+    if LENGTH in headers:
+        length = headers[LENGTH]
+        if not length.isdecimal() or int(length[:20]) > len(text):
+            raise InvalidInput(f"{LENGTH} is not the length of a part of the request: {length[:40]}")
+        text = text[: int(length)]
     try:
-        text = _decoded(headers.get("content-encoding", ""), body)
-        if LENGTH in headers:
-            text = text[: int(headers[LENGTH])]
-        request = json.loads(text)
-    except (ValueError, OSError, zlib.error, EOFError) as error:
-        raise InvalidInput(f"the request is not JSON: {error}") from error
-    # The generate calls have the parameters at the top.
-    parameters = request if rest.startswith("/generate") else request.get("parameters", {})
-    if not isinstance(parameters, dict):
-        return SequenceMark()
-    key = parameters.get("sequence_id")
+        # The generate calls have the parameters at the top.
+        if rest.startswith("/generate"):
+            parameters = PARAMETERS.validate_json(text)
+        else:
+            parameters = INFERENCE.validate_json(text).parameters
+    except ValidationError as error:
+        raise InvalidInput(f"the request is not a JSON object of the protocol: {error.errors()[0]['msg']}") from error
+    key = parameters.sequence_id
     return SequenceMark(
-        key=str(key) if key else "",
-        start=parameters.get("sequence_start") is True,
-        end=parameters.get("sequence_end") is True,
+        key=str(key) if key and isinstance(key, int | str) else "",
+        start=parameters.sequence_start is True,
+        end=parameters.sequence_end is True,
     )
 
 
-def _decoded(encoding: str, body: bytes) -> bytes:
-    if encoding == "gzip":
-        return gzip.decompress(body)
-    return zlib.decompress(body) if encoding == "deflate" else body
+def _unpacked(body: bytes, limit_bytes: int) -> bytes:
+    unpacking = zlib.decompressobj(ANY_HEADER)
+    try:
+        text = unpacking.decompress(body, limit_bytes + 1)
+    except zlib.error as error:
+        raise InvalidInput(f"the request can't be unpacked: {error}") from error
+    if len(text) > limit_bytes:
+        raise TooLarge(limit_bytes)
+    if not unpacking.eof:
+        raise InvalidInput("the request can't be unpacked: it ends too early")
+    return text
 
 
 async def _disconnected(request: Request) -> None:

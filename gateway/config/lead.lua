@@ -10,10 +10,11 @@
 local KEY, VERSION = "x-gateway-route", "x-gateway-version"
 
 -- Whether a name or a version may stand in a header. Asked once for each: patterns are what costs most here.
+local MAX_NAME = 128
 local known, count = {[""] = true}, 0
 local function plain(text)
   if known[text] then return true end
-  if not string.find(text, "^%w[%w_.-]*$") then return false end
+  if #text > MAX_NAME or not string.find(text, "^%w[%w_.-]*$") then return false end
   if count == 20000 then known, count = {[""] = true}, 0 end
   known[text], count = true, count + 1
   return true

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from controlplane.core.messages import Demand
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from gateway import wire
 from gateway.holding import Holding, Overloaded
-from gateway.http_side import sequence_mark
+from gateway.http_side import TooLarge, sequence_mark
 from gateway.resolving import Resolved, by_rendezvous, resolve, share
 from gateway.sequences import Seat, SequenceMark, Sequences
 from gateway.settings import Settings, read_settings, write_settings
@@ -173,6 +175,7 @@ def test_what_is_no_request_is_refused(data: bytes) -> None:
         wire.read(data)
 
 
+LIMIT = 10_000
 TEXT = json.dumps({"parameters": {"sequence_id": "s", "sequence_start": True}}).encode()
 
 
@@ -187,12 +190,14 @@ TEXT = json.dumps({"parameters": {"sequence_id": "s", "sequence_start": True}}).
             SequenceMark(key="s", start=True),
         ),
         ({"content-encoding": "gzip"}, gzip.compress(TEXT), "/infer", SequenceMark(key="s", start=True)),
+        ({"content-encoding": "deflate"}, zlib.compress(TEXT), "/infer", SequenceMark(key="s", start=True)),
+        ({}, b'{"parameters": {"sequence_id": [7]}}', "/infer", SequenceMark()),
         ({}, b'{"sequence_id": 5, "sequence_end": true}', "/generate", SequenceMark(key="5", end=True)),
         ({}, b"{}", "/infer", SequenceMark()),
     ],
 )
 def test_marks_of_http_requests(headers: dict[str, str], body: bytes, rest: str, mark: SequenceMark) -> None:
-    assert sequence_mark(headers, body, rest) == mark
+    assert sequence_mark(headers, body, rest, LIMIT) == mark
 
 
 @pytest.mark.parametrize(
@@ -200,13 +205,33 @@ def test_marks_of_http_requests(headers: dict[str, str], body: bytes, rest: str,
     [
         ({}, b"{"),
         ({"content-encoding": "gzip"}, b"x"),
+        ({"content-encoding": "gzip"}, gzip.compress(TEXT)[:-9]),
         ({"inference-header-content-length": "x"}, b"{}"),
+        ({"inference-header-content-length": "-1"}, b"{}x"),
+        ({"inference-header-content-length": "9" * 5000}, b"{}"),
         ({}, b"\xff"),
+        ({}, b'{"id": "\xff"}'),
+        ({}, b'{"parameters": {"sequence_id": "\\ud800"}}'),
+        ({}, b"[1]"),
+        ({}, b'"text"'),
+        ({}, b"null"),
+        ({}, b"[" * 100_000),
+        ({}, b'{"a":' * 100_000),
+        ({}, b'{"parameters": 5}'),
+        ({}, b'{"parameters": {"sequence_id": ' + b"9" * 10_000 + b"}}"),
     ],
 )
 def test_http_requests_that_are_no_json(headers: dict[str, str], body: bytes) -> None:
     with pytest.raises(InvalidInput):
-        sequence_mark(headers, body, "/infer")
+        sequence_mark(headers, body, "/infer", LIMIT)
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_http_requests_are_not_unpacked_beyond_the_limit(encoding: str, pack: Callable[[bytes], bytes]) -> None:
+    headers = {"content-encoding": encoding}
+    assert sequence_mark(headers, pack(b"{}".ljust(LIMIT)), "/infer", LIMIT) == SequenceMark()
+    with pytest.raises(TooLarge, match="10000 bytes"):
+        sequence_mark(headers, pack(b"{}".ljust(LIMIT + 1)), "/infer", LIMIT)
 
 
 async def test_held_requests_are_bounded_and_poke_once() -> None:
