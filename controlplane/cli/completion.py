@@ -12,7 +12,7 @@ from controlplane.core.errors import InvalidInput
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script, as in `source <(ctl completion bash)`."""
-    from controlplane.cli.main import ctl
+    from controlplane.cli.commands import ctl
 
     kind = get_completion_class(shell)
     if kind is None:

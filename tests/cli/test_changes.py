@@ -59,7 +59,10 @@ def test_a_registration_is_checked_for_its_fleet(
         (("unquarantine", "m@1"), 1, "not quarantined"),
         (("get", "models", "--registry", "s3://x"), 2, "can't name a bucket"),
         (("get", "models", "nobody"), 1, "no model"),
-        (("nonsense",), 2, "No such command"),
+        (("nonsense",), 2, "error[INVALID]: No such command"),
+        (("promot", "m", 1), 2, "'promote'"),
+        (("get", "modles"), 2, "'models'"),
+        (("register",), 2, "ctl register --help"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )

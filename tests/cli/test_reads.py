@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,23 @@ def test_help_imports_nothing_heavy() -> None:
     assert "promote" in answer.stdout
 
 
+def test_an_interrupt_among_the_imports_prints_no_traceback() -> None:
+    """Python's list of imports tells how far it is; the small pipe keeps it from getting far ahead of its reader."""
+    command = [sys.executable, "-X", "importtime", "-m", "controlplane.cli.main", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pipesize=4096)
+    assert process.stderr is not None
+    said = [next(line for line in process.stderr if "click" in line)]
+    process.send_signal(signal.SIGINT)
+    said.append(process.stderr.read())
+    assert process.wait(30) in (-signal.SIGINT, 130, 0), "".join(said)
+    assert "Traceback" not in "".join(said)
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("version",)], ids=" ".join)
+def test_the_version_is_told(ctl: Ctl, arguments: tuple[str, ...]) -> None:
+    assert ctl(*arguments).out.startswith("ctl 0.")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete(shell: str) -> None:
     answer = run("-m", "controlplane.cli.main", "completion", shell)
@@ -182,7 +200,8 @@ def test_models_are_completed(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help() -> None:
-    from controlplane.cli.main import COMMANDS, main
+    from controlplane.cli.commands import COMMANDS
+    from controlplane.cli.main import main
 
     for name in COMMANDS:
         assert main([name, "--help"]) == 0
