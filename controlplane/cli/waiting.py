@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from typing import TYPE_CHECKING, Any, Self
 
 from controlplane.cli.context import Context
 from controlplane.cli.output import note
@@ -10,7 +12,12 @@ from controlplane.core.errors import Conflict, ControlPlaneError, DeadlineExceed
 from controlplane.core.models import Model, Rollout
 from controlplane.registry import Registry
 
-LOOK_S = 0.2
+if TYPE_CHECKING:
+    from controlplane.client.reader import Reader
+
+LOOK_MIN_S, LOOK_MAX_S, LOOK_MORE = 0.1, 1.0, 1.3
+"""The pause between two looks: short at first, when most rollouts end, then longer with each look."""
+
 CONTROLLER_AWAY_S = 10.0
 """How long a controller that was there may be silent: it may just be starting again."""
 
@@ -21,8 +28,13 @@ def wait_for(context: Context, registry: Registry, name: str, rollout: Rollout, 
     Raises LoadFailed when it failed, Conflict when somebody ended it, DeadlineExceeded when there is no controller to
     carry it out or the time is over: the rollout is written and goes on.
     """
-    watcher = _Watcher(context, name)
+    with _Watcher(context, name) as watcher:
+        return _wait(registry, name, rollout, timeout_s, watcher)
+
+
+def _wait(registry: Registry, name: str, rollout: Rollout, timeout_s: float, watcher: _Watcher) -> Model:
     deadline = time.monotonic() + timeout_s
+    pause_s = LOOK_MIN_S
     while True:
         model = registry.model(name)
         present = model.rollout
@@ -41,7 +53,8 @@ def wait_for(context: Context, registry: Registry, name: str, rollout: Rollout, 
                 f"{name}@{rollout.target} is not stable after {timeout_s:.0f} s; it waits for: {watcher.said or '-'}",
                 remedy=f"the rollout goes on; `ctl explain {name}` tells more, `ctl rollback {name}` ends it",
             )
-        time.sleep(LOOK_S)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * LOOK_MORE, LOOK_MAX_S)
 
 
 class _Watcher:
@@ -52,12 +65,19 @@ class _Watcher:
         self._name = name
         self._heard_at: float | None = None
         self._silent_since = time.monotonic()
+        self._connection = contextlib.ExitStack()
+        self._reader: Reader | None = None
         self.said = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def look(self, rollout: Rollout) -> None:
         try:
-            with self._context.reader() as reader:
-                told = reader.get(f"/v1/models/{self._name}/explain")
+            told = self._explained()
         except Unavailable as error:
             self._silence(rollout, error)
             return
@@ -72,6 +92,17 @@ class _Watcher:
         if text and text != self.said:
             note(f"waiting: {text}")
             self.said = text
+
+    def _explained(self) -> Any:
+        """What the controller says. One connection for all looks: to make one costs far more than to ask."""
+        if self._reader is None:
+            self._reader = self._connection.enter_context(self._context.reader())
+        try:
+            return self._reader.get(f"/v1/models/{self._name}/explain")
+        except Unavailable:
+            self._connection.close()  # the next controller may answer elsewhere
+            self._reader = None
+            raise
 
     def _silence(self, rollout: Rollout, error: Unavailable) -> None:
         never_there = self._heard_at is None and not self._context.home.controller_file.exists()
