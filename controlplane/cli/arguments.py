@@ -29,22 +29,29 @@ class Reference(NamedTuple):
         return f"{self.model}@{self.version}"
 
 
-class ReferenceType(click.ParamType[Reference]):
-    """``MODEL@VERSION``."""
+class Mention(NamedTuple):
+    """A version as people name it: by its number, or by an alias. `references.resolve` finds the number."""
+
+    model: str
+    version: str
+
+
+class MentionType(click.ParamType[Mention]):
+    """``MODEL@VERSION`` or ``MODEL@ALIAS``."""
 
     name = "model@version"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Mention:
         """Parse it."""
-        if isinstance(value, Reference):
+        if isinstance(value, Mention):
             return value
-        model, _, number = str(value).rpartition("@")
-        if not model or not number.isascii() or not number.isdigit() or int(number) < 1:
-            self.fail(f"{value!r} is no version; write it as in magika@2", param, ctx)
-        return Reference(model, int(number))
+        model, _, version = str(value).rpartition("@")
+        if not model or not version:
+            self.fail(f"{value!r} is no version; write it as in magika@2 or magika@stable", param, ctx)
+        return Mention(model, version)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer the versions that there are."""
+        """Offer the versions and aliases that there are."""
         return [CompletionItem(each) for each in _versions(ctx) if each.startswith(incomplete)]
 
 
@@ -63,7 +70,7 @@ class DurationType(click.ParamType[float]):
         return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
 
 
-REFERENCE, DURATION = ReferenceType(), DurationType()
+MENTION, DURATION = MentionType(), DurationType()
 
 
 class ModelType(click.ParamType[str]):
@@ -94,7 +101,11 @@ def _versions(ctx: click.Context) -> list[str]:
         models = _context(ctx).registry().models()
     except ControlPlaneError:
         return []
-    return [f"{model.name}@{each.number}" for model in models for each in model.versions if each.deleted_at is None]
+    return [
+        f"{model.name}@{each}"
+        for model in models
+        for each in (*(each.number for each in model.versions if each.deleted_at is None), *model.aliases)
+    ]
 
 
 def _context(ctx: click.Context) -> Context:

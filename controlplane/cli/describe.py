@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from controlplane.cli.arguments import MODEL, REFERENCE, Reference
+from controlplane.cli.arguments import MENTION, MODEL, Mention
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.get import FLEETS, REPLICAS, ROUTES, VERSIONS, named, read_fleets
 from controlplane.cli.output import Kind, note, output_option, print_fields, print_table, show_one, size, structured
@@ -60,18 +60,19 @@ def model(context: Context, name: str, output: str) -> None:
 
 
 @describe.command()
-@click.argument("reference", metavar="MODEL@VERSION", type=REFERENCE)
+@click.argument("mention", metavar="MODEL@VERSION", type=MENTION)
 @output_option
 @pass_context
-def version(context: Context, reference: Reference, output: str) -> None:
+def version(context: Context, mention: Mention, output: str) -> None:
     """Show a version: its entry and its files."""
-    from controlplane.cli.references import version_record
+    from controlplane.cli.references import manifest_of, resolve, version_record
     from controlplane.cli.show import plain, version_row
     from controlplane.entry.parse import to_data
 
     registry = context.registry()
+    reference = resolve(registry, mention)
     record = version_record(registry, reference)
-    manifest = registry.manifest(record.digest)
+    manifest = manifest_of(registry, reference)
     row = version_row(registry, registry.model(reference.model), record, full=True)
     entry = to_data(manifest.entry)
     data = {**row, "entry": entry, "files": plain(manifest.files)}

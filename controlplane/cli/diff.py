@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from controlplane.cli.arguments import REFERENCE, Reference
+from controlplane.cli.arguments import MENTION, Mention
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import output_option, show_one, size, structured
 
@@ -15,17 +15,18 @@ DIFFERENT = 1
 
 
 @click.command()
-@click.argument("one", metavar="MODEL@VERSION", type=REFERENCE)
-@click.argument("other", metavar="MODEL@VERSION", type=REFERENCE)
+@click.argument("first", metavar="MODEL@VERSION", type=MENTION)
+@click.argument("second", metavar="MODEL@VERSION", type=MENTION)
 @output_option
 @pass_context
 @click.pass_context
-def diff(ctx: click.Context, context: Context, one: Reference, other: Reference, output: str) -> None:
+def diff(ctx: click.Context, context: Context, first: Mention, second: Mention, output: str) -> None:
     """Compare two versions: their entries and their files. Exit status 1 when they differ."""
-    from controlplane.cli.references import manifest_of
+    from controlplane.cli.references import manifest_of, resolve
     from controlplane.entry.parse import to_data
 
     registry = context.registry()
+    one, other = resolve(registry, first), resolve(registry, second)
     before, after = manifest_of(registry, one), manifest_of(registry, other)
     lines = list(
         difflib.unified_diff(

@@ -19,6 +19,9 @@ FORMATS = ("table", "wide", "json", "yaml", "name")
 FLOW_VALUES, FLOW_TEXT = 16, 40
 """In YAML, a list of at most so many plain values, texts no longer than that, stands on one line."""
 
+DRY_RUN = " (dry run: nothing was changed)"
+"""What a sentence about a dry run ends with."""
+
 Row = Mapping[str, Any]
 
 
@@ -67,6 +70,14 @@ def show_one(data: Row, name: str, output: str, text: Callable[[], None]) -> Non
         click.echo(name)
     else:
         text()
+
+
+def changed(facts: Row, *, now: Row, then: Row, dry_run: bool) -> dict[str, Any]:
+    """What a change tells as data: `facts`, and the fields that it changes, as it leaves them (`then`).
+
+    A dry run leaves them as they are `now`, and says under `would` how a real run would.
+    """
+    return {**facts, **(now if dry_run else then), "dry_run": dry_run, **({"would": dict(then)} if dry_run else {})}
 
 
 def structured(data: object, output: str) -> str:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from controlplane.cli.arguments import Reference
+from controlplane.cli.arguments import Mention, Reference
 from controlplane.core.errors import NotFound
 from controlplane.core.models import Manifest, Version
 
 if TYPE_CHECKING:
     from controlplane.registry import Registry
+
+
+def resolve(registry: Registry, mention: Mention) -> Reference:
+    """The version that is meant. Raises NotFound where it is an alias that the model doesn't have."""
+    name, version = mention
+    if version.isascii() and version.isdigit():
+        return Reference(name, int(version))
+    aliases = registry.model(name).aliases
+    if version not in aliases:
+        raise NotFound(
+            f"{name} has no alias {version!r}; it has: {', '.join(sorted(aliases)) or 'none'}",
+            remedy=f"name one of these, or a version's number (`ctl get versions {name}` lists them)",
+        )
+    return Reference(name, aliases[version])
 
 
 def version_record(registry: Registry, reference: Reference) -> Version:
@@ -24,7 +38,16 @@ def version_record(registry: Registry, reference: Reference) -> Version:
 
 def manifest_of(registry: Registry, reference: Reference) -> Manifest:
     """The version's entry and files. Raises NotFound."""
-    return registry.manifest(version_record(registry, reference).digest)
+    record = version_record(registry, reference)
+    try:
+        return registry.manifest(record.digest)
+    except NotFound as error:
+        if record.deleted_at is None:
+            raise
+        raise NotFound(
+            f"{reference} was deleted at {record.deleted_at:%Y-%m-%d %H:%M:%S} UTC, and `ctl gc` has removed its files",
+            remedy=f"`ctl get versions {reference.model}` lists what is there; registered again, it gets a new number",
+        ) from error
 
 
 def known_in(registry: Registry, model: str, version: int) -> Manifest | None:

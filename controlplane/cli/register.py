@@ -9,7 +9,7 @@ import click
 from controlplane.cli.arguments import MODEL, dry_run_option, reason_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.fleets import fleet_for, render_for
-from controlplane.cli.output import note, output_option, show_one, size
+from controlplane.cli.output import changed, note, output_option, show_one, size
 from controlplane.core.errors import InvalidInput, NotFound
 from controlplane.core.models import Manifest
 
@@ -73,16 +73,18 @@ def register(
     facts = [*built.facts, *served_by]
     if not served_by:
         note("not checked against a fleet: no fleet's servers are known in this registry yet")
-    data = {
-        "name": name,
-        "version": made.version,
-        "digest": made.digest,
-        "created": made.created,
-        "dry_run": dry_run,
-        "size_bytes": made.manifest.size_bytes,
-        "uploaded_bytes": made.uploaded_bytes,
-        "facts": facts,
-    }
+    data = changed(
+        {
+            "name": name,
+            "version": made.version,
+            "digest": made.digest,
+            "size_bytes": made.manifest.size_bytes,
+            "facts": facts,
+        },
+        now={"created": False, "uploaded_bytes": 0},
+        then={"created": made.created, "uploaded_bytes": made.uploaded_bytes},
+        dry_run=dry_run,
+    )
     reference = f"{name}@{made.version}"
 
     def text() -> None:

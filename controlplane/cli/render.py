@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controlplane.cli.arguments import REFERENCE, Reference
+from controlplane.cli.arguments import MENTION, Mention
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.fleets import fleet_for, none_looked_at, render_for
 from controlplane.cli.output import note, output_option, show_one, size
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("reference", metavar="MODEL@VERSION", type=REFERENCE)
+@click.argument("mention", metavar="MODEL@VERSION", type=MENTION)
 @click.option("--fleet", help="For this fleet's servers; without it, for those that the entry means.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the directory here, with its files.")
 @output_option
 @pass_context
-def render(context: Context, *, reference: Reference, fleet: str | None, out: Path | None, output: str) -> None:
+def render(context: Context, *, mention: Mention, fleet: str | None, out: Path | None, output: str) -> None:
     """Show the exact config.pbtxt and directory that a fleet would serve.
 
     It needs no controller: what the fleet's servers can do stands in the registry.
     """
-    from controlplane.cli.references import manifest_of
+    from controlplane.cli.references import manifest_of, resolve
 
     registry = context.registry()
+    reference = resolve(registry, mention)
     manifest = manifest_of(registry, reference)
     served = fleet_for(registry, manifest, fleet)
     if served is None:

@@ -12,7 +12,7 @@ import pytest
 
 from controlplane.core.models import FleetRecord, Quarantine
 from controlplane.registry import Registry
-from tests.cli.conftest import Ctl
+from tests.cli.conftest import Ctl, write_model
 
 
 def test_register_tells_what_it_made(ctl: Ctl, model_file: Path) -> None:
@@ -50,9 +50,14 @@ def test_a_registration_is_checked_for_its_fleet(
         (("promote", "nobody", 1), 1, "no model 'nobody'"),
         (("promote", "m", 9), 1, "there is: 1, 2"),
         (("promote", "m"), 2, "which version?"),
+        (("promote", "m@"), 2, "which version?"),
+        (("promote", "m@1", 2), 2, "`ctl promote m 2`"),
+        (("promote", "m", "abc"), 1, "m has no alias 'abc'; it has: none"),
         (("rollback", "m"), 1, "nothing is stable yet"),
         (("alias", "m", "stable=1"), 2, "only a rollout moves 'stable'"),
         (("alias", "m", "nothing"), 2, "candidate=2"),
+        (("alias", "m", "--delete"), 2, "which alias?"),
+        (("alias", "m", "candidate=nobody"), 1, "no alias 'nobody'"),
         (("delete", "m"), 2, "magika@2"),
         (("delete", "m@9"), 1, "error[NOT_FOUND]"),
         (("gc", "--grace", "soon"), 2, "no duration"),
@@ -80,8 +85,6 @@ def test_errors_have_a_status_and_say_the_way_out(
 
 @pytest.mark.usefixtures("two_versions")
 def test_without_a_controller_a_promotion_is_recorded(ctl: Ctl) -> None:
-    dry = ctl("promote", "m", 1, "--dry-run")
-    assert (dry.status, "nothing was changed" in dry.out) == (0, True)
     waited = ctl("promote", "m", 1)
     assert waited.status == 3
     assert "recorded, not served" in waited.err
@@ -90,6 +93,46 @@ def test_without_a_controller_a_promotion_is_recorded(ctl: Ctl) -> None:
     assert "ctl rollback m" in second.err
     assert ctl("rollback", "m").status == 0
     assert ctl("promote", "m@2", "--no-wait", "-o", "json").data["state"] == "running"
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_a_dry_run_says_what_would_be_and_leaves_all_as_it_is(ctl: Ctl, tmp_path: Path, registry: Registry) -> None:
+    def data(*arguments: object) -> tuple[dict[str, object], str]:
+        before = registry.model("m")
+        text, answer = ctl(*arguments, "--dry-run"), ctl(*arguments, "--dry-run", "-o", "json")
+        assert (text.status, answer.status, answer.data["dry_run"]) == (0, 0, True)
+        assert registry.model("m") == before
+        return answer.data, text.out
+
+    promoted, text = data("promote", "m", 2)
+    assert text == "m@2 would become stable (dry run: nothing was changed)\n"
+    assert (promoted["rollout"], promoted["state"], promoted["would"]) == (None, None, {"stable": 2})
+    aliased, text = data("alias", "m", "cand=2")
+    assert text == "cand would be m@2 (dry run: nothing was changed)\n"
+    assert (aliased["aliases"], aliased["would"]) == ({}, {"aliases": {"cand": 2}})
+    registered, text = data("register", "m", write_model(tmp_path / "model.onnx", scale=3.0))
+    assert text.startswith("m@3 would be made\n")
+    assert (registered["created"], registered["uploaded_bytes"]) == (False, 0)
+    assert isinstance(registered["would"], dict) and registered["would"]["created"] is True
+    deleted, text = data("delete", "m@1")
+    assert text == "m@1 would be deleted\n"
+    assert (deleted["deleted"], deleted["would"]) == (False, {"deleted": True})
+    running = ctl("promote", "m", 2, "--no-wait", "-o", "json").data
+    assert (running["state"], running["dry_run"], "would" in running) == ("running", False, False)
+    aborted, text = data("rollback", "m")
+    assert text.startswith("the rollout to m@2 would be aborted; stable is nothing")
+    assert (aborted["rollout"], aborted["state"]) == (running["rollout"], "running")
+    registry.finish_rollout("m", running["rollout"], state="succeeded", reason="", actor="controller")
+    nothing, text = data("promote", "m", 2)
+    assert text.startswith("m@2 is stable already")
+    assert nothing["would"] == {}
+
+
+@pytest.mark.usefixtures("two_versions", "controller")
+def test_the_wait_outlasts_the_deadline_of_the_rollout(ctl: Ctl) -> None:
+    answer = ctl("promote", "m", 1, "--deadline", "1s")
+    assert answer.status == 1
+    assert "m@1 was not served after 1 s" in answer.err
 
 
 @pytest.mark.usefixtures("two_versions", "controller")
@@ -123,6 +166,11 @@ def test_a_promotion_waits_and_says_for_what(ctl: Ctl, registry: Registry) -> No
 @pytest.mark.usefixtures("two_versions")
 def test_aliases_and_deleting(ctl: Ctl) -> None:
     assert ctl("alias", "m", "candidate=2").out == "candidate is m@2\n"
+    assert ctl("alias", "m", "next=candidate").out == "next is m@2\n"
+    assert ctl("alias", "m", "-o", "name").out == "candidate\nnext\n"
+    assert ctl("alias", "m", "next", "--delete").out == "m has no alias next any more\n"
+    assert [(each["name"], each["version"]) for each in ctl("alias", "m", "-o", "json").data] == [("candidate", 2)]
+    assert "candidate  m@2" in ctl("alias", "m").out
     refused = ctl("delete", "m@2")
     assert (refused.status, "candidate" in refused.err) == (5, True)
     assert ctl("alias", "m", "candidate", "--delete").status == 0
@@ -140,7 +188,8 @@ def test_a_quarantine_is_lifted(ctl: Ctl, registry: Registry, fleet: FleetRecord
     quarantine = Quarantine(model="m", version=1, digest="d", reason="it crashed", at=datetime.now(UTC))
     registry.update_fleet("cpu", lambda record: replace(record or fleet, quarantines=(quarantine,)))
     assert "m@1" in ctl("get", "fleets").out
-    assert ctl("unquarantine", "m@1", "--dry-run").status == 0
+    dry = ctl("unquarantine", "m@1", "--dry-run", "-o", "json").data
+    assert (dry["free_on"], dry["would"]) == ([], {"free_on": ["cpu"]})
     assert registry.fleet("cpu").quarantines == (quarantine,)
-    assert ctl("unquarantine", "m@1", "--fleet", "cpu").status == 0
+    assert ctl("unquarantine", "m@1", "--fleet", "cpu").out == "m@1 is free to run on fleet cpu again\n"
     assert registry.fleet("cpu").quarantines == ()

@@ -72,6 +72,29 @@ def test_diff_tells_entries_and_files_apart(ctl: Ctl, tmp_path: Path) -> None:
     assert "+max_batch_size: 4" in entry.out
 
 
+@pytest.mark.usefixtures("two_versions", "fleet")
+def test_an_alias_stands_for_its_version(ctl: Ctl) -> None:
+    assert ctl("alias", "m", "cand=2").status == 0
+    assert ctl("describe", "version", "m@cand", "-o", "json").data["version"] == 2
+    assert ctl("render", "m@cand", "-o", "name").out == "m@2\n"
+    assert ctl("diff", "m@1", "m@cand", "-o", "name").out == "m@1 m@2\n"
+    assert ctl("promote", "m@cand", "--dry-run", "-o", "name").out == "m@2\n"
+    assert ctl("promote", "m", "cand", "--dry-run", "-o", "name").out == "m@2\n"
+    unknown = ctl("render", "m@stable")
+    assert (unknown.status, "it has: cand" in unknown.err) == (1, True)
+
+
+@pytest.mark.usefixtures("two_versions", "fleet")
+@pytest.mark.parametrize("command", [("render",), ("describe", "version")], ids=" ".join)
+def test_what_was_deleted_and_swept_is_said_to_be(ctl: Ctl, command: tuple[str, ...]) -> None:
+    assert ctl("delete", "m@2").status == 0
+    assert ctl(*command, "m@2").status == 0, "its files are there for a while"
+    assert ctl("gc", "--grace", "0").status == 0
+    answer = ctl(*command, "m@2")
+    assert answer.status == 1
+    assert "m@2 was deleted at " in answer.err
+
+
 def test_render_needs_no_controller(ctl: Ctl, tmp_path: Path, fleet: FleetRecord) -> None:
     ctl("register", "m", write_model(tmp_path / "model.onnx"))
     shown = ctl("render", "m@1", "--fleet", "cpu")
