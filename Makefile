@@ -19,6 +19,9 @@ install: $(STAMP)
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "Python 3.11 or 3.12 is needed; set it with make PYTHON=/path/to/python3.11"; exit 1; }
+	@# An installation that was interrupted may lack anything: it is begun anew.
+	@test -e $@ || rm -rf $(VENV)
+	@rm -f $@
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) …"
 	@$(RUN)/python -m pip install -q --disable-pip-version-check uv
