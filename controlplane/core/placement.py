@@ -46,12 +46,14 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A replica as placement sees it. `failed` are versions that can't be loaded there; `open` False: nothing new."""
+    """A replica as placement sees it. `failed` are versions that could not be loaded there, `banned` such as are not to
+    be loaded on this fleet (a copy that serves stays); `open` False: nothing new."""
 
     replica: str
     capacity_bytes: int
     held: frozenset[Key] = frozenset()
     failed: frozenset[Key] = frozenset()
+    banned: frozenset[Key] = frozenset()
     open: bool = True
     counts: bool = True
 
@@ -168,6 +170,8 @@ class _Placer:
             for key in sorted(room.held):
                 if key not in self.wants and key not in required:
                     self._leave(name, key, Reason(code="UNWANTED", text=f"{key} is not wanted on this fleet any more"))
+                elif key in room.slot.failed & room.slot.banned:
+                    self._leave(name, key, Reason(code="QUARANTINED", text=f"{key} is quarantined and leaves {name}"))
 
     def _go_on_leaving(self) -> None:
         """What was leaving goes on leaving, so that a decision does not waver, unless it is now asked for more."""
@@ -188,7 +192,7 @@ class _Placer:
 
     def _admits(self, want: Want, room: _Room) -> bool:
         slot = room.slot
-        if not slot.open or want.key in room.held or want.key in slot.failed:
+        if not slot.open or want.key in room.held or want.key in slot.failed | slot.banned:
             return False
         clashing = self.clashes.get(want.key)
         return not (clashing and clashing & room.held)

@@ -118,8 +118,8 @@ class _Planner:
                         key
                         for key, copy in replica.copies.items()
                         if copy.state == "failed" and copy.blames != "environment"
-                    )
-                    | (banned & keys),
+                    ),
+                    banned=frozenset(banned & keys),
                     open=not out and replica.name not in self.census.lost and replica.report is not None,
                     counts=not out and replica.name not in self.census.lost,
                 )
@@ -276,10 +276,15 @@ class _Planner:
                     key, Reason(code="QUARANTINED", text=f"{key} is quarantined on fleet {name}: {each.reason}")
                 )
         for key, replicas in self.census.copies.items():
+            if self.census.ready.get(key):
+                continue
             for replica in replicas:
                 copy = replica.copies[key]
-                if copy.state == "failed" and not self.census.ready.get(key):
+                doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}"
+                if copy.state == "failed":
                     why[key] = Reason(code="LOAD_FAILED", text=f"{key} failed on {replica.name}: {copy.reason}")
+                else:
+                    why.setdefault(key, Reason(code="LOADING", text=f"{key} on {replica.name}: {doing}"))
         for key, reason in why.items():
             if reason not in self.reasons[f"version/{key}"]:
                 self.reasons[f"version/{key}"].append(reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from controlplane.core.census import Census
 from controlplane.core.models import Model
@@ -28,16 +29,17 @@ def serving_of(model: Model, census: Census) -> Serving:
 
 
 def wants_of(serving: Iterable[Serving], census: Census) -> dict[str, list[Want]]:
-    """By fleet, what is wanted there. Versions without a fleet (`census.blocked`) and quarantined ones are left out."""
+    """By fleet, what is wanted there. Versions without a fleet (`census.blocked`) are left out; of quarantined ones no
+    copy is asked for, but what serves, serves on."""
     wants: dict[str, list[Want]] = defaultdict(list)
     for each in serving:
         for number in each.allowed():
             key = Key(each.model, number)
             fleet = census.fleet(key)
-            if fleet is not None and key not in census.quarantined.get(fleet, ()):
-                want = _want(each, key, fleet, census)
-                if want is not None:
-                    wants[fleet].append(want)
+            want = _want(each, key, fleet, census) if fleet is not None else None
+            if fleet is not None and want is not None:
+                quarantined = key in census.quarantined.get(fleet, ())
+                wants[fleet].append(replace(want, rank=Rank.ALWAYS, minimum=0, maximum=0) if quarantined else want)
     for key, replicas in census.copies.items():
         if census.is_unread(key):
             for fleet in {replica.fleet for replica in replicas}:

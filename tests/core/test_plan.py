@@ -77,6 +77,26 @@ def test_a_bad_target_ends_the_rollout_and_leaves_stable_alone(blames: str) -> N
     assert quarantined == ({2} if blames == "crash" else set())
 
 
+def test_a_quarantine_takes_nothing_away_that_serves() -> None:
+    world = World()
+    key = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(key, world.now)
+    world.run()
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+    crashed = world.replicas["cpu-0"]
+    crashed.copies[key] = replace(crashed.copies[key], state="failed", blames="crash", reason="it died of it")
+    world.run()
+    assert [each.version for each in world.registry.fleets["cpu"].quarantines] == [1]
+    assert world.served(key) == {"cpu-1"}
+    assert key not in crashed.copies
+    world.replicas["cpu-1"].crash()
+    world.run()
+    assert world.served(key) == {"cpu-1"}, "it comes back where it was, for nobody says that it failed there"
+    world.registry.fleets["cpu"] = replace(world.registry.fleets["cpu"], quarantines=())
+    world.run()
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
 def test_an_environment_failure_waits_for_the_deadline() -> None:
     world = World()
     key = world.registry.register(manifest("m"), world.now)
