@@ -190,7 +190,7 @@ class Agent:
         held = [each for keeper in self._keepers.values() for each in keeper.held.values() if each.wanted]
         self._store.kept = frozenset(file.sha256 for each in held if each.wanted for file in each.wanted.manifest.files)
         if self._ledger_open:
-            self._ledger.write(
+            self._ledger.hold(
                 tuple(
                     Line(wanted=replace(each.wanted, sources={}), proved=each.proved)
                     for each in held
@@ -247,8 +247,8 @@ class Agent:
     def server_down(self, death: Death) -> None:
         """Find out whose fault it was, as far as that can be known, and have everything loaded again but that."""
         guilty: dict[str, dict[int, str]] = defaultdict(dict)
-        if death.how in ("crash", "hang"):
-            verdict = self._witness.died("hang" if death.how == "hang" else "crash", self._loaded())
+        if death.how != "restart" and death.how != "start":  # noqa: PLR1714 - mypy narrows this form only
+            verdict = self._witness.died(death.how, self._loaded(), death.key)
             log.error("the server crashed", reason=death.reason, guilty=str(verdict.guilty or "not known"))
             if verdict.guilty is not None:
                 guilty[verdict.guilty.model][verdict.guilty.version] = f"{verdict.reason} ({death.reason})"
@@ -265,6 +265,7 @@ class Agent:
         """Follow which versions are in use: for the controller, which makes room by it, and to blame after a crash."""
         while True:
             await asyncio.sleep(self._settings.use_every_s)
+            self._ledger.write_rest()
             if self._server.status.state != "ready":
                 continue
             try:

@@ -21,11 +21,14 @@ killed soon after its start would be long in coming back."""
 class Crash:
     """An unexpected end at `at` (seconds, any clock), and what the server was doing.
 
-    `settling` are versions whose load had only just ended; `in_use` those that were asked lately, or may have been.
+    `killed`: by a signal from outside, as an operator sends it, or the kernel when memory runs out. `stuck`: it had to
+    be ended for what `culprit` did. `settling` are versions whose load had only just ended; `in_use` those that were
+    asked lately, or may have been.
     """
 
     at: float
-    how: Literal["crash", "hang"]
+    how: Literal["crash", "killed", "hang", "stuck"]
+    culprit: Key | None = None
     loading: frozenset[Key] = frozenset()
     settling: frozenset[Key] = frozenset()
     loaded: frozenset[Key] = frozenset()
@@ -34,7 +37,11 @@ class Crash:
     @property
     def suspects(self) -> frozenset[Key]:
         """Who can have done it: whatever was loading, or had just been; else the only version loaded; else the only one
-        in use; else nobody in particular (empty)."""
+        in use; else nobody in particular (empty). Who kills a server that serves is outside of it."""
+        if self.culprit is not None:
+            return frozenset((self.culprit,))
+        if self.how == "killed":
+            return self.loading
         if self.loading or self.settling:
             return self.loading or self.settling
         if len(self.loaded) == 1:
@@ -52,10 +59,12 @@ class Verdict:
 
 
 def judge(crashes: Sequence[Crash], *, window_s: float) -> Verdict:
-    """The verdict after the last of `crashes` (in order of time). A crash with one version loading settles it; a hang,
-    or a crash while serving, has to happen twice within `window_s` with the same only suspect."""
+    """The verdict after the last of `crashes` (in order of time). A crash with one version loading settles it; anything
+    else has to happen twice within `window_s` with the same only suspect."""
     last = crashes[-1]
     careful = last.loading | (last.settling if len(last.settling) <= MOST_SETTLING else frozenset())
+    if last.culprit is not None:
+        careful = frozenset()
     if len(last.suspects) != 1:
         return Verdict(careful=careful)
     suspect = next(iter(last.suspects))
@@ -64,7 +73,8 @@ def judge(crashes: Sequence[Crash], *, window_s: float) -> Verdict:
     before = [each for each in crashes[:-1] if last.at - each.at <= window_s and each.suspects == last.suspects]
     if not before:
         return Verdict(careful=careful)
-    doing = "loading" if last.loading or last.settling else "serving"
-    return Verdict(
-        guilty=suspect, reason=f"the server {'died' if last.how == 'crash' else 'hung'} twice while {doing} it"
-    )
+    doing = "loading" if last.culprit is None and (last.loading or last.settling) else "serving"
+    return Verdict(guilty=suspect, reason=f"the server {_WHAT[last.how]} twice while {doing} it")
+
+
+_WHAT = {"crash": "died", "killed": "was killed", "hang": "hung", "stuck": "had to be ended"}

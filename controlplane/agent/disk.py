@@ -170,10 +170,14 @@ class BlobStore:
                 (size, path) for _, size, path in blobs if path.name not in self.kept and path.stat().st_nlink == 1
             ]
             if missing > sum(size for size, _ in unused):
+                if used + file.size_bytes > self._budget:
+                    where, remedy = f"{used} of the fleet's {self._budget} are in use", "give the fleet more disk_bytes"
+                else:
+                    where = f"{max(0, disk_free)} are free on the file system beyond the {RESERVE_BYTES} that stay free"
+                    remedy = "make room on that disk"
                 raise DiskFull(
-                    f"there is no room for {file.path}: {missing} bytes are missing "
-                    f"({used} of {self._budget} in use, {max(0, disk_free)} free on the file system)",
-                    remedy="give the fleet more disk, or take models off it",
+                    f"there is no room for the {file.size_bytes} bytes of {file.path}: {where}",
+                    remedy=f"{remedy}, or take models off it",
                 )
             for size, path in unused:
                 if missing <= 0:

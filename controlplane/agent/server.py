@@ -36,11 +36,13 @@ class ServerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """An end of the server. `hang`: killed because it no longer answered; `restart`: killed to end a stuck load;
-    `start`: it did not come up at all."""
+    """An end of the server. `killed`: by a signal from outside; `hang`: ended because it no longer answered; `restart`:
+    ended because nothing less ended a load; `stuck`: or the requests of `key`, whose process had died; `start`: it did
+    not come up at all."""
 
     reason: str
-    how: Literal["crash", "hang", "restart", "start"]
+    how: Literal["crash", "killed", "hang", "restart", "stuck", "start"]
+    key: Key | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,7 @@ class Server(Protocol):
 
     async def give_up(self, model: str) -> None:
         """Make the server hold nothing of a model; returns when requests in flight have ended and its memory is free.
-        Raises ServerDied or DeadlineExceeded."""
+        Raises ServerDied (also when only a new server could end them) or DeadlineExceeded."""
 
     async def prove(self, model: str, version: int, manifest: Manifest) -> None:
         """Check that the version serves what its entry says. Raises LoadFailed with a sentence, or ServerDied."""
@@ -102,6 +104,3 @@ class Server(Protocol):
     def memory_bytes(self, of: Key | None = None) -> int:
         """The memory that the server and its helper processes take now; those of one version only, if it is named (0
         where it has none of its own)."""
-
-    async def restart(self, reason: str) -> None:
-        """Kill the server; `supervise` starts it again. For a load that can't be ended in any other way."""

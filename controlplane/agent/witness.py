@@ -51,12 +51,15 @@ class Witness:
                 news = True
         return news
 
-    def died(self, how: Literal["crash", "hang"], loaded: Iterable[Key]) -> Verdict:
-        """The server has ended, with `loaded` in it. Who was it?"""
+    def died(
+        self, how: Literal["crash", "killed", "hang", "stuck"], loaded: Iterable[Key], culprit: Key | None = None
+    ) -> Verdict:
+        """The server has ended, with `loaded` in it. Who was it, if that is not known already (`culprit`)?"""
         now = time.monotonic()
         crash = Crash(
             at=now,
             how=how,
+            culprit=culprit,
             loading=frozenset(self._loading),
             settling=frozenset(key for key, at in self._loaded_at.items() if now - at < self._settings.settle_s),
             loaded=frozenset(loaded),

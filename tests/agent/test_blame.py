@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from controlplane.agent.blame import Crash, judge
@@ -10,8 +12,8 @@ from controlplane.core.snapshot import Key
 A, B = Key("a", 1), Key("b", 1)
 
 
-def crash(at: float = 0.0, how: str = "crash", **sets: set[Key]) -> Crash:
-    return Crash(at=at, how=how, **{name: frozenset(keys) for name, keys in sets.items()})  # type: ignore[arg-type]
+def crash(at: float = 0.0, how: Any = "crash", *, culprit: Key | None = None, **sets: set[Key]) -> Crash:
+    return Crash(at=at, how=how, culprit=culprit, **{name: frozenset(keys) for name, keys in sets.items()})
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,13 @@ def crash(at: float = 0.0, how: str = "crash", **sets: set[Key]) -> Crash:
         pytest.param([crash(loaded={A}), crash(1, loaded={B})], None, set(), id="not the same"),
         pytest.param([crash(how="hang", loading={A})], None, {A}, id="a hang in a load, once"),
         pytest.param([crash(how="hang", loading={A}), crash(1, "hang", loading={A})], A, set(), id="and twice"),
+        pytest.param([crash(how="killed", loaded={A})] * 2, None, set(), id="killed while serving, twice"),
+        pytest.param([crash(how="killed", loading={A})], None, {A}, id="killed in a load, once"),
+        pytest.param([crash(how="killed", loading={A}), crash(1, "killed", loading={A})], A, set(), id="and twice"),
+        pytest.param([crash(how="stuck", culprit=A, loading={B})], None, set(), id="had to be ended, once"),
+        pytest.param(
+            [crash(how="stuck", culprit=A), crash(1, "stuck", culprit=A, settling={B})], A, set(), id="and twice"
+        ),
         pytest.param([crash()], None, set(), id="an empty server"),
     ],
 )

@@ -122,7 +122,7 @@ async def test_the_least_recently_used_goes_and_what_is_in_use_stays(tmp_path: P
     await store.fetch(files[3:], sources)
     assert [store.has(file) for file in files] == [True, False, True, True]
     store.kept = frozenset({files[2].sha256, files[3].sha256})  # wanted, not linked yet
-    with pytest.raises(DiskFull, match="bytes are missing"):
+    with pytest.raises(DiskFull, match="3000 of the fleet's 3500 are in use"):
         await store.fetch([files[1]], sources)
     assert [store.has(file) for file in files] == [True, False, True, True]
     os.utime(store.path(files[2].sha256), (0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,64 @@ def test_a_python_model_whose_process_dies_is_loaded_again(replica: Replica) -> 
     assert endpoint.reports[-1].crashes == 0
 
 
+def test_a_python_model_that_dies_of_a_request_takes_nobody_else_away_for_good(
+    replica: Replica, tmp_path: Path
+) -> None:
+    """Triton never ends a request that was with a stub when it died, nor unloads its model: only a new server does."""
+    endpoint = replica.endpoint
+    trap = tmp_path / "trap"
+    execute = f"import os, time; os.path.exists({str(trap)!r}) and (time.sleep(1), os._exit(9))"
+    fatal = wanted(replica.folder, model="fatal", files={"model.py": add_source(execute=execute)}, example=None)
+    replica.start("--settle-s=0")
+    endpoint.order(fatal, wanted(replica.folder, model="other"))
+    for crashes in (1, 2):
+        ready(replica, "fatal")
+        ready(replica, "other")
+        trap.touch()
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(replica.add, 1, model="fatal") for _ in range(4)]
+            assert all(each.exception() for each in asked)
+        trap.unlink()
+        endpoint.wait(lambda each: each.crashes == crashes)  # noqa: B023
+    failed = endpoint.wait_copy("fatal", 1, "failed")
+    assert (failed.blames, "had to be ended twice" in failed.reason) == ("crash", True)
+    ready(replica, "other")
+    assert replica.add(1, model="other") == 2
+
+
+def test_a_server_that_is_killed_again_and_again_is_no_fault_of_its_models(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    replica.start("--settle-s=0")
+    endpoint.order(wanted(replica.folder))
+    for crashes in (1, 2, 3):
+        ready(replica, "add")
+        assert replica.add(1) == 2
+        replica.server().kill()
+        endpoint.wait(lambda each: each.crashes == crashes and copy_state(each, "add") == "ready")  # noqa: B023
+    assert all((copy := copy_of(each, "add", 1)) is None or copy.state != "failed" for each in endpoint.reports)
+
+
+def test_a_disk_that_can_not_be_written_ends_no_agent(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    first, second = wanted(replica.folder), wanted(replica.folder, model="second")
+    replica.start()
+    endpoint.order(first)
+    ready(replica, "add")
+    assert replica.agent is not None
+    replica.agent.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))  # no file of the agent's can grow
+    endpoint.order(first, second)
+    failed = endpoint.wait_copy("second", 1, "failed")
+    assert failed.blames == "environment"
+    assert replica.add(1) == 2
+    replica.agent.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    ready(replica, "second")
+    assert replica.agent.is_running()
+    replica.kill_agent()
+    replica.start()  # and what could not be written has been written since: nothing is loaded anew
+    endpoint.wait(lambda each: {c.model: c.state for c in each.copies} == {"add": "ready", "second": "ready"})
+    assert (replica.add(1), replica.add(1, model="second")) == (2, 2)
+
+
 def test_a_python_model_that_lost_its_process_while_no_agent_was_there(replica: Replica) -> None:
     endpoint = replica.endpoint
     replica.start()
@@ -238,7 +297,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(replica: Replica) -> N
     endpoint.order(wanted(replica.folder, model="small"), big)
     failed = endpoint.wait_copy("big", 1, "failed")
     assert failed.blames == "environment"
-    assert "no room for weights" in failed.reason
+    assert "no room for the 100000 bytes of weights" in failed.reason
     ready(replica, "small")
     assert not [each for each in replica.repository() if each.startswith("big")]
 

@@ -41,6 +41,7 @@ class Installation:
             mine.mkdir(parents=True)
             for file in backend.iterdir():
                 (mine / file.name).symlink_to(file)
+            (mine / "__pycache__").touch()  # a file: bytecode that a full disk cuts short would break every model
         stub = folder / "python" / self.stub.name
         if (folder / "python").is_dir() and not stub.exists():
             stub.symlink_to(self.stub)

@@ -34,6 +34,18 @@ class Ports:
     metrics: int
 
 
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What a server does not do to itself. SIGKILL: an operator, or the kernel when memory runs out."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a server ended, as far as that can be known."""
+
+    reason: str
+    from_outside: bool = False
+
+
 class TritonProcess:
     """The one server process of a replica's folder.
 
@@ -140,11 +152,11 @@ class TritonProcess:
             "CUDA_VISIBLE_DEVICES": gpus,
         }
 
-    async def ended(self) -> str:
-        """Wait for the server's end; returns how it ended, as far as that can be known."""
+    async def ended(self) -> End:
+        """Wait for the server's end."""
         process = self._process
         if process is None:
-            return "it is not there"
+            return End("it is not there")
         gone = asyncio.Event()
         try:
             descriptor = os.pidfd_open(process.pid)
@@ -220,12 +232,12 @@ class TritonProcess:
         return ""
 
 
-def _reap(pid: int) -> str:
+def _reap(pid: int) -> End:
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
-        return "the server ended"  # an earlier agent's child: nobody can ask how
+        return End("the server ended")  # an earlier agent's child: nobody can ask how
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return f"the server was ended by {signal.Signals(-code).name}"
-    return f"the server ended with exit status {code}"
+        return End(f"the server was ended by {signal.Signals(-code).name}", from_outside=-code in _FROM_OUTSIDE)
+    return End(f"the server ended with exit status {code}")

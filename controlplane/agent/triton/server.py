@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 0.05
 UNSTICK_S = 15.0
+DEAD_S = 5.0
+"""What the requests of a version whose process died are given to end: they fail at once, or hang for ever."""
 RESTART_MIN_S, RESTART_MAX_S = 0.1, 30.0
 STEADY_S = 60.0
 """A server that has lived this long is started again at once; the back-off is for those that don't."""
@@ -126,7 +128,7 @@ class TritonServer:
                 and await answers(HOST, ports.http, ports.metrics, self._settings.replica)
             ):
                 if ended.done():
-                    raise InvalidInput(f"{ended.result()}: {_errors_in(self._process.log_since(offset))}")
+                    raise InvalidInput(f"{ended.result().reason}: {_errors_in(self._process.log_since(offset))}")
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded(f"it does not answer after {self._settings.start_timeout_s:g} s")
                 await asyncio.wait((ended,), timeout=POLL_S)
@@ -153,10 +155,10 @@ class TritonServer:
             how = await ended
         finally:
             ended.cancel()
-        return self._kill_reason or Death(reason=how, how="crash")
+        return self._kill_reason or Death(reason=how.reason, how="killed" if how.from_outside else "crash")
 
     async def _end(self, listener: Listener, death: Death) -> None:
-        crashes = self._status.crashes + (death.how in ("crash", "hang"))
+        crashes = self._status.crashes + (death.how not in ("restart", "start"))
         self._status = ServerStatus(state="down", reason=death.reason, crashes=crashes)
         log.warning("server is down", reason=death.reason)
         if self._client is not None:
@@ -166,9 +168,9 @@ class TritonServer:
         await asyncio.to_thread(self._process.clean_up)
         listener.server_down(death)
 
-    async def restart(self, reason: str) -> None:
+    def _restart(self, death: Death) -> None:
         """Kill it; `supervise` starts it again."""
-        self._kill_reason = Death(reason=reason, how="restart")
+        self._kill_reason = death
         self._process.kill()
 
     async def stop(self) -> None:
@@ -273,15 +275,23 @@ class TritonServer:
         return {key.version: state for key, state in (await client.index()).items() if key.model == model}
 
     async def _wait_gone(self, client: TritonClient, model: str, versions: Collection[int]) -> None:
-        """Until requests in flight have ended and the versions' memory is free."""
-        deadline = time.monotonic() + self._settings.unload_timeout_s
+        """Until requests in flight have ended and the versions' memory is free. Requests that were with a stub when it
+        died may never end in this server."""
+        deadline, dead = time.monotonic() + self._settings.unload_timeout_s, False
         while True:
             states = await self._states(client, model)
-            busy = sorted(number for number in versions if states.get(number, "UNAVAILABLE") != "UNAVAILABLE")
+            busy = [Key(model, each) for each in versions if states.get(each, "UNAVAILABLE") != "UNAVAILABLE"]
             if not busy:
                 return
+            broken = await asyncio.to_thread(self._stubs.broken, busy)
+            if broken and not dead:
+                deadline, dead = time.monotonic() + DEAD_S, True
+            if time.monotonic() > deadline and dead:
+                reason = f"the process of {busy[0]} died, and Triton can't end the requests that were with it"
+                self._restart(Death(reason=reason, how="stuck", key=busy[0]))
+                raise ServerDied(reason)
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{model} {busy} does not end its requests")
+                raise DeadlineExceeded(f"{', '.join(map(str, busy))} does not end its requests")
             await asyncio.sleep(POLL_S)
 
     async def _unstick(self, client: TritonClient, model: str, versions: Collection[int]) -> None:
@@ -296,7 +306,8 @@ class TritonServer:
             if "LOADING" not in (await self._states(client, model)).values():
                 return
             await asyncio.sleep(POLL_S)
-        await self.restart(f"loading {model} did not end, and only a new server ends it")
+        reason = f"loading {model} did not end, and only a new server ends it"
+        self._restart(Death(reason=reason, how="restart"))
         raise ModelStuck("loading did not end, and the server had to be killed to end it")
 
     async def prove(self, model: str, version: int, manifest: Manifest) -> None:
