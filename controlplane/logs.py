@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
+
+
+class _Unfailing(io.TextIOBase):
+    """A stream that goes on when what lies behind it can't: a full disk must not end a process that has more important
+    things to do than to say so."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._out.flush()
+
+
+def unfailing(out: TextIO) -> TextIO:
+    """The stream, made one whose writes never raise OSError; what it can't take is lost."""
+    return cast(TextIO, _Unfailing(out))
 
 
 def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
@@ -15,8 +39,8 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> Non
 
     `stream` is where lines go; absent: standard error. Call it once, before the first line.
     """
-    out = stream if stream is not None else sys.stderr
-    terminal = out.isatty()
+    given = stream if stream is not None else sys.stderr
+    terminal, out = given.isatty(), unfailing(given)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

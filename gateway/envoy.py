@@ -53,7 +53,8 @@ def check_port(settings: Settings, field: str) -> None:
             raise Conflict(
                 f"the gateway can't listen on {settings.address}:{port}: {error.strerror}",
                 field=field,
-                remedy=f"end what listens there, or set another {field} in the gateway's settings",
+                remedy=f"end what listens there, or set `gateway: {{{field}: …}}` in the system's definition "
+                "(0: any free port)",
             ) from error
 
 

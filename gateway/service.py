@@ -99,7 +99,7 @@ class Gateway:
                 side_ports={"grpc": side_ports.side_grpc, "http": side_ports.side_http},
                 envoy_log=self.envoy.log_file,
             )
-            self._xds.write_served()
+            self._xds.restore()
             if not self.envoy.adopt():
                 await self.envoy.start()
             log.info("gateway ready", grpc=self.settings.grpc_port, http=self.settings.http_port)
@@ -193,6 +193,8 @@ class Gateway:
             if before != self._active:
                 self._poke()
             self.sequences.forget_idle(asyncio.get_running_loop().time())
+            for kept in (self._ports, self._served, self._epoch):
+                kept.write()
             with contextlib.suppress(OSError, httpx2.HTTPError):
                 await self._xds.reap()
                 await self._rotate()
@@ -239,9 +241,10 @@ class Gateway:
         """The settings with real ports: those that the system gives are kept."""
         kept = self._ports.value
         free = free_ports(2, settings.address)
-        grpc_port = settings.grpc_port or kept.grpc or free[0]
-        http_port = settings.http_port or kept.http or free[1]
-        self._ports.keep(replace(kept, grpc=grpc_port, http=http_port))
+        grpc_port = settings.grpc_port or ("grpc_port" in kept.from_system and kept.grpc) or free[0]
+        http_port = settings.http_port or ("http_port" in kept.from_system and kept.http) or free[1]
+        chosen = frozenset(name for name in ("grpc_port", "http_port") if not getattr(settings, name))
+        self._ports.keep(replace(kept, grpc=grpc_port, http=http_port, from_system=chosen))
         return replace(settings, grpc_port=grpc_port, http_port=http_port)
 
     def _poke(self) -> None:

@@ -49,13 +49,25 @@ def read_settings(folder: Path) -> Settings:
     """The settings in `folder`; the defaults where there is no file. Raises InvalidInput."""
     path = folder / FILE
     try:
-        return TypeAdapter(Settings).validate_json(path.read_bytes())
+        settings = TypeAdapter(Settings).validate_json(path.read_bytes())
+        check(settings)
+        return settings
     except FileNotFoundError:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or None
         raise InvalidInput(f"{path}: {first['msg']}", field=where, remedy="see docs/gateway.md") from error
+
+
+def check(settings: Settings) -> None:
+    """Raises InvalidInput for settings that can't go together."""
+    if settings.grpc_port and settings.grpc_port == settings.http_port:
+        raise InvalidInput(
+            f"grpc_port and http_port are both {settings.grpc_port}",
+            field="gateway.http_port",
+            remedy="give each its own; 0 leaves the choice to the system",
+        )
 
 
 def write_settings(folder: Path, settings: Settings) -> None:

@@ -18,12 +18,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """The ports in use: the two that clients see, and the Python side's own two (0: not chosen yet)."""
+    """The ports in use: the two that clients see, and the Python side's own two (0: not chosen yet). `from_system`: the
+    settings that left the choice to the system, which is kept."""
 
     grpc: int = 0
     http: int = 0
     side_grpc: int = 0
     side_http: int = 0
+    from_system: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class Kept(Generic[T]):
         self._path = path
         self._adapter = TypeAdapter(kind)
         self.value: T = self._read(kind)
+        self._unwritten = self._failing = False
 
     def _read(self, kind: type[T]) -> T:
         try:
@@ -66,6 +69,20 @@ class Kept(Generic[T]):
             return kind()
 
     def keep(self, value: T) -> None:
-        """Replace the value."""
+        """Replace the value, on the disk as soon as that can be written."""
         self.value = value
-        replace_file(self._path, self._adapter.dump_json(value).decode())
+        self._unwritten = True
+        self.write()
+
+    def write(self) -> None:
+        """Write the value if it could not be written when it came."""
+        if not self._unwritten:
+            return
+        try:
+            replace_file(self._path, self._adapter.dump_json(self.value).decode())
+        except OSError as error:
+            if not self._failing:
+                log.error("a state file can't be written; that is tried again", path=str(self._path), error=str(error))
+            self._failing = True
+        else:
+            self._unwritten = self._failing = False

@@ -59,8 +59,18 @@ class Xds:
         """The table in force."""
         return self._kept.value
 
-    def write_served(self) -> None:
-        """Write everything for the table in force, for an Envoy that starts or to undo what it refused."""
+    def restore(self) -> None:
+        """Write everything for the table in force, for an Envoy that starts or to undo what it refused.
+
+        Files that can't be written stay as they are: each is whole, and the next table, or the same one again, makes
+        them right.
+        """
+        try:
+            self._write_served()
+        except OSError as error:
+            log.error("Envoy's files can't be written", error=str(error))
+
+    def _write_served(self) -> None:
         self._files.endpoints.mkdir(parents=True, exist_ok=True)
         self._written.clear()
         table, version = self.served.table, _version(self.served.table)
@@ -85,11 +95,19 @@ class Xds:
                 if table.routes != served.table.routes or table.pools != served.table.pools:
                     await self._effective(self._write_routes(table, version), rejections)
             except Rejected:
-                self.write_served()
+                self.restore()
                 raise
+            except OSError as error:
+                self.restore()
+                raise Rejected(
+                    f"Envoy's files can't be written: {error.strerror}", remedy="make room on the gateway's disk"
+                ) from error
             lingering = {base: names for base, names in old.items() if base not in bases}
             self._kept.keep(Served(table=table, lingering=lingering))
-            self._write_members({**lingering, **bases}, table.endpoints, version)
+            try:
+                self._write_members({**lingering, **bases}, table.endpoints, version)
+            except OSError as error:
+                log.error("members that are gone stay in Envoy's files until the next table", error=str(error))
 
     async def reap(self) -> None:
         """Drop the clusters that no route leads to and where nothing is in flight any more."""
