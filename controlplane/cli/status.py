@@ -14,6 +14,7 @@ from controlplane.cli.output import output_option, show_one
 def status(context: Context, output: str) -> None:
     """Show where the registry, the controller and the gateway are, and how they are."""
     from controlplane.cli.addresses import gateway_addresses
+    from controlplane.local.supervisor import owner
 
     addresses = gateway_addresses(context.home)
     with context.reader() as reader:
@@ -23,6 +24,7 @@ def status(context: Context, output: str) -> None:
         "registry": context.find_registry(),
         "grpc": addresses.grpc,
         "http": addresses.http,
+        "supervisor": owner(context.home),
         **state,
     }
 
@@ -33,5 +35,7 @@ def status(context: Context, output: str) -> None:
         click.echo(f"replicas   {state['replicas_ready']} of {state['replicas_wanted']} ready")
         for key, problem in state["problems"].items():
             click.echo(f"problem    {key}: {problem}")
+        if data["supervisor"] is None:
+            click.echo("problem    `ctl up` is gone: whatever ends now is not started again (`ctl up` starts all anew)")
 
     show_one(data, str(context.home.root), output, text)

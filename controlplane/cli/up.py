@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -18,8 +19,8 @@ from controlplane.cli.context import Context, pass_context
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
 from controlplane.local.home import Home
 from controlplane.local.processes import HOME_VARIABLE
-from controlplane.local.supervisor import Supervisor, owned, owner
-from controlplane.local.system import System, read_system
+from controlplane.local.supervisor import LOCK_VARIABLE, Supervisor, owned, owner
+from controlplane.local.system import System, load_system, read_system
 
 LOOK_S = 0.25
 NEXT = "next: "
@@ -35,13 +36,17 @@ NEXT = "next: "
 def up(context: Context, file: Path | None, detach: bool, registry: str | None, timeout_s: float) -> None:
     """Start a system on this machine: registry, controller, gateway, replicas.
 
-    Without -f: a directory registry and one fleet of one replica. It runs in the foreground until Ctrl-C; everything
-    is kept in the home folder (./.ctl), which also tells the other commands where things are.
+    Without -f: what this home had the last time, at first a directory registry and one fleet of one replica. It runs in
+    the foreground until Ctrl-C; everything is kept in the home folder (./.ctl), which also tells the other commands
+    where things are.
     """
     home = context.home
-    system = read_system(file, home)
+    known = load_system(home) if file is None else None
+    system = known or read_system(file, home)
     if registry is not None:
         system = replace(system, registry=registry if "://" in registry else str(Path(registry).resolve()))
+    if known is not None and LOCK_VARIABLE not in os.environ:
+        _say(f"defined as the last time ({home.system_file}); -f FILE defines it anew")
     if detach:
         _detach(home, system, file, registry, timeout_s)
         return
@@ -54,7 +59,7 @@ def place_gateway_settings(system: System, home: Home) -> None:
     """Leave the gateway's settings in its folder. Wrong ones are refused, before anything is started."""
     from pydantic import TypeAdapter, ValidationError
 
-    from gateway.settings import Settings, write_settings
+    from gateway.settings import Settings, check, write_settings
 
     try:
         settings = TypeAdapter(Settings).validate_python(dict(system.gateway))
@@ -64,6 +69,7 @@ def place_gateway_settings(system: System, home: Home) -> None:
             for each in error.errors()
         )
         raise InvalidEntry("the system", problems) from error
+    check(settings)
     write_settings(home.gateway, settings)
 
 
@@ -120,14 +126,15 @@ class _Reporter:
                 self._said[key] = text
         if state.ready and not self.ready:
             self.ready = True
-            for line in next_steps(self._home):
+            for line in next_steps(self._home, state.models):
                 _say(line)
 
 
+@dataclass(frozen=True, slots=True)
 class _State:
-    def __init__(self, lines: dict[str, str], ready: bool) -> None:
-        self.lines = lines
-        self.ready = ready
+    lines: dict[str, str]
+    ready: bool
+    models: int
 
 
 def _read_state(home: Home) -> _State:
@@ -150,37 +157,41 @@ def _read_state(home: Home) -> _State:
     for key, text in status["problems"].items():
         lines[f"problem/{key}"] = f"problem with {key}: {text}"
     ready = status["replicas_ready"] >= status["replicas_wanted"] and status["gateways_ready"] > 0
-    return _State(lines, ready)
+    return _State(lines, ready, status["models"])
 
 
-def next_steps(home: Home) -> list[str]:
-    """What to do next, with this system's own addresses."""
+def next_steps(home: Home, models: int) -> list[str]:
+    """What to do next, with this system's own addresses and so many models in its registry."""
     from controlplane.cli.addresses import gateway_addresses
 
     addresses = gateway_addresses(home)
+    first = "ctl register NAME MODEL.onnx && ctl promote NAME 1"
     return [
         f"ready: gRPC {addresses.grpc}, HTTP http://{addresses.http}",
-        f"{NEXT}ctl register NAME MODEL.onnx && ctl promote NAME 1",
+        f"{NEXT}{'ctl get routes' if models else first}",
     ]
 
 
 def _detach(home: Home, system: System, file: Path | None, registry: str | None, timeout_s: float) -> None:
-    with owned(home):  # refuses here, where somebody reads it, if the home is in use or a setting is wrong
-        place_gateway_settings(system, home)
     command = [sys.executable, "-m", "controlplane.cli.main", "--home", str(home.root), "up"]
     command += ["-f", str(file)] if file is not None else []
     command += ["--registry", system.registry] if registry is not None else []
     log_file = home.logs / "up.log"
-    with log_file.open("ab") as output:
-        begin = output.tell()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**os.environ, HOME_VARIABLE: str(home.root.resolve())},  # a sweep finds it before it has its lock
-        )
+    with owned(home) as ownership:  # refuses here, where somebody reads it, if the home is in use or a setting is wrong
+        place_gateway_settings(system, home)
+        lock = ownership.descriptor
+        with log_file.open("ab") as output:
+            begin = output.tell()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(lock,),
+                env={**os.environ, HOME_VARIABLE: str(home.root.resolve()), LOCK_VARIABLE: str(lock)},
+            )
+        ownership.hand_over(process.pid)
     deadline = time.monotonic() + timeout_s
     try:
         with log_file.open(errors="replace") as said:
@@ -225,4 +236,5 @@ def end(home: Home, *, timeout_s: float) -> bool:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    with contextlib.suppress(OSError):  # the disk of the log may be full: no reason to end
+        click.echo(text, err=True)

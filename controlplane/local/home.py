@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+
+from controlplane.core.errors import InvalidInput
+
+_NOT_FOR_SHELLS = re.compile(r"[^\w./+@%:,=-]")
+"""Triton's Python backend starts its processes through a shell, with paths below the home as plain words of a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,14 @@ class Home:
         return self.root / "replicas" / name
 
     def prepare(self) -> None:
-        """Make the folder, closed to other users, and its token."""
+        """Make the folder, closed to other users, and its token. Raises InvalidInput for a path that can't be one."""
+        bad = _NOT_FOR_SHELLS.search(str(self.root.resolve()))
+        if bad is not None:
+            raise InvalidInput(
+                f"the home {self.root.resolve()} has {bad.group()!r} in its path, below which Triton can't start "
+                "Python models",
+                remedy="choose another folder with --home (or CTL_HOME_DIR): letters, digits and ./_-+@%:,= only",
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
         self.logs.mkdir(exist_ok=True)

@@ -20,6 +20,9 @@ from controlplane.local import processes
 from controlplane.local.home import Home
 from controlplane.local.system import System, save_system
 
+LOCK_VARIABLE = "CTL_LOCK_FD"
+"""Names the open lock file that a detached `ctl up` gets from whoever started it, so that nobody comes in between."""
+
 _HOPELESS = {each.code: each for each in (InvalidInput, Unauthenticated, Conflict)}
 """Ends of a part after which starting it again would change nothing."""
 
@@ -55,6 +58,8 @@ class Supervisor:
         self.home.controller_file.unlink(missing_ok=True)
         for orders in self.home.root.glob("replicas/*/assignment.json"):
             orders.unlink()  # they may be of another registry, whose epochs are not comparable with this one's
+        for state in ("epoch.json", "served.json"):
+            (self.home.gateway / state).unlink(missing_ok=True)  # and so may these; whom they lead to is gone
         save_system(system, self.home)
         for part in self.parts:
             self._start(part)
@@ -137,30 +142,64 @@ def _how(status: int) -> str:
     return f"exit status {status}" if status >= 0 else f"signal {-status}"
 
 
+class Ownership:
+    """The lock of a home, held for as long as its file is open in some process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.handed_over = False
+        self._say(os.getpid())
+
+    def hand_over(self, pid: int) -> None:
+        """Leave the home to a process that has inherited `descriptor`."""
+        self._say(pid)
+        self.handed_over = True
+
+    def close(self) -> None:
+        """Free the home, unless it was handed over."""
+        if not self.handed_over:
+            os.ftruncate(self.descriptor, 0)
+        os.close(self.descriptor)
+
+    def _say(self, pid: int) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{pid}\n".encode(), 0)
+
+
 @contextlib.contextmanager
-def owned(home: Home) -> Iterator[None]:
+def owned(home: Home) -> Iterator[Ownership]:
     """Hold a home for this process alone. Raises Conflict when another `ctl up` has it."""
     try:
         home.prepare()
-        descriptor = os.open(home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _inherited_lock()
+        if descriptor is None:
+            descriptor = os.open(home.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise InvalidInput(
             f"{home.root} can't be used as the home: {error.strerror}", remedy="choose another folder with --home"
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(
-                f"{home.root} belongs to a running `ctl up` (process {owner(home) or 'unknown'})",
-                remedy="end it with `ctl down`, or choose another folder with --home",
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-        os.ftruncate(descriptor, 0)
-    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(descriptor)
+        raise Conflict(
+            f"{home.root} belongs to a running `ctl up` (process {owner(home) or 'unknown'})",
+            remedy="end it with `ctl down`, or choose another folder with --home",
+        ) from error
+    ownership = Ownership(descriptor)
+    try:
+        yield ownership
+    finally:
+        ownership.close()
+
+
+def _inherited_lock() -> int | None:
+    """The lock file that this process was given, open and locked; not to be given on by chance."""
+    given = os.environ.pop(LOCK_VARIABLE, "")
+    if not given.isdecimal():
+        return None
+    os.set_inheritable(int(given), False)
+    return int(given)
 
 
 def owner(home: Home) -> int | None:

@@ -24,6 +24,7 @@ def status(controller: Controller, now: float) -> dict[str, Any]:
         "up_s": round(now - memory.started_at, 1),
         "planned_s_ago": None if controller.planned_at is None else round(now - controller.planned_at, 1),
         "problems": {**memory.problems, **({"planning": controller.problem} if controller.problem else {})},
+        "models": len(memory.models),
         "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),
         "replicas_wanted": sum(shape.replicas for shape in memory.shapes.values()),
         "gateways_ready": sum(each.report.ready and each.confirmed is not None for each in memory.gateways.values()),

@@ -123,7 +123,8 @@ class Memory:
             if fleet in self.shapes
         }
         if not self.settled:
-            views.update({name: self._ghost(name) for name in self.ghosts})
+            ghosts = {name: self._ghost(name) for name in self.ghosts}
+            views.update({name: each for name, each in ghosts.items() if each.fleet in self.shapes})
         for name, (report, heard_at) in self.reports.items():
             views[name] = ReplicaView(
                 name=name,

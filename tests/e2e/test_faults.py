@@ -122,6 +122,29 @@ def test_two_systems_in_one_home_are_refused(system: System) -> None:
     assert recovered(system)
 
 
+def test_of_two_systems_that_start_in_one_home_at_once_one_is_refused(start: Callable[..., System]) -> None:
+    system = start("fleets: [{name: cpu, replicas: 1}]")
+    system.ok("down")
+    both = [
+        subprocess.Popen(system.command("up", "-d"), cwd=system.folder, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [each.communicate(timeout=120)[1] for each in both]
+    assert sorted(each.returncode for each in both) == [0, 5], said
+    assert sum("ctl down" in text for text in said) == 1
+    assert recovered(system)
+    assert [each["name"] for each in system.ok("get", "fleets", "-o", "json").json()] == ["cpu"], "as the last time"
+
+
+def test_a_home_below_which_no_model_can_start_is_refused(tmp_path: Path) -> None:
+    system = System(tmp_path / "a folder")
+    system.folder.mkdir()
+    done = system.ctl("up", "-d")
+    assert done.status == 2
+    assert "--home" in done.err
+    assert not system.home.root.exists()
+
+
 def test_a_port_that_is_taken_is_named(system: System, start: Callable[..., System]) -> None:
     taken = system.grpc.rpartition(":")[2]
     other = System(system.folder.parent / "taken")
@@ -132,6 +155,12 @@ def test_a_port_that_is_taken_is_named(system: System, start: Callable[..., Syst
         assert done.status == 5
         assert taken in done.err
         assert "grpc_port" in done.err
+        (other.folder / "system.yaml").write_text("gateway: {grpc_port: 0, http_port: 0}\n")
+        other.ok("up", "-d", "-f", "system.yaml")
+        other.ok("down")
+        (other.folder / "system.yaml").write_text("gateway: {grpc_port: 9, http_port: 9}\n")
+        done = other.ctl("up", "-d", "-f", "system.yaml")
+        assert (done.status, "http_port" in done.err) == (2, True)
     finally:
         other.down()
 
