@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from controlplane.cli.context import require
 from controlplane.core.errors import Unavailable
 from controlplane.local.home import Home
 
@@ -22,6 +23,7 @@ def gateway_addresses(home: Home) -> Addresses:
     from gateway.settings import read_settings
     from gateway.state import Ports
 
+    require(home)
     settings = read_settings(home.gateway)
     try:
         ports = TypeAdapter(Ports).validate_json((home.gateway / "ports.json").read_bytes())

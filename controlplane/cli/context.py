@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from controlplane.core.errors import Unavailable
 from controlplane.local.home import Home
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 HOME_VARIABLE, REGISTRY_VARIABLE, ACTOR_VARIABLE = "CTL_HOME_DIR", "CTL_REGISTRY", "CTL_ACTOR"
 DEFAULT_HOME = Path(".ctl")
+
+
+def require(home: Home) -> None:
+    """Raise Unavailable where there is no home: most often, it is another working directory's."""
+    if not home.root.is_dir():
+        raise Unavailable(
+            f"there is no home {home.root.absolute()}",
+            remedy=f"`ctl up` makes one; another is named with --home or {HOME_VARIABLE}, "
+            f"a registry without one with --registry or {REGISTRY_VARIABLE}",
+        )
 
 
 @dataclass(slots=True)
@@ -38,11 +49,12 @@ class Context:
         return open_registry(self.find_registry())
 
     def find_registry(self) -> str:
-        """The registry's address."""
+        """The registry's address. Raises Unavailable where none is named and there is no home."""
         from controlplane.local.system import load_system
 
         if self.registry_url is not None:
             return self.registry_url
+        require(self.home)
         system = load_system(self.home)
         return system.registry if system is not None else str(self.home.registry)
 
@@ -50,7 +62,13 @@ class Context:
         """The controller of this home. Raises Unavailable when there is none."""
         from controlplane.client.reader import Reader
 
+        require(self.home)
         return Reader.of(self.home)
+
+    @property
+    def has_registry(self) -> bool:
+        """Whether `registry` would find one: it is named, or there is a home."""
+        return self.registry_url is not None or self.home.root.is_dir()
 
     @property
     def actor(self) -> str:

@@ -45,7 +45,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CTL_ACTOR", "tester@here")
     monkeypatch.chdir(tmp_path)
-    return Home(tmp_path / ".ctl")
+    home = Home(tmp_path / ".ctl")
+    home.root.mkdir()
+    return home
 
 
 @pytest.fixture
