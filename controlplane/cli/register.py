@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from controlplane.cli.arguments import MODEL, dry_run_option, reason_option
 from controlplane.cli.context import Context, pass_context
-from controlplane.cli.fleets import fleet_for, render_for
-from controlplane.cli.output import changed, note, output_option, show_one, size
+from controlplane.cli.fleets import check
+from controlplane.cli.output import changed, output_option, show_one, size
 from controlplane.core.errors import InvalidInput, NotFound
 from controlplane.core.models import Manifest
+
+if TYPE_CHECKING:
+    from controlplane.registry import Registry
 
 
 @click.command()
@@ -38,41 +42,30 @@ def register(
 
     What the entry file does not say is read from the model's file. The same bytes and entry are the same version.
     """
+    from controlplane.cli.pins import pin
     from controlplane.cli.progress import shown
     from controlplane.entry.build import build
 
     built = build(name, path, entry_file)
     registry = context.registry()
-    served_by: list[str] = []
+    entry, pins = pin(registry, built.entry)
+    checked: list[str] = []
 
-    def check(manifest: Manifest) -> None:
-        served = fleet_for(registry, manifest, None)
-        if served is None:
-            return
-        rendered = render_for(registry, manifest, _next_version(), served)
-        served_by.append(f"checked for fleet {served.fleet}")
-        served_by.extend(rendered.notes)
-
-    def _next_version() -> int:
-        try:
-            return 1 + max((each.number for each in registry.model(name).versions), default=0)
-        except NotFound:
-            return 1
+    def look(manifest: Manifest) -> None:
+        checked.extend(check(registry, manifest, _next_version(registry, name)))
 
     with shown() as progress:
         made = registry.register(
-            built.entry,
+            entry,
             built.files,
             actor=context.actor,
             reason=reason,
             labels=_labels(labels),
             dry_run=dry_run,
             progress=progress,
-            check=check,
+            check=look,
         )
-    facts = [*built.facts, *served_by]
-    if not served_by:
-        note("not checked against a fleet: no fleet's servers are known in this registry yet")
+    facts = [*built.facts, *pins, *checked]
     data = changed(
         {
             "name": name,
@@ -98,6 +91,13 @@ def register(
             click.echo(f"  - {fact}")
 
     show_one(data, reference, output, text)
+
+
+def _next_version(registry: Registry, name: str) -> int:
+    try:
+        return 1 + max((each.number for each in registry.model(name).versions), default=0)
+    except NotFound:
+        return 1
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controlplane.cli.context import Context, pass_context
-from controlplane.cli.fleets import fleet_for, render_for
+from controlplane.cli.fleets import check
 from controlplane.cli.output import note, output_option, show_one, structured
 from controlplane.core.entry import is_name
+from controlplane.core.errors import InvalidInput
 from controlplane.core.models import Manifest
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def validate(
 
     if file.is_dir():
         file, path = file / ENTRY_FILE, path if path is not None else file
-    document = read_document(file.read_bytes(), file.name).data if file.is_file() else {}
+    if not file.is_file():
+        raise InvalidInput(f"there is no entry file {file}", remedy=f"name one, or a folder with a {ENTRY_FILE}")
+    document = read_document(file.read_bytes(), file.name).data
     if name is None and "name" not in document:
         stem = file.resolve().parent.name if file.name == ENTRY_FILE else file.stem
         name = stem if is_name(stem) else None
@@ -52,20 +55,22 @@ def validate(
             return
         note(f"checked with the files in {path.resolve()}")
     built = build(name, path, file)
-    facts = [*built.facts, *_rendered(context, built, fleet)]
-    _show(built.entry.name, to_data(built.entry), facts, output, "valid")
+    _show(built.entry.name, to_data(built.entry), [*built.facts, *_checked(context, built, fleet)], output, "valid")
 
 
-def _rendered(context: Context, built: Built, fleet: str | None) -> list[str]:
-    """What rendering for the fleet says; nothing where no fleet's servers are known."""
+def _checked(context: Context, built: Built, fleet: str | None) -> list[str]:
+    """What checking it like a registration says."""
+    from controlplane.cli.pins import pin
+    from controlplane.entry.build import pin_steps
     from controlplane.registry.artifact import hash_files
 
-    manifest = Manifest(entry=built.entry, files=hash_files(built.files).files)
-    registry = context.registry()
-    served = fleet_for(registry, manifest, fleet)
-    if served is None:
-        return []
-    return [*render_for(registry, manifest, 1, served).notes, f"checked for fleet {served.fleet}"]
+    registry = context.registry() if context.has_registry or fleet is not None else None
+    if registry is not None:
+        entry, pins = pin(registry, built.entry)
+    else:
+        entry, pins = pin_steps(built.entry, lambda _: 1), []  # there are none to look at
+    manifest = Manifest(entry=entry, files=hash_files(built.files).files)
+    return [*pins, *check(registry, manifest, 1, fleet)]
 
 
 def _show(name: str, entry: dict[str, Any], facts: list[str], output: str, verdict: str) -> None:

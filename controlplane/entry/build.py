@@ -134,19 +134,19 @@ def beside(entry_file: Path) -> Path | None:
     return folder if suffixes & set(_SUFFIXES) else None
 
 
-def pin_steps(entry: Entry, stable: Callable[[str], int | None]) -> Entry:
-    """`entry` with each ensemble step that names no version pinned to what `stable` says of its model.
+def pin_steps(entry: Entry, choose: Callable[[str], int | None]) -> Entry:
+    """`entry` with each ensemble step that names no version pinned to the one that `choose` takes of its model.
 
-    Raises NotFound for a model that has no stable version.
+    Raises NotFound where there is none to take.
     """
     pinned = []
     for index, step in enumerate(entry.ensemble):
-        version = step.model_version if step.model_version is not None else stable(step.model_name)
+        version = step.model_version if step.model_version is not None else choose(step.model_name)
         if version is None:
             raise NotFound(
-                f"{step.model_name} has no stable version to pin",
-                field=f"ensemble[{index}].model_version",
-                remedy=f"promote a version of {step.model_name} first, or name one",
+                f"there is no version of {step.model_name}",
+                field=f"ensemble[{index}].model_name",
+                remedy="register the ensemble's steps first",
             )
         pinned.append(dataclasses.replace(step, model_version=version))
     return dataclasses.replace(entry, ensemble=tuple(pinned))

@@ -43,7 +43,10 @@ def _words(details: Any, path: Path, root: type) -> tuple[str, str | None]:
         case "literal_error":
             expected = details["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
             spelled = {each.upper(): each for each in expected.split(", ")}
-            close = difflib.get_close_matches(str(given).upper(), spelled, 1, 0.4)
+            said = str(given).upper()
+            close = [each for each in spelled if said and each.startswith(said)] or difflib.get_close_matches(
+                said, spelled, 1
+            )
             remedy = f"did you mean {spelled[close[0]]}?" if close else "use one of them"
             return f"{_shown(given)} is none of: {expected}", remedy
         case "int_type" | "int_parsing" | "int_from_float" if path and str(path[-1]).endswith("_bytes"):

@@ -41,6 +41,63 @@ def test_a_registration_is_checked_for_its_fleet(
 
 
 @pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ("outputs: [{name: y, label_filename: labels.txt}]", "outputs[0].label_filename"),
+        ('config: "foo { bar"', "config"),
+        ("warmup: [{name: w, batch_size: 99, inputs: {x: {data_type: FP32, dims: [4]}}}]", "warmup[0].batch_size"),
+    ],
+)
+def test_what_fails_on_any_server_is_refused_while_no_fleet_is_known(
+    ctl: Ctl, model_file: Path, tmp_path: Path, entry: str, field: str
+) -> None:
+    good = ctl("register", "good", model_file, "-o", "json")
+    assert any("checked without a fleet" in fact for fact in good.data["facts"])
+    (tmp_path / "model.yaml").write_text(entry + "\n")
+    for command in (("register", "m", model_file, "--entry"), ("validate",)):
+        refused = ctl(*command, tmp_path / "model.yaml")
+        assert (refused.status, f"  {field}: " in refused.err) == (2, True), refused.err
+    (tmp_path / "model.yaml").write_text("instances: [{kind: GPU}]\n")
+    assert ctl("register", "gpu", model_file, "--entry", tmp_path / "model.yaml").status == 0, "some fleet may have one"
+
+
+def test_more_memory_than_any_replica_has_is_refused(
+    ctl: Ctl, model_file: Path, tmp_path: Path, fleet: FleetRecord
+) -> None:
+    (tmp_path / "model.yaml").write_text("resources: {memory_bytes: 999Gi}\n")
+    refused = ctl("register", "m", model_file, "--entry", tmp_path / "model.yaml")
+    assert refused.status == 2
+    assert "resources.memory_bytes: 999.0 GiB is stated, and the replicas of fleet cpu have 4.0 GiB" in refused.err
+    assert ctl("get", "models", "-o", "name").out == ""
+
+
+ENSEMBLE = """\
+max_batch_size: 4
+inputs: [{name: x, data_type: FP32, dims: [4]}]
+outputs: [{name: y, data_type: FP32, dims: [4]}]
+ensemble: [{model_name: m, input_map: {x: x}, output_map: {y: y}}]
+"""
+
+
+@pytest.mark.usefixtures("two_versions", "fleet")
+def test_the_steps_of_an_ensemble_are_pinned_and_it_is_told(ctl: Ctl, tmp_path: Path, registry: Registry) -> None:
+    entry = tmp_path / "ensemble.yaml"
+    entry.write_text(ENSEMBLE)
+    newest = ctl("register", "e", "--entry", entry)
+    assert "step m is pinned to m@2, the newest, since no version of m is stable" in newest.out
+    assert "step m is pinned to m@2" in ctl("validate", entry, "--name", "e").out
+    running = ctl("promote", "m", 1, "--no-wait", "-o", "json").data["rollout"]
+    registry.finish_rollout("m", running, state="succeeded", reason="", actor="controller")
+    stable = ctl("register", "e", "--entry", entry)
+    assert stable.out.startswith("e@2 made")
+    assert "step m is pinned to m@1, which is stable" in stable.out
+    assert ctl("describe", "version", "e@2", "-o", "json").data["entry"]["ensemble"][0]["model_version"] == 1
+    entry.write_text(ENSEMBLE.replace("model_name: m", "model_name: nobody"))
+    missing = ctl("register", "e", "--entry", entry)
+    assert (missing.status, "register the ensemble's steps first" in missing.err) == (1, True)
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
         (("register", "../m", "model.onnx"), 2, "error[INVALID]"),

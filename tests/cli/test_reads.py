@@ -49,6 +49,34 @@ def test_without_a_controller_it_is_said(ctl: Ctl, arguments: tuple[str, ...]) -
     assert "ctl up" in answer.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("get", "models"), ("get", "replicas"), ("register", "m", "model.onnx"), ("status",), ("infer", "m")],
+    ids=" ".join,
+)
+def test_a_home_that_is_not_there_is_an_error(
+    ctl: Ctl, tmp_path: Path, model_file: Path, arguments: tuple[str, ...]
+) -> None:
+    answer = ctl("--home", "nosuch", *arguments)
+    assert (answer.status, answer.out) == (1, "")
+    for word in (str(tmp_path / "nosuch"), "ctl up", "--home", "CTL_HOME_DIR", "--registry"):
+        assert word in answer.err
+    assert not (tmp_path / "nosuch").exists()
+
+
+def test_without_a_home_a_registry_may_be_named_and_an_entry_checked(
+    ctl: Ctl, tmp_path: Path, model_file: Path
+) -> None:
+    (tmp_path / "ensemble.yaml").write_text(
+        "inputs: [{name: x, data_type: FP32, dims: [4]}]\noutputs: [{name: y, data_type: FP32, dims: [4]}]\n"
+        "ensemble: [{model_name: m, input_map: {x: x}, output_map: {y: y}}]\n"
+    )
+    nowhere = ("--home", "nosuch")
+    assert ctl(*nowhere, "--registry", tmp_path / "r", "register", "m", model_file).status == 0
+    assert ctl(*nowhere, "validate", "ensemble.yaml").status == 0
+    assert ctl(*nowhere, "validate", "ensemble.yaml", "--fleet", "cpu").status == 1
+
+
 @pytest.mark.usefixtures("two_versions")
 def test_a_broken_document_hides_no_other(ctl: Ctl, registry: Registry) -> None:
     registry.store.put("models/newer.json", b'{"format": 2}')
@@ -146,7 +174,8 @@ def test_validate_finds_the_files_beside_the_entry(ctl: Ctl, tmp_path: Path) -> 
     text = ctl("validate", entry_file).out
     assert "dims: [8, 4]" in text
     assert len(text.splitlines()) < 40
-    assert ctl("validate", folder / "gone.yaml").status == 2
+    gone = ctl("validate", folder / "gone.yaml")
+    assert (gone.status, "checked with" in gone.err, "no entry file" in gone.err) == (2, False, True)
 
 
 def test_the_registry_may_be_named_before_and_after(ctl: Ctl, model_file: Path, tmp_path: Path) -> None:

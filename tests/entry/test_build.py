@@ -271,5 +271,5 @@ def test_the_steps_of_an_ensemble_are_pinned(make: Make) -> None:
     assert pinned.ensemble == (
         EnsembleStep(model_name="a", model_version=3, input_map={"x": "x"}, output_map={"y": "y"}),
     )
-    with pytest.raises(NotFound, match="a has no stable version"):
+    with pytest.raises(NotFound, match="no version of a"):
         pin_steps(entry, lambda _: None)

@@ -123,6 +123,18 @@ def test_a_mistake_is_named_by_field_and_remedy(case: str) -> None:
     assert "line 6" in str(problem) or case == "fleet"
 
 
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [("onnx", "did you mean onnxruntime?"), ("torch", "did you mean pytorch?"), ("nosuch", "use one of them")],
+)
+def test_a_backend_is_guessed_only_where_it_is_close(given: str, remedy: str) -> None:
+    with pytest.raises(InvalidEntry) as caught:
+        parse_entry(MINIMAL.replace("python", given))
+    (problem,) = caught.value.problems
+    assert problem.remedy == remedy
+    assert "python, onnxruntime, tensorrt" in problem.what
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "a..b", "", "-a", "a b", "é", "x" * 129, "a\n", ".a"])
 def test_names_that_would_lead_elsewhere_are_refused(name: str) -> None:
     with pytest.raises(InvalidEntry) as caught:
