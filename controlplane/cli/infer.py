@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from controlplane.cli.arguments import DURATION, MODEL
+from controlplane.cli.arguments import DURATION, MODEL, Mention, Reference
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import note, output_option, show_one
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, NotFound, Unavailable
@@ -21,11 +22,12 @@ SHOWN_VALUES = 20
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@VERSION]", type=MODEL)
+@click.argument("name", metavar="NAME[@VERSION|@ALIAS]", type=MODEL)
 @click.option("--input", "inputs", multiple=True, metavar="[TENSOR=]@FILE|JSON", help="An input; once for each.")
 @click.option("--sequence", type=click.IntRange(min=1), help="Send it as a whole sequence with this correlation id.")
 @click.option("--gateway", "address", metavar="HOST:PORT", help="The gateway's gRPC address; without it, the home's.")
 @click.option("--timeout", "timeout_s", type=DURATION, default="60s", show_default=True, help="How long it may take.")
+@click.option("--raw", is_flag=True, help="Print numbers also where an output has labels.")
 @click.option("--code/--no-code", "with_code", default=True, help="Print the Python code for it on standard error.")
 @output_option
 @pass_context
@@ -37,23 +39,24 @@ def infer(
     sequence: int | None,
     address: str | None,
     timeout_s: float,
+    raw: bool,
     with_code: bool,
     output: str,
 ) -> None:
     """Send a request to the model NAME through the gateway and print the answer.
 
     A .npy file is an array, a .json file or JSON text nested lists; any other file's bytes are taken as raw values and
-    reshaped to the input's dims.
+    reshaped to the input's dims. Of an output that has a label file, the labels with the highest scores are shown.
     """
     from tritonclient import grpc
 
     from controlplane.cli.addresses import gateway_addresses
     from controlplane.cli.tensors import Declared, read_input
 
+    # What another gateway answers has its labels in another registry than the home's, unless one is named.
+    has_labels = address is None or context.registry_url is not None
     address = address or gateway_addresses(context.home).grpc
-    model, _, version = name.rpartition("@")
-    if not (model and version.isdigit()):
-        model, version = name, ""
+    model, version = _asked(context, name)
     client = grpc.InferenceServerClient(address)
     try:
         with _own_errors(model, address):
@@ -101,10 +104,41 @@ def infer(
 
     def text() -> None:
         click.echo(f"{answer.model_name}@{answer.model_version} answered in {took_ms:.1f} ms")
+        labels = _labels(context, answer) if has_labels and not raw else {}
         for each in outputs:
-            click.echo(f"{each['name']} {each['data_type']} {each['shape']}: {_short(each['data'])}")
+            _show(each, result.as_numpy(each["name"]), labels.get(each["name"], ()))
 
     show_one(data, f"{answer.model_name}@{answer.model_version}", output, text)
+
+
+def _asked(context: Context, name: str) -> tuple[str, str]:
+    """The model and the version (absent: empty) of `NAME`, `NAME@VERSION` or `NAME@ALIAS`."""
+    from controlplane.cli.references import resolve
+
+    model, _, version = name.partition("@")
+    if version and not version.isdigit():
+        version = str(resolve(context.registry(), Mention(model, version)).version)
+    return model, version
+
+
+def _labels(context: Context, answer: Any) -> Mapping[str, Sequence[str]]:
+    from controlplane.cli.labels import labels_of
+
+    if not answer.model_version.isdigit():
+        return {}
+    return labels_of(context.registry(), Reference(answer.model_name, int(answer.model_version)))
+
+
+def _show(output: Mapping[str, Any], array: Any, labels: Sequence[str]) -> None:
+    from controlplane.cli.labels import best, fits
+
+    what = f"{output['name']} {output['data_type']} {output['shape']}"
+    if labels and fits(array, labels):
+        click.echo(f"{what}, the highest scores (all of them with -o json):")
+        for line in best(array, labels):
+            click.echo(line)
+    else:
+        click.echo(f"{what}: {_short(output['data'])}")
 
 
 def _tensor(grpc: Any, given: Given) -> Any:
@@ -177,6 +211,11 @@ def _own_errors(model: str, address: str) -> Iterator[None]:
         yield
     except InferenceServerException as error:
         status = str(error.status() or "").removeprefix("StatusCode.")
+        if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not _is_there(address):
+            raise Unavailable(
+                f"nothing answers at {address}",
+                remedy="`ctl up` starts the system; another one's gateway is named with --home or --gateway",
+            ) from error
         kinds: dict[str, type[ControlPlaneError]] = {
             "NOT_FOUND": NotFound,
             "INVALID_ARGUMENT": InvalidInput,
@@ -188,3 +227,13 @@ def _own_errors(model: str, address: str) -> Iterator[None]:
             "UNAVAILABLE": f"`ctl explain {model}` says why",
         }.get(status)
         raise kinds.get(status, ControlPlaneError)(f"{address}: {error.message()}", remedy=remedy) from error
+
+
+def _is_there(address: str) -> bool:
+    """Whether anybody listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
+            return True
+    except (OSError, ValueError):
+        return False

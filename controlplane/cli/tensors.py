@@ -17,6 +17,9 @@ from controlplane.core.errors import InvalidInput
 SHOWN_JSON = 120
 """A JSON text longer than this is not repeated in the code."""
 
+VALUES = ("@", "[", "{", '"')
+"""How a value begins in which there may be a `=`; before the `=` of anything else stands a tensor's name."""
+
 Array = npt.NDArray[Any]
 
 
@@ -46,14 +49,15 @@ class Given:
 def read_input(text: str, declared: dict[str, Declared]) -> Given:
     """The tensor that ``[TENSOR=]@FILE`` or ``[TENSOR=]JSON`` stands for. Raises InvalidInput."""
     name, separator, value = text.partition("=")
-    if not separator or name not in declared:
+    there = ", ".join(str(each) for each in declared.values())
+    if not separator or text.startswith(VALUES):
         if len(declared) != 1:
             raise InvalidInput(
-                f"which input is {text[:40]!r}?",
-                field="--input",
-                remedy="write TENSOR=… with one of: " + ", ".join(str(each) for each in declared.values()),
+                f"which input is {text[:40]!r}?", field="--input", remedy=f"write TENSOR=… with one of: {there}"
             )
         name, value = next(iter(declared)), text
+    if name not in declared:
+        raise InvalidInput(f"the model has no input {name[:40]!r}", field="--input", remedy=f"it has: {there}")
     wanted = declared[name]
     if not value.startswith("@"):
         array, code = _from_json(value, wanted)

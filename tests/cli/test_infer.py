@@ -56,8 +56,10 @@ def test_a_sequence_is_sent_whole(ctl: Ctl, address: str) -> None:
         (("echo",), 2, "the model takes: IN (FP32 [-1])"),
         (("echo", "--input", "[1]", "--input", "[2]"), 2, "given twice"),
         (("echo", "--input", "no"), 2, "not JSON"),
+        (("echo", "--input", "bytz=@README.md"), 2, "no input 'bytz'\n  → it has: IN (FP32 [-1])"),
+        (("echo@nobody", "--input", "[1]"), 1, "no model 'echo'"),
     ],
-    ids=["unknown", "no input", "twice", "no JSON"],
+    ids=["unknown", "no input", "twice", "no JSON", "wrong name", "unknown alias"],
 )
 def test_what_goes_wrong_is_said(ctl: Ctl, address: str, arguments: tuple[str, ...], status: int, says: str) -> None:
     answer = ctl("infer", *arguments, "--gateway", address)
@@ -65,7 +67,52 @@ def test_what_goes_wrong_is_said(ctl: Ctl, address: str, arguments: tuple[str, .
     assert says in answer.err
 
 
+ECHO = """\
+backend: python
+inputs: [{name: IN, data_type: FP32, dims: [-1]}]
+outputs:
+  - {name: OUT, data_type: FP32, dims: [-1], label_filename: labels.txt}
+  - {name: VERSION, data_type: INT32, dims: [1]}
+"""
+
+
+def test_labels_and_aliases_are_looked_up_in_the_registry(ctl: Ctl, address: str, tmp_path: Path) -> None:
+    folder = tmp_path / "echo"
+    folder.mkdir()
+    (folder / "model.py").write_text("class TritonPythonModel: pass\n")
+    (folder / "model.yaml").write_text(ECHO)
+    (folder / "labels.txt").write_text("dog\ncat\nsea horse\n")
+    registry = ("--registry", tmp_path / "registry")
+    assert ctl(*registry, "register", "echo", folder).status == 0
+    assert ctl(*registry, "alias", "echo", "cand=1").status == 0
+    asked = ("infer", "echo@cand", "--gateway", address, "--no-code", "--input")
+    answer = ctl(*registry, *asked, "[0.1, 0.7, 0.25]")
+    assert answer.status == 0, answer.err
+    assert [line.split() for line in answer.out.splitlines()[2:5]] == [
+        ["cat", "0.7"],
+        ["sea", "horse", "0.25"],
+        ["dog", "0.1"],
+    ]
+    assert "VERSION INT32 [1]: [1]" in answer.out
+    assert "OUT FP32 [3]: [0.1" in ctl(*registry, *asked, "[0.1, 0.7, 0.25]", "--raw").out
+    assert len(ctl(*registry, *asked, "[0.1, 0.7, 0.25]", "-o", "json").data["outputs"][0]["data"]) == 3
+    assert "OUT FP32 [2]: [1.0, 2.0]" in ctl(*registry, *asked, "[1, 2]").out, "two scores, three labels"
+
+
+def test_rows_of_scores_are_told_apart() -> None:
+    from controlplane.cli.labels import best, fits
+
+    labels = [f"l{number}" for number in range(7)]
+    scores = np.arange(21, dtype=np.float32).reshape(3, 7)
+    lines = list(best(scores, labels))
+    assert len(lines) == 15
+    assert lines[0].split() == ["[0]", "l6", "6"]
+    assert fits(scores, labels) and not fits(scores, labels[1:])
+    assert list(best(np.zeros((99, 7)), labels))[-1].startswith("  … and 89 more")
+
+
 def test_a_gateway_that_is_away_is_unavailable(ctl: Ctl) -> None:
     answer = ctl("infer", "echo", "--input", "[1]", "--gateway", "127.0.0.1:1", "--timeout", "2s")
-    assert answer.status in (1, 3)
-    assert "error[" in answer.err
+    assert answer.status == 1
+    assert "nothing answers at 127.0.0.1:1" in answer.err
+    assert "ctl up" in answer.err

@@ -28,6 +28,7 @@ SCALARS = Declared(name="x", data_type="INT64", shape=(2,))
         (FP32, "x=[1, 2, 3, 4, 5, 6, 7, 8]", [[1, 2, 3, 4], [5, 6, 7, 8]]),
         (INT32, "[[1, 2, 3, 4], [5, 6, 7, 8]]", [[1, 2, 3, 4], [5, 6, 7, 8]]),
         (TEXT, '["a=b"]', [[b"a=b"]]),
+        (TEXT, '"x=y"', [[b"x=y"]]),
         (TEXT, '"ä"', [["ä".encode()]]),
         (SCALARS, "[1, 2]", [1, 2]),
         (IMAGE, json.dumps([[[1, 2, 3]], [[4, 5, 6]]]), [[[[1, 2, 3]], [[4, 5, 6]]]]),
@@ -89,6 +90,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, declared: Declared, text: 
     odd.write_bytes(b"abc")
     with pytest.raises(InvalidInput):
         read_input(text.replace("{odd}", str(odd)), {"x": declared})
+
+
+@pytest.mark.parametrize("declared", [{"x": FP32}, {"x": FP32, "y": FP32}], ids=["one", "several"])
+def test_a_name_that_no_input_has_is_told(declared: dict[str, Declared]) -> None:
+    with pytest.raises(InvalidInput, match="no input 'bytz'") as refused:
+        read_input("bytz=@README.md", declared)
+    assert "x (FP32 [-1, 4])" in (refused.value.remedy or "")
 
 
 def test_several_inputs_must_be_named() -> None:
