@@ -9,7 +9,17 @@ import click
 from controlplane.cli.arguments import MENTION, MODEL, Mention
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.get import FLEETS, REPLICAS, ROUTES, VERSIONS, named, read_fleets
-from controlplane.cli.output import Kind, note, output_option, print_fields, print_table, show_one, size, structured
+from controlplane.cli.output import (
+    Kind,
+    note,
+    output_option,
+    print_fields,
+    print_table,
+    show_one,
+    size,
+    structured,
+    when,
+)
 from controlplane.core.errors import ControlPlaneError, Unavailable
 
 
@@ -54,7 +64,7 @@ def model(context: Context, name: str, output: str) -> None:
         for copy in served["copies"]:
             click.echo(f"{name}@{copy['version']} on {copy['replica']}: {copy['state']} {copy['reason']}".rstrip())
         for reason in served["reasons"]:
-            click.echo(f"{reason['code']}: {reason['text']}")
+            click.echo(f"{reason['code'] + ': ' if output == 'wide' else ''}{reason['text']}")
 
     show_one(data, name, output, text)
 
@@ -83,8 +93,8 @@ def version(context: Context, mention: Mention, output: str) -> None:
                 "Version": str(reference),
                 "Digest": record.digest,
                 "Aliases": row["aliases"],
-                "Created": f"{row['created_at']} by {record.actor}",
-                "Deleted": row["deleted_at"],
+                "Created": f"{when(row['created_at'])} UTC by {record.actor}",
+                "Deleted": row["deleted_at"] and f"{when(row['deleted_at'])} UTC",
                 "Labels": row["labels"],
                 "Size": size(manifest.size_bytes),
             }

@@ -6,9 +6,12 @@ import click
 
 from controlplane.cli.arguments import MODEL
 from controlplane.cli.context import Context, pass_context
-from controlplane.cli.output import Column, Kind, note, output_option, print_table, show_one
+from controlplane.cli.output import Column, Kind, output_option, show_one, show_rows
 
-REASONS = Kind(columns=(Column("CODE", lambda row: row["code"]), Column("TEXT", lambda row: row["text"])))
+REASONS = Kind(
+    columns=(Column("CODE", lambda row: row["code"], wide=True), Column("WHY", lambda row: row["text"])),
+    empty="the controller has nothing to say about it",
+)
 
 
 @click.command()
@@ -24,9 +27,6 @@ def explain(context: Context, name: str, fleet: bool, output: str) -> None:
     def text() -> None:
         if told.get("problem"):
             click.echo(f"problem: {told['problem']}")
-        if not told["reasons"]:
-            note("the controller has nothing to say about it")
-            return
-        print_table(["CODE", "WHY"], [(each["code"], each["text"]) for each in told["reasons"]])
+        show_rows(told["reasons"], REASONS, output)
 
     show_one(told, name, output, text)

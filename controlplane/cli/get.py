@@ -8,7 +8,7 @@ import click
 
 from controlplane.cli.arguments import MODEL
 from controlplane.cli.context import Context, pass_context
-from controlplane.cli.output import Column, Kind, Row, note, output_option, show_rows, size
+from controlplane.cli.output import Column, Kind, Row, note, output_option, show_rows, size, when
 from controlplane.core.errors import NotFound, Unavailable
 
 
@@ -22,6 +22,12 @@ def _copies(row: Row) -> list[str]:
         f"{each['model']}@{each['version']}" + ("" if each["state"] == "ready" else f"({each['state']})")
         for each in row["copies"]
     ]
+
+
+def _why_not(row: Row) -> str:
+    """For each version that may be asked for and is led nowhere, why; the table has no reason for what is loading."""
+    why = {number: "ready on no replica yet" for number, replicas in row["pinned"].items() if not replicas}
+    return "; ".join(f"{number}: {text}" for number, text in {**why, **row["reasons"]}.items())
 
 
 MODELS = Kind(
@@ -40,7 +46,7 @@ VERSIONS = Kind(
         Column("VERSION", lambda row: f"{row['model']}@{row['version']}"),
         Column("ALIASES", lambda row: row["aliases"]),
         Column("DIGEST", lambda row: row["digest"][:12]),
-        Column("CREATED", lambda row: row["created_at"][:19].replace("T", " ")),
+        Column("CREATED (UTC)", lambda row: when(row["created_at"])),
         Column("BY", lambda row: row["actor"]),
         Column("STATE", lambda row: "deleted" if row["deleted_at"] else "there"),
         Column("BACKEND", lambda row: row.get("backend"), wide=True),
@@ -86,7 +92,7 @@ ROUTES = Kind(
         Column("UNVERSIONED", lambda row: [f"{each['version']}:{each['weight_percent']}%" for each in row["targets"]]),
         Column("REPLICAS", lambda row: sorted({name for each in row["targets"] for name in each["replicas"]})),
         Column("PINNED", lambda row: sorted(row["pinned"], key=int)),
-        Column("WHY NOT", lambda row: "; ".join(f"{number}: {text}" for number, text in row["reasons"].items())),
+        Column("WHY NOT", _why_not),
     ),
     name=lambda row: str(row["model"]),
     empty="no routes there",

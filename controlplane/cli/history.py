@@ -6,11 +6,11 @@ import click
 
 from controlplane.cli.arguments import MODEL
 from controlplane.cli.context import Context, pass_context
-from controlplane.cli.output import Column, Kind, output_option, show_rows
+from controlplane.cli.output import Column, Kind, output_option, show_rows, when
 
 ITEMS = Kind(
     columns=(
-        Column("WHEN", lambda row: row["at"][:19].replace("T", " ")),
+        Column("WHEN (UTC)", lambda row: when(row["at"])),
         Column("WHO", lambda row: row["actor"]),
         Column("WHAT", lambda row: row["action"]),
         Column("VERSION", lambda row: row["version"]),

@@ -142,6 +142,11 @@ def is_animated() -> bool:
     return sys.stderr.isatty()
 
 
+def when(at: str | None) -> str | None:
+    """A time of the API or the registry (ISO 8601, UTC) to the second; the heading above says that it is UTC."""
+    return at and at[:19].replace("T", " ")
+
+
 def size(size_bytes: float | None) -> str | None:
     """Bytes for people."""
     if size_bytes is None:

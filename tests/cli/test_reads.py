@@ -15,6 +15,7 @@ import yaml
 from controlplane.core.models import FleetRecord
 from controlplane.registry import Registry
 from tests.cli.conftest import Ctl, write_model
+from tests.waiting import until
 
 
 @pytest.mark.usefixtures("two_versions", "fleet")
@@ -40,6 +41,25 @@ def test_the_controller_is_asked(ctl: Ctl, kind: str) -> None:
     answer = ctl("get", kind, "-o", "json")
     assert answer.status == 0, answer.err
     assert [row["name"] for row in answer.data] == (["cpu"] if kind == "fleets" else [])
+
+
+@pytest.mark.usefixtures("controller", "two_versions")
+def test_reasons_are_for_people_and_codes_for_whoever_asks(ctl: Ctl) -> None:
+    assert ctl("alias", "m", "cand=2").status == 0
+    until(lambda: ctl("get", "routes", "-o", "name").out == "m\n", what="no route")
+    assert " 2: " in ctl("get", "routes").out
+    plain, wide = ctl("explain", "m"), ctl("explain", "m", "-o", "wide")
+    codes = [each["code"] for each in ctl("explain", "m", "-o", "json").data["reasons"]]
+    assert codes
+    assert plain.out.startswith("WHY\n")
+    assert not any(code in plain.out for code in codes)
+    assert all(code in wide.out for code in codes)
+
+
+@pytest.mark.usefixtures("two_versions", "fleet")
+@pytest.mark.parametrize("arguments", [("history", "m"), ("get", "versions")], ids=" ".join)
+def test_times_have_a_zone(ctl: Ctl, arguments: tuple[str, ...]) -> None:
+    assert " (UTC) " in ctl(*arguments).out.splitlines()[0]
 
 
 @pytest.mark.parametrize("arguments", [("get", "replicas"), ("get", "routes"), ("explain", "m")], ids=" ".join)
