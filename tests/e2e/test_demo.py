@@ -1,8 +1,9 @@
-"""The demo leaves nothing behind, whenever it is interrupted."""
+"""The demo leaves nothing behind, whenever it is interrupted, and nobody else's demo in pieces."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from controlplane.local import processes
 from tests.e2e.system import ROOT
 
 HOME = ROOT / ".demo" / "home"
+DEMO = [sys.executable, "-m", "examples.demo"]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ HOME = ROOT / ".demo" / "home"
 )
 def test_an_interrupted_demo_leaves_nothing(seen: str, whole_group: bool) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "examples.demo"],
+        DEMO,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -48,8 +50,60 @@ def test_an_interrupted_demo_leaves_nothing(seen: str, whole_group: bool) -> Non
         said.append(demo.stdout.read().decode())
         assert demo.wait(90) == 130, "".join(said)
         assert "Traceback" not in "".join(said), "".join(said)
-        assert not list(processes.of_home(HOME))
-        assert not list(Path("/dev/shm").glob(processes.shared_memory_prefix(HOME) + "*"))
+        assert_nothing_left()
+    finally:
+        demo.kill()
+        processes.sweep(HOME)
+
+
+def assert_nothing_left() -> None:
+    assert not list(processes.of_home(HOME))
+    assert not list(Path("/dev/shm").glob(processes.shared_memory_prefix(HOME) + "*"))
+
+
+def test_a_second_demo_is_refused_and_what_the_first_prints_can_be_copied() -> None:
+    first = subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = []
+    try:
+        assert first.stdout is not None
+        for line in first.stdout:
+            said.append(line)
+            if "models: real ones" in line or "register: the bytes" in line:  # before its system is there, and after
+                second = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+                assert second.returncode == 1
+                assert f"a demo is running already: process {first.pid}" in second.stderr
+            if "promote:" in line:
+                break
+        assert "promote:" in said[-1], "".join(said)
+        first.send_signal(signal.SIGTERM)
+        said.append(first.stdout.read())
+        assert first.wait(90) == 130, "".join(said)
+    finally:
+        first.kill()
+        processes.sweep(HOME)
+    typed = [shlex.split(line.removeprefix("$ ")) for line in said if line.startswith("$ ")]
+    assert typed[0] == ["export", "CTL_HOME_DIR=.demo/home"]
+    assert ["ctl", "register", "magika", ".demo/models/magika-1.0.3", "--reason", "the newer release"] in typed
+
+
+def test_an_interrupt_among_the_imports_prints_no_traceback() -> None:
+    """Python's list of imports tells how far it is; the small pipe keeps it from getting far ahead of its reader."""
+    demo = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *DEMO[1:]],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        pipesize=4096,
+    )
+    try:
+        assert demo.stderr is not None
+        said = [next(line for line in demo.stderr if "numpy" in line)]
+        demo.send_signal(signal.SIGINT)
+        said.append(demo.stderr.read())
+        assert demo.wait(90) == -signal.SIGINT
+        assert "Traceback" not in "".join(said)
+        assert_nothing_left()
     finally:
         demo.kill()
         processes.sweep(HOME)
