@@ -6,6 +6,7 @@ model's. Importing this module does nothing.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -186,13 +187,16 @@ def prepare(name: str, into: Path, say: Callable[[str], None] = lambda _: None) 
 
 def main(arguments: list[str]) -> int:
     """Prepare the named examples, or all of them, and print their folders."""
-    if not arguments or (unknown := set(arguments[1:]) - set(EXAMPLES)):
-        print(f"usage: python -m examples.models DIR [{' | '.join(EXAMPLES)}]…", file=sys.stderr)
-        if arguments:
-            print(f"there is no example {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 2
-    for name in arguments[1:] or EXAMPLES:
-        print(prepare(name, Path(arguments[0]), lambda text: print(text, file=sys.stderr)))
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.models", description="Prepare folders with real models, for `ctl register`."
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="each example gets a folder of its name in it")
+    parser.add_argument("names", metavar="EXAMPLE", nargs="*", help=f"without any, all of them: {', '.join(EXAMPLES)}")
+    given = parser.parse_args(arguments)
+    if unknown := sorted(set(given.names) - set(EXAMPLES)):
+        parser.error(f"there is no example {', '.join(unknown)}; there are: {', '.join(EXAMPLES)}")
+    for name in given.names or EXAMPLES:
+        print(prepare(name, given.folder, lambda text: print(text, file=sys.stderr)))
     return 0
 
 

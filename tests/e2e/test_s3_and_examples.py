@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +15,6 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
-from examples import models
-from examples.drawing import image
 from examples.file_types import best, features, labels_of
 from tests.e2e.system import ROOT, System, eventually
 from tests.registry.servers import BUCKET, S3Server, moto
@@ -62,35 +64,70 @@ def test_a_registry_that_can_not_be_used_is_told(tmp_path: Path, s3: S3Server, r
         system.down()
 
 
+def commands(readme: str) -> list[str]:
+    """The lines in the code blocks of a README, as they stand there."""
+    blocks = (ROOT / readme).read_text().split("```")[1::2]
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def follow(lines: list[str], replaced: dict[str, str]) -> str:
+    """Type the lines into a shell; returns what it prints.
+
+    What is `replaced`: places that the user's own files would be in, and ports that may be taken on this machine.
+    """
+    script = "\n".join(lines)
+    for old, new in replaced.items():
+        assert old in script, old
+        script = script.replace(old, new)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CTL_")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=ROOT,
+        env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def test_the_single_replica_example(tmp_path: Path) -> None:
     system = System(tmp_path / "single")
     system.folder.mkdir()
     definition = (ROOT / "examples" / "single-replica" / "system.yaml").read_text()
     (system.folder / "system.yaml").write_text(definition + "\ngateway: {grpc_port: 0, http_port: 0}\n")
-    folder = models.prepare("single-replica", tmp_path / "models")
+    *lines, last = commands("examples/single-replica/README.md")
+    assert last == "ctl down"
     try:
-        system.up()
-        system.ok("register", "magika", str(folder))
-        system.ok("promote", "magika", "1")
+        said = follow(
+            lines,
+            {
+                ".ctl-single": str(system.home.root),
+                "examples/single-replica/system.yaml": str(system.folder / "system.yaml"),
+                "/tmp/models": str(tmp_path / "models"),
+            },
+        )
+        assert "magika@1 is stable" in said
+        assert "markdown" in said
+        logged = json.loads(next(line for line in said.splitlines() if line.startswith("{") and "ModelInfer" in line))
+        assert float(logged["duration_ms"]) >= 0
+        assert (logged["model"], logged["version"], logged["replica"]) == ("magika", "1", "cpu-0")
         config = system.ok("render", "magika@1").out
         assert "dynamic_batching" not in config and "count: 1" in config
+        labels = labels_of(tmp_path / "models" / "single-replica" / "labels.txt")
         with system.client() as client:
             assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("magika")
             for name in ("README.md", "Makefile", "controlplane/core/plan.py"):
                 given = triton_grpc.InferInput("bytes", [1, 2048], "INT32")
                 given.set_data_from_numpy(features((ROOT / name).read_bytes())[None, :])
                 scores = client.infer("magika", [given]).as_numpy("target_label")
-                label, _ = best(np.asarray(scores)[0], labels_of(folder / "labels.txt"))
+                label, _ = best(np.asarray(scores)[0], labels)
                 assert label == {"README.md": "markdown", "Makefile": "makefile"}.get(name, "python")
         with triton_http.InferenceServerClient(system.http) as http:
             assert http.is_server_live() and http.is_server_ready()
-        line = eventually(
-            lambda: next((each for each in access_log(system) if "ModelInfer" in str(each)), None),
-            what="no request in the access log",
-        )
-        assert float(line["duration_ms"]) >= 0
-        assert (line["version"], line["replica"]) == ("1", "cpu-0")
-        system.ok("infer", "magika", "--input", f"bytes=@{ROOT / 'README.md'}")
         # The server starts anew: the model is loaded at its start, without anybody asking.
         system.down()
         system.up()
@@ -99,27 +136,51 @@ def test_the_single_replica_example(tmp_path: Path) -> None:
         system.down()
 
 
-def test_an_ensemble_reads_a_line_of_text(tmp_path: Path) -> None:
-    system = System(tmp_path / "ocr", "fleets: [{name: cpu, replicas: 2, memory_bytes: 2Gi}]")
+def test_speech_and_ocr_as_the_readme_says(tmp_path: Path) -> None:
+    system = System(tmp_path / "examples")
+    system.folder.mkdir()
+    (system.folder / "system.yaml").write_text("gateway: {grpc_port: 0, http_port: 0}\n")
+    lines = commands("examples/README.md")
     try:
-        system.up()
-        for name in ("ocr-recognition", "ocr-line-image", "ocr-line-text", "ocr-line"):
-            system.ok("register", name, str(models.prepare(name, tmp_path / "models")))
-            system.ok("promote", name, "1")
-        with system.client() as client:
-            pixels = image("HELLO 12")[None]
-            given = triton_grpc.InferInput("image", list(pixels.shape), "UINT8")
-            given.set_data_from_numpy(pixels)
-            read = client.infer("ocr-line", [given], client_timeout=60).as_numpy("text")
-        assert read.tolist() == [[b"HELLO 12"]]
+        said = follow(
+            lines[:-1],
+            {
+                "/tmp/": f"{tmp_path}/",
+                ".ctl-examples": str(system.home.root),
+                "ctl up -d": f"ctl up -d -f {system.folder / 'system.yaml'}",
+            },
+        )
+        heard = [line.split() for line in said.splitlines() if re.fullmatch(r"( +\d+\.\d\d){3}", line)]
+        assert max(float(voice) for _, voice, _ in heard) > 0.8, said
+        assert float(heard[-1][1]) < 0.1 and float(heard[-1][2]) < 0.1, "a pause, and a hum, are no speech"
+        assert "step ocr-recognition is pinned to ocr-recognition@1, which is stable" in said
+        assert "text BYTES [1, 1]: [['HELLO 12']]" in said
         for replica in system.holders("ocr-line", 1):
             assert replica in system.holders("ocr-recognition", 1), "its steps are beside it"
-        refused = system.ctl("delete", "ocr-recognition@1")
-        assert refused.status == 5
+        assert system.ctl("delete", "ocr-recognition@1").status == 5, "a step of what is there"
+        assert lines[-1] == "ctl down"
     finally:
         system.down()
 
 
-def access_log(system: System) -> list[dict[str, str]]:
-    file = system.home.gateway / "access.log"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--help"], 0, "without any, all of them"),
+        ([], 2, "required: DIR"),
+        (["DIR", "nosuch"], 2, "there is no example nosuch; there are: magika,"),
+    ],
+    ids=["help", "nothing", "unknown"],
+)
+def test_preparing_examples_explains_itself(tmp_path: Path, arguments: list[str], status: int, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.models", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert says in " ".join((done.stdout + done.stderr).split())
+    assert list(tmp_path.iterdir()) == []
