@@ -20,6 +20,7 @@ from controlplane.core.routes import Endpoint
 from controlplane.core.snapshot import Key, Settings
 from controlplane.server.memory import Memory
 from controlplane.server.orders import Orders
+from examples.interrupts import interruptible
 
 MODELS, REPLICAS, COPIES = 10_000, 1_000, 3
 CYCLE_LIMIT_S, MEMORY_LIMIT_MB = 1.0, 500
@@ -121,4 +122,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.grpc import service_pb2
 
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
-from controlplane.local.processes import free_ports
+from controlplane.local.processes import HOME_VARIABLE, free_ports
 from gateway.config.bootstrap import bootstrap
 from gateway.config.clusters import assignment, cluster_list
 from gateway.config.names import (
@@ -55,7 +56,7 @@ def table(models: int, upstream: Endpoint, stable: int = 1) -> RouteTable:
 
 
 class Proxy:
-    """One Envoy with one worker thread in a folder of its own."""
+    """One Envoy with one worker thread in a folder of its own. It ends with the folder around that (`scratch`)."""
 
     def __init__(self, folder: Path, config: Json, port: int) -> None:
         self.port = port
@@ -65,7 +66,9 @@ class Proxy:
         command = [str(binary()), "-c", str(folder / "bootstrap.json"), "--concurrency", "1", "--disable-hot-restart"]
         command += ["--reject-unknown-dynamic-fields", "--log-level", "error", "--admin-address-path", str(self._admin)]
         with (folder / "log").open("wb") as log:
-            self._popen = subprocess.Popen(command, stdout=log, stderr=log)
+            self._popen = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, HOME_VARIABLE: str(folder.parent)}
+            )
         self.process = psutil.Process(self._popen.pid)
         end = time.monotonic() + 60
         while not self._live():
@@ -87,11 +90,6 @@ class Proxy:
         """The CPU time that the process has used."""
         times = self.process.cpu_times()
         return times.user + times.system
-
-    def stop(self) -> None:
-        """End it."""
-        self._popen.kill()
-        self._popen.wait()
 
 
 def upstream(folder: Path) -> tuple[Proxy, Endpoint]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ending import scratch
 from examples import models
+from examples.interrupts import interruptible
 
 CLIENTS, SECONDS, ROUNDS = 48, 4.0, 5
 LIMIT = 0.9
@@ -32,8 +31,8 @@ def ctl(home: Path, *arguments: str) -> Any:
     return json.loads(done.stdout) if "json" in arguments else None
 
 
-def load(url: str, seconds: float, answers: Any) -> None:
-    """Ask with CLIENTS at once for so long; put the number of answers per second into `answers`."""
+def load(url: str, seconds: float) -> float:
+    """Ask with CLIENTS at once for so long; returns the answers per second."""
     import numpy as np  # noqa: PLC0415 - only the client process needs them
     import tritonclient.grpc.aio as triton  # noqa: PLC0415
 
@@ -53,30 +52,25 @@ def load(url: str, seconds: float, answers: Any) -> None:
             await asyncio.gather(*(one() for _ in range(CLIENTS)))
             return count / seconds
 
-    answers.put(asyncio.run(run()))
+    return asyncio.run(run())
 
 
 def measured(url: str, seconds: float = SECONDS) -> float:
-    """Answers per second from one client process."""
-    answers: Any = multiprocessing.get_context("spawn").Queue()
-    process = multiprocessing.get_context("spawn").Process(target=load, args=(url, seconds, answers))
-    process.start()
-    rate: float = answers.get(timeout=120)
-    process.join()
-    return rate
+    """Answers per second from one client process, which an interrupt reaches through this one alone."""
+    command = [sys.executable, "-m", "benchmarks.throughput", url, str(seconds)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120, start_new_session=True)
+    return float(done.stdout)
 
 
 def main() -> int:
     """Measure and print; 1 when the limit is missed."""
-    folder = Path(tempfile.mkdtemp(prefix="ctl-benchmark-"))
-    home = folder / "home"
-    try:
+    with scratch() as folder:
         (folder / "system.yaml").write_text("gateway: {grpc_port: 0, http_port: 0}\nfleets: [{name: cpu}]\n")
-        ctl(home, "up", "-d", "-f", str(folder / "system.yaml"))
-        ctl(home, "register", "magika", str(models.prepare("magika", folder / "models")))
-        ctl(home, "promote", "magika", "1")
-        gateway = ctl(home, "status", "-o", "json")["grpc"]
-        (replica,) = ctl(home, "get", "replicas", "-o", "json")
+        ctl(folder, "up", "-d", "-f", str(folder / "system.yaml"))
+        ctl(folder, "register", "magika", str(models.prepare("magika", folder / "models")))
+        ctl(folder, "promote", "magika", "1")
+        gateway = ctl(folder, "status", "-o", "json")["grpc"]
+        (replica,) = ctl(folder, "get", "replicas", "-o", "json")
         direct = f"{replica['endpoint']['host']}:{replica['endpoint']['grpc_port']}"
         measured(gateway, 2.0)
         rates: dict[str, list[float]] = {"direct": [], "through the gateway": []}
@@ -86,9 +80,6 @@ def main() -> int:
             for name, url in pair if number % 2 else reversed(pair):
                 rates[name].append(measured(url))
             ratios.append(rates["through the gateway"][-1] / rates["direct"][-1])
-    finally:
-        ctl(home, "down")
-        shutil.rmtree(folder, ignore_errors=True)
     print(f"file-type classifier, {CLIENTS} requests at once, {ROUNDS} rounds of {SECONDS:.0f} s in turn, medians")
     for name, values in rates.items():
         print(f"{name:22} {statistics.median(values):8.0f} requests/s")
@@ -98,4 +89,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:]:
+        print(load(sys.argv[1], float(sys.argv[2])))
+    else:
+        sys.exit(interruptible(main))

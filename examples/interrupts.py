@@ -16,15 +16,21 @@ def interruptible(main: Callable[[], int]) -> int:
     It gets a KeyboardInterrupt then, and clears up in its `finally`s: a second signal does not disturb them.
     """
 
-    def interrupted(number: int, _frame: object) -> None:
+    signals: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
         undisturbed()
+        signals.append(number)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     for number in _SIGNALS:
-        signal.signal(number, interrupted)
+        signal.signal(number, interrupt)
     try:
         return main()
-    except KeyboardInterrupt:
+    except BaseException:
+        if not signals:
+            raise
+        # It may come out of compiled code as another error than it went in.
         print("\ninterrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
 
