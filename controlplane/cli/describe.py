@@ -63,7 +63,7 @@ def model(context: Context, name: str, output: str) -> None:
             return
         for copy in served["copies"]:
             click.echo(f"{name}@{copy['version']} on {copy['replica']}: {copy['state']} {copy['reason']}".rstrip())
-        for reason in served["reasons"]:
+        for reason in {each["text"]: each for each in served["reasons"]}.values():
             click.echo(f"{reason['code'] + ': ' if output == 'wide' else ''}{reason['text']}")
 
     show_one(data, name, output, text)

@@ -27,6 +27,9 @@ def explain(context: Context, name: str, fleet: bool, output: str) -> None:
     def text() -> None:
         if told.get("problem"):
             click.echo(f"problem: {told['problem']}")
-        show_rows(told["reasons"], REASONS, output)
+        reasons = told["reasons"]
+        if output != "wide":  # what a rollout waits for is often what its version waits for, too
+            reasons = list({each["text"]: each for each in reasons}.values())
+        show_rows(reasons, REASONS, output)
 
     show_one(told, name, output, text)
