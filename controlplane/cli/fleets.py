@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from controlplane.cli.importing import importing
 from controlplane.cli.output import size
 from controlplane.cli.references import known_in
 from controlplane.core.errors import InvalidEntry, InvalidInput
@@ -51,7 +52,8 @@ def check(registry: Registry | None, manifest: Manifest, version: int, fleet: st
     """
     served = fleet_for(registry, manifest, fleet) if registry is not None else None
     if registry is None or served is None:
-        from controlplane.render.render import render
+        with importing():
+            from controlplane.render.render import render
 
         render(manifest, version, _any_server(), known=_known(registry) if registry is not None else None)
         return ["checked without a fleet, since none is known yet: what depends on its servers shows when they load it"]
@@ -77,7 +79,8 @@ def _any_server() -> Capabilities:
 
 def render_for(registry: Registry, manifest: Manifest, version: int, served: Served) -> RenderedModel:
     """The model directory as that fleet would serve it. Raises InvalidEntry."""
-    from controlplane.render.render import render
+    with importing():
+        from controlplane.render.render import render
 
     return render(manifest, version, served.capabilities, known=_known(registry))
 

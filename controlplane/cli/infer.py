@@ -12,6 +12,7 @@ import click
 
 from controlplane.cli.arguments import DURATION, MODEL, Mention, Reference
 from controlplane.cli.context import Context, pass_context
+from controlplane.cli.importing import importing
 from controlplane.cli.output import note, output_option, show_one
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, NotFound, Unavailable
 
@@ -48,10 +49,11 @@ def infer(
     A .npy file is an array, a .json file or JSON text nested lists; any other file's bytes are taken as raw values and
     reshaped to the input's dims. Of an output that has a label file, the labels with the highest scores are shown.
     """
-    from tritonclient import grpc
+    with importing():
+        from tritonclient import grpc
 
-    from controlplane.cli.addresses import gateway_addresses
-    from controlplane.cli.tensors import Declared, read_input
+        from controlplane.cli.addresses import gateway_addresses
+        from controlplane.cli.tensors import Declared, read_input
 
     # What another gateway answers has its labels in another registry than the home's, unless one is named.
     has_labels = address is None or context.registry_url is not None

@@ -10,6 +10,7 @@ import click
 from controlplane.cli.arguments import MODEL, dry_run_option, reason_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.fleets import check
+from controlplane.cli.importing import importing
 from controlplane.cli.output import changed, output_option, show_one, size
 from controlplane.core.errors import InvalidInput, NotFound
 from controlplane.core.models import Manifest
@@ -42,9 +43,11 @@ def register(
 
     What the entry file does not say is read from the model's file. The same bytes and entry are the same version.
     """
-    from controlplane.cli.pins import pin
-    from controlplane.cli.progress import shown
-    from controlplane.entry.build import build
+    with importing():
+        import controlplane.render.render  # noqa: F401 - what `check` needs, before anything is begun
+        from controlplane.cli.pins import pin
+        from controlplane.cli.progress import shown
+        from controlplane.entry.build import build
 
     built = build(name, path, entry_file)
     registry = context.registry()

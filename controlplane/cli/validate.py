@@ -9,6 +9,7 @@ import click
 
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.fleets import check
+from controlplane.cli.importing import importing
 from controlplane.cli.output import note, output_option, show_one, structured
 from controlplane.core.entry import is_name
 from controlplane.core.errors import InvalidInput
@@ -34,9 +35,10 @@ def validate(
     there are none, what can be checked without them is. Where the registry knows the fleet's servers, the entry is
     rendered for them and checked like a registration.
     """
-    from controlplane.entry.build import ENTRY_FILE, beside, build, look
-    from controlplane.entry.document import read_document
-    from controlplane.entry.parse import to_data
+    with importing():
+        from controlplane.entry.build import ENTRY_FILE, beside, build, look
+        from controlplane.entry.document import read_document
+        from controlplane.entry.parse import to_data
 
     if file.is_dir():
         file, path = file / ENTRY_FILE, path if path is not None else file
