@@ -36,6 +36,7 @@ def read_access(address_file: Path, token_file: Path) -> Access:
         token = token_file.read_text().strip()
     except FileNotFoundError as error:
         raise Unavailable(
-            f"no controller has left its address in {error.filename}", remedy="start it with `ctl up`"
+            f"no controller has left its address in {error.filename}",
+            remedy="start it with `ctl up`, or name its home folder (--home, or CTL_HOME_DIR)",
         ) from error
     return Access(url=address.url, token=token)

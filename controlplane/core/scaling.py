@@ -25,7 +25,8 @@ def scale(record: FleetRecord, replicas: Sequence[ReplicaView], snapshot: Snapsh
     fleet = record.shape.name
     stopping = {each.name for each in replicas if each.name in snapshot.stopping}
     staying = sorted((each for each in replicas if each.name not in stopping), key=_index)
-    reasons = [Reason(code="SIZE", text=f"the deployment asks for {desired}, {len(staying)} are there")]
+    text = f"fleet {fleet} has {_replicas(len(staying))}; its deployment asks for {desired}"
+    reasons = [Reason(code="SIZE", text=text)]
     actions: list[Action] = []
     if len(staying) < desired:
         taken = {each.name for each in replicas}
@@ -68,6 +69,10 @@ def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departu
         unrouted=frozenset(unrouted),
         stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
     )
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
 
 
 def _index(replica: ReplicaView) -> tuple[int, str]:

@@ -55,9 +55,9 @@ class Registry:
         """Make a version of the entry and its files (path inside the version → local file; see `artifact.collect`).
 
         Files go up several at a time, each once for the whole registry, and before the model's document names them. The
-        same bytes and entry are the same version. Steps of an ensemble get the versions that are stable now. `check`
-        is asked before anything is uploaded, and stops the registration by raising. Raises InvalidInput when a file
-        changes meanwhile.
+        same bytes and entry are the same version. Steps of an ensemble get the versions that are stable now, or the
+        newest where none is. `check` is asked before anything is uploaded, and stops the registration by raising.
+        Raises InvalidInput when a file changes meanwhile.
         """
         return versions.register(
             self.documents,

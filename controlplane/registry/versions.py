@@ -181,9 +181,9 @@ def _number_of(model: Model, digest: str) -> int:
 
 
 def pinned(documents: Documents, entry: Entry) -> Entry:
-    """An ensemble with every step's version in it: what is stable now, or the step's only version.
+    """An ensemble with every step's version in it: what is stable now, or the newest where nothing is.
 
-    Raises InvalidEntry's kin for a step whose model or version isn't there, or where the choice is not clear.
+    Raises InvalidInput for a step whose model or version isn't there.
     """
     if not entry.ensemble:
         return entry
@@ -192,7 +192,7 @@ def pinned(documents: Documents, entry: Entry) -> Entry:
         where = f"ensemble[{index}]"
         try:
             model = documents.model(step.model_name)
-            number = step.model_version or model.stable or _only_version(model, where)
+            number = step.model_version or model.stable or _newest_version(model)
             version_of(model, number)
         except NotFound as error:
             raise InvalidInput(error.what, field=where, remedy="register the ensemble's steps first") from error
@@ -200,15 +200,12 @@ def pinned(documents: Documents, entry: Entry) -> Entry:
     return dataclasses.replace(entry, ensemble=tuple(steps))
 
 
-def _only_version(model: Model, where: str) -> int:
+def _newest_version(model: Model) -> int:
+    """Raises NotFound when all have been deleted."""
     numbers = [each.number for each in model.versions if each.deleted_at is None]
-    if len(numbers) != 1:
-        raise InvalidInput(
-            f"no version of {model.name} is stable, and there are {len(numbers)} of them",
-            field=f"{where}.model_version",
-            remedy="name the version, or promote one first",
-        )
-    return numbers[0]
+    if not numbers:
+        raise NotFound(f"{model.name} has no version")
+    return max(numbers)
 
 
 # Deleting.

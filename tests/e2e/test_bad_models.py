@@ -33,7 +33,7 @@ def test_a_warm_up_that_would_kill_the_server_is_refused_at_once(system: System)
 
 
 def test_a_model_that_kills_the_server_is_quarantined_and_the_rest_serves_on(system: System) -> None:
-    kill = "import signal; os.kill(os.getppid(), signal.SIGKILL)"
+    kill = "import signal, time; os.kill(os.getppid(), signal.SIGSEGV); time.sleep(60)"  # as a crash, it ends the load
     folder = system.write("killer", initialize=kill)
     system.ok("register", "killer", str(folder))
     with Load(system, "good") as load:
