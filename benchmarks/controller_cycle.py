@@ -30,7 +30,7 @@ class Simulation:
     """A controller's memory, fed by agents and a gateway that have done whatever they were told."""
 
     def __init__(self) -> None:
-        shape = FleetShape(name="cpu", replicas=REPLICAS, memory_bytes=40 << 20)
+        shape = FleetShape(name="cpu", min_replicas=REPLICAS, max_replicas=REPLICAS, memory_bytes=40 << 20)
         self.memory = Memory(started_at=0.0, settings=Settings(settle_s=-1), shapes={"cpu": shape})
         self.memory.fleets["cpu"] = FleetRecord(shape=shape)
         for number in range(MODELS):

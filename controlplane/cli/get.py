@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -74,10 +75,22 @@ REPLICAS = Kind(
     ),
     empty="no replicas there",
 )
+
+
+def _or_unknown(count: int | None) -> str:
+    return "?" if count is None else str(count)
+
+
+def _limits(row: Mapping[str, Any]) -> str:
+    least, most = row["min_replicas"], row["max_replicas"]
+    return str(least) if least == most else f"{least}–{most}"
+
+
 FLEETS = Kind(
     columns=(
         Column("NAME", lambda row: row["name"] + (" (default)" if row["default"] else "")),
-        Column("READY", lambda row: f"{'?' if row['ready'] is None else row['ready']}/{row['replicas']}"),
+        Column("READY", lambda row: f"{_or_unknown(row['ready'])}/{_or_unknown(row['desired'])}"),
+        Column("SIZE", _limits),
         Column("MEMORY", lambda row: size(row["memory_bytes"])),
         Column("GPUS", lambda row: row["gpus"]),
         Column("SERVER", lambda row: row["server_version"]),

@@ -71,7 +71,10 @@ def fleet_row(record: FleetRecord) -> dict[str, Any]:
     shape, capabilities = record.shape, record.capabilities
     return {
         "name": shape.name,
-        "replicas": shape.replicas,
+        "min_replicas": shape.min_replicas,
+        "max_replicas": shape.max_replicas,
+        "replicas": None,
+        "desired": None,
         "ready": None,
         "memory_bytes": shape.memory_bytes,
         "gpus": shape.gpus,

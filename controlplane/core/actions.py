@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from controlplane.core.models import Capabilities
+from controlplane.core.models import Capabilities, Cost
 from controlplane.core.snapshot import Key
 
 
@@ -32,11 +32,14 @@ class QuarantineVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFleet:
-    """Publish what a fleet's servers can do and what copies were measured to take (bytes by digest)."""
+    """Publish what a fleet's servers can do and what was measured there: the memory that copies take (bytes) and what
+    executions cost, by digest, and how long a start takes (None: nothing new)."""
 
     fleet: str
     capabilities: Capabilities | None
     measured_bytes: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    start_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

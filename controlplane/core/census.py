@@ -21,7 +21,7 @@ class Census:
     def __init__(self, snapshot: Snapshot, now: float) -> None:
         self.snapshot = snapshot
         self.now = now
-        self.lost = {name for name, each in snapshot.replicas.items() if is_lost(each, snapshot, now)}
+        self.lost = frozenset(name for name, each in snapshot.replicas.items() if is_lost(each, snapshot, now))
         self.by_fleet: dict[str, list[ReplicaView]] = defaultdict(list)
         for replica in snapshot.replicas.values():
             self.by_fleet[replica.fleet].append(replica)

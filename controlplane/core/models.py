@@ -138,14 +138,52 @@ class Quarantine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FleetShape:
-    """What the deployment says of a fleet: its name, size, and what one replica has for models.
+class Goal:
+    """What a fleet is scaled for: `share` of the requests wait in Triton's queue no longer than `queue_ms`, or are
+    answered within `latency_ms`; or a replica has no more than `in_flight` requests. One of the three is given."""
 
-    `load_timeout_s` is the longest that one load may take, warm-up included.
+    queue_ms: float | None = None
+    latency_ms: float | None = None
+    in_flight: float | None = None
+    share: float = 0.99
+
+    def __str__(self) -> str:
+        if self.in_flight is not None:
+            return f"{self.in_flight:g} requests in flight a replica"
+        if self.latency_ms is not None:
+            return f"{self.share:.3%} of the requests within {self.latency_ms:g} ms".replace(".000", "")
+        return f"{self.share:.3%} of the requests no longer than {self.queue_ms:g} ms in the queue".replace(".000", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A part of the week in which other limits hold. `days`: 0 is Monday; minutes are those of the day. It goes over
+    midnight where it ends before it begins."""
+
+    days: tuple[int, ...]
+    begins_min: int
+    ends_min: int
+    timezone: str = "UTC"
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetShape:
+    """What the deployment says of a fleet: its name, between which sizes it moves, and what one replica has for models.
+
+    `load_timeout_s` is the longest that one load may take, warm-up included. `goal` says what it is scaled for,
+    `schedule` when other limits hold. Fewer replicas must have been enough for `down_after_s` before there are fewer
+    (None: as long as a start takes, 30 s at least); nothing must have been asked for `idle_s` before there are none.
     """
 
     name: str
-    replicas: int = 1
+    min_replicas: int = 1
+    max_replicas: int = 1
+    goal: Goal = Goal(queue_ms=100.0)
+    schedule: tuple[Window, ...] = ()
+    down_after_s: float | None = None
+    idle_s: float = 300.0
     memory_bytes: int = 4 << 30
     disk_bytes: int = 20 << 30
     gpus: int = 0
@@ -154,10 +192,41 @@ class FleetShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManualScale:
+    """A size that somebody has set by hand. It holds before all else, `until` then (None: until it is lifted)."""
+
+    replicas: int
+    actor: str
+    at: datetime
+    until: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What an execution takes of an instance: ``fixed_s + size · each_s`` seconds. `executions` were measured."""
+
+    fixed_s: float
+    each_s: float
+    executions: float = 0.0
+
+    def of(self, size: float) -> float:
+        """Seconds for a batch of this size."""
+        return self.fixed_s + self.each_s * size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetRecord:
-    """A fleet as the registry knows it. `measured_bytes` is by version digest: the memory one loaded copy took."""
+    """A fleet as the registry knows it.
+
+    By version digest: `measured_bytes`, the memory that one loaded copy took, and `costs`, what executions take.
+    `start_s`: from a replica's start to its first ready model.
+    """
 
     shape: FleetShape
     capabilities: Capabilities | None = None
     quarantines: tuple[Quarantine, ...] = ()
     measured_bytes: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    start_s: float | None = None
+    manual: ManualScale | None = None

@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from controlplane.core.actions import Action, FinishRollout, RecordFleet
 from controlplane.core.census import Census
 from controlplane.core.fleets import quarantine_of
+from controlplane.core.limits import limits_of
+from controlplane.core.load import Scaler
 from controlplane.core.models import Model
 from controlplane.core.placement import Placement, Slot, Want, place
+from controlplane.core.replicas import Changes, depart, resize
 from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
-from controlplane.core.scaling import Scaling, depart, scale
+from controlplane.core.scaling import Decision, decide
 from controlplane.core.snapshot import Key, Place, Reason, Snapshot
 from controlplane.core.wants import serving_of, wants_of
 
 MEASURE_AGAIN = 0.25
-"""By how much (as a share) a copy's measured memory must differ from what is on record to be written down anew."""
+"""By how much (as a share) what was measured must differ from what is on record to be written down anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,8 @@ class Plan:
     """What shall be.
 
     `holds`: by replica, the versions its assignment names. `stop`: replicas whose assignment says stop. `leaving` and
-    `stopping` go into the next snapshot. `table` has no epoch and generation yet. `reasons` by subject: ``model/NAME``,
+    `stopping` go into the next snapshot. `table` has no epoch and generation yet. `decisions` on sizes and `scalers`
+    (for the next snapshot) are by fleet, `reasons` by subject: ``model/NAME``,
     ``version/NAME@N``, ``fleet/NAME``, ``replica/NAME``.
     """
 
@@ -36,6 +40,8 @@ class Plan:
     leaving: Mapping[Place, float | None] = field(default_factory=dict)
     stopping: frozenset[str] = frozenset()
     table: RouteTable = field(default_factory=RouteTable)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    scalers: Mapping[str, Scaler] = field(default_factory=dict)
     actions: tuple[Action, ...] = ()
     reasons: Mapping[str, tuple[Reason, ...]] = field(default_factory=dict)
 
@@ -51,22 +57,19 @@ class _Planner:
         self.now = now
         self.reasons: dict[str, list[Reason]] = defaultdict(list)
         self.actions: list[Action] = []
+        self.decisions: dict[str, Decision] = {}
+        self.scalers: dict[str, Scaler] = {}
         self.census = Census(snapshot, now)
 
     def run(self) -> Plan:
         census = self.census
         self.actions += census.crashed
         serving = {name: serving_of(model, census) for name, model in self.snapshot.models.items()}
-        scalings = {
-            name: scale(record, census.by_fleet.get(name, ()), self.snapshot, census.lost)
-            for name, record in sorted(self.snapshot.fleets.items())
-        }
-        for name, scaling in scalings.items():
-            self.actions += scaling.actions
-            self.reasons[f"fleet/{name}"] += scaling.reasons
-        stopping = frozenset().union(*(each.stopping for each in scalings.values()))
+        needed = self._needed_fleets()
+        changes = {name: self._resize(name, needed=name in needed) for name in sorted(self.snapshot.fleets)}
+        stopping = frozenset().union(*(each.stopping for each in changes.values()))
         wants = wants_of(serving.values(), census)
-        placements = {name: self._place(name, scalings[name], wants.get(name, [])) for name in self.snapshot.fleets}
+        placements = {name: self._place(name, stopping, wants.get(name, [])) for name in self.snapshot.fleets}
         departures = depart(
             {name for name in stopping if self._is_replaced(name, stopping, placements)}, self.snapshot, self.now
         )
@@ -95,20 +98,49 @@ class _Planner:
             leaving=leaving,
             stopping=stopping,
             table=table,
+            decisions=self.decisions,
+            scalers=self.scalers,
             actions=tuple(self.actions),
             reasons={subject: tuple(each) for subject, each in self.reasons.items()},
         )
 
+    # How many there are.
+
+    def _resize(self, fleet: str, *, needed: bool) -> Changes:
+        snapshot, record, replicas = self.snapshot, self.snapshot.fleets[fleet], self.census.by_fleet.get(fleet, ())
+        decision, self.scalers[fleet] = decide(
+            record.shape,
+            limits_of(record, self.now),
+            snapshot.loads.get(fleet),
+            snapshot.scalers.get(fleet, Scaler()),
+            present=sum(each.name not in snapshot.stopping for each in replicas),
+            needed=needed,
+            now=self.now,
+        )
+        self.decisions[fleet] = decision
+        changes = resize(fleet, decision, replicas, snapshot, self.census.lost)
+        self.actions += changes.actions
+        self.reasons[f"fleet/{fleet}"] += changes.reasons
+        return changes
+
+    def _needed_fleets(self) -> set[str | None]:
+        """Those for which somebody waits: a rollout for its target, or a request for a version that is cold."""
+        snapshot = self.snapshot
+        rollouts = ((name, model.running_rollout) for name, model in snapshot.models.items())
+        keys = {Key(name, rollout.target) for name, rollout in rollouts if rollout is not None}
+        keys |= {key for key, at in snapshot.demand.items() if self.now - at <= snapshot.settings.demand_s}
+        return {self.census.fleet(key) for key in keys if key.model in snapshot.models}
+
     # Where it goes.
 
-    def _place(self, fleet: str, scaling: Scaling, wants: list[Want]) -> Placement:
+    def _place(self, fleet: str, stopping: frozenset[str], wants: list[Want]) -> Placement:
         banned = self.census.quarantined.get(fleet, set())
         slots = []
         keys = {key for want in wants for key in (want.key, *want.requires)}
         for replica in self.census.by_fleet.get(fleet, ()):
             held = frozenset(replica.copies if replica.ordered is None else replica.ordered)
             keys |= held
-            out = replica.name in scaling.stopping
+            out = replica.name in stopping
             slots.append(
                 Slot(
                     replica=replica.name,
@@ -309,7 +341,24 @@ class _Planner:
             news = {
                 digest: size
                 for digest, size in measured.items()
-                if abs(size - record.measured_bytes.get(digest, 0)) > MEASURE_AGAIN * size
+                if _has_changed(size, record.measured_bytes.get(digest, 0))
             }
-            if capabilities != record.capabilities or news:
-                self.actions.append(RecordFleet(fleet=name, capabilities=capabilities, measured_bytes=news))
+            load = self.snapshot.loads.get(name)
+            costs = {
+                digest: cost
+                for digest, cost in (load.costs if load is not None else {}).items()
+                if digest not in record.costs or _has_changed(cost.of(1), record.costs[digest].of(1))
+            }
+            start_s = load.start_s if load is not None and load.started else None
+            if start_s is not None and not _has_changed(start_s, record.start_s or 0.0):
+                start_s = None
+            if capabilities != record.capabilities or news or costs or start_s is not None:
+                self.actions.append(
+                    RecordFleet(
+                        fleet=name, capabilities=capabilities, measured_bytes=news, costs=costs, start_s=start_s
+                    )
+                )
+
+
+def _has_changed(measured: float, recorded: float) -> bool:
+    return abs(measured - recorded) > MEASURE_AGAIN * measured

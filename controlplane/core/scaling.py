@@ -1,102 +1,166 @@
-"""How many replicas a fleet shall have, and how one leaves: drained, taken out of every table, only then stopped."""
+"""How many replicas a fleet shall have: what is known of its load in, a decision and its reason out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from controlplane.core.actions import Action, RemoveReplica, StartReplica
-from controlplane.core.models import FleetRecord
-from controlplane.core.snapshot import Reason, ReplicaView, Snapshot
+from controlplane.core.analogs import likely_need
+from controlplane.core.limits import Limits
+from controlplane.core.load import Load, Scaler
+from controlplane.core.models import FleetShape
+from controlplane.core.snapshot import Reason
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scaling:
-    """What a fleet's size asks for. `stopping`: replicas on their way out, which get nothing new."""
-
-    actions: tuple[Action, ...] = ()
-    reasons: tuple[Reason, ...] = ()
-    stopping: frozenset[str] = frozenset()
-
-
-def scale(record: FleetRecord, replicas: Sequence[ReplicaView], snapshot: Snapshot, lost: Collection[str]) -> Scaling:
-    """Bring a fleet to the size that its deployment says."""
-    desired = record.shape.replicas
-    fleet = record.shape.name
-    stopping = {each.name for each in replicas if each.name in snapshot.stopping}
-    staying = sorted((each for each in replicas if each.name not in stopping), key=_index)
-    text = f"fleet {fleet} has {_replicas(len(staying))}; its deployment asks for {desired}"
-    reasons = [Reason(code="SIZE", text=text)]
-    actions: list[Action] = []
-    if len(staying) < desired:
-        taken = {each.name for each in replicas}
-        numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
-        for _ in range(desired - len(staying)):
-            name = f"{fleet}-{next(numbers)}"
-            actions.append(StartReplica(fleet=fleet, replica=name, reason=f"fleet {fleet} shall have {desired}"))
-    elif snapshot.settled:
-        for each in staying[desired:]:
-            stopping.add(each.name)
-            reasons.append(Reason(code="SCALE_DOWN", text=f"{each.name} leaves: {desired} replicas are asked for"))
-    for each in replicas:
-        if each.name not in stopping:
-            continue
-        if each.report is not None and each.report.server == "stopped":
-            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
-        elif each.name in lost:
-            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent and was to leave"))
-    return Scaling(actions=tuple(actions), reasons=tuple(reasons), stopping=frozenset(stopping))
+STALE_STEPS = 4
+"""Measurements older than so many steps say nothing of now."""
+PRIOR = 2.0
+"""Before the past can tell: the demand and so many times its square root, as for queues with random arrivals."""
+ADJUST_S = 30.0
+"""How often the share of work that may come late is corrected by what was measured."""
+LEAST_MISS, MOST_MISS = 0.1, 0.7
+"""How far it is corrected: not below this part of what the goal allows, and not above this share of the work."""
+REST_S = 30.0
+"""The shortest time for which fewer replicas must be enough before there are fewer."""
+TOUCH = 0.02
+"""So little more than a whole number of replicas asks for no further one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Departures:
-    """How far those who leave are.
+class Decision:
+    """`desired` replicas, with the reason. `next_desired` (fewer) at `next_at` (seconds since 1970), unless more is
+    asked until then."""
 
-    `draining` get no new requests; of these `unrouted` have nothing in flight and are in no new table, and of these
-    `stop` are in no table that may be in force: they may end.
+    desired: int
+    reason: Reason
+    next_desired: int | None = None
+    next_at: float | None = None
+
+
+def decide(
+    shape: FleetShape,
+    limits: Limits,
+    load: Load | None,
+    scaler: Scaler,
+    *,
+    present: int,
+    needed: bool,
+    now: float,
+) -> tuple[Decision, Scaler]:
+    """How many replicas a fleet shall have now.
+
+    `present` replicas are there or starting, and not on their way out. `needed`: somebody waits for a version of the
+    fleet, whatever the load says (a rollout that has to prove its target, a request for a cold model).
     """
+    fresh = load is not None and now - load.at <= STALE_STEPS * load.step_s
+    if load is not None and fresh and load.at > scaler.at:
+        scaler = _look(shape, load, scaler)
+    if limits.least == limits.most:
+        return Decision(desired=limits.least, reason=Reason(code="SIZE", text=limits.why)), scaler
+    floor = max(limits.least, 1) if needed else limits.least
+    if load is None or not fresh:
+        desired = min(max(present, floor), limits.most)
+        age = f"the last is {now - load.at:.0f} s old" if load is not None else "there is none yet"
+        text = f"without a fresh measurement ({age}) it gets no fewer replicas; {limits.why}"
+        return Decision(desired=desired, reason=Reason(code="NO_METRICS", text=text)), scaler
+    rest_s = shape.down_after_s if shape.down_after_s is not None else max(load.start_s, REST_S)
+    idle_s = load.at - scaler.idle_since if scaler.idle_since is not None else 0.0
+    quiet = not needed and scaler.idle_since is not None and idle_s >= shape.idle_s
+    # While something is asked there is one at least; the last one stays for a while after that.
+    last = 1 if needed or load.asked else 0 if quiet else min(present, 1)
+    wanted = max(math.ceil(scaler.need - TOUCH), last, floor)
+    # What the past demanded is asked only of what is not over: a fleet that has been idle long enough may be empty.
+    wants = [(at, count) for at, count in scaler.wants if load.at - rest_s < at < load.at and not quiet]
+    wants.append((load.at, wanted))
+    scaler = replace(scaler, wants=tuple(wants))
+    since = scaler.began if scaler.began is not None else load.at
+    desired, code = wanted, "LOAD"
+    next_desired = next_at = None
+    if wanted < present:
+        recent = max(count for _, count in wants)
+        if not load.complete:
+            desired, code = present, "INCOMPLETE"
+        elif load.at - since < rest_s:
+            desired, code, next_desired, next_at = present, "JUST_STARTED", wanted, since + rest_s
+        elif recent > wanted:
+            desired, code, next_desired = min(present, recent), "RECENT", wanted
+            next_at = max(at for at, count in wants if count > wanted) + rest_s
+    clamped = min(max(desired, limits.least), limits.most)
+    text = _text(shape, limits, load, scaler, code=code, wanted=wanted, desired=desired, rest_s=rest_s)
+    if next_desired is not None:
+        next_desired = min(max(next_desired, limits.least), limits.most)
+    if clamped == 1 == wanted and limits.least == 0 and scaler.idle_since is not None and not needed:
+        next_desired, next_at = 0, scaler.idle_since + shape.idle_s
+        text += f"; it goes to zero at {_clock(next_at)} unless something is asked"
+    decision = Decision(
+        desired=clamped,
+        reason=Reason(code=code if clamped == desired else "LIMIT", text=text),
+        next_desired=next_desired if next_desired != clamped else None,
+        next_at=next_at if next_desired != clamped else None,
+    )
+    return decision, scaler
 
-    draining: frozenset[str] = frozenset()
-    unrouted: frozenset[str] = frozenset()
-    stop: frozenset[str] = frozenset()
 
-
-def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departures:
-    """Judge those who leave and whose versions are served elsewhere by now (`replaced`)."""
-    unrouted = {name for name in replaced if _nothing_in_flight(name, snapshot, now)}
-    return Departures(
-        draining=frozenset(replaced),
-        unrouted=frozenset(unrouted),
-        stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
+def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
+    """Take in a new measurement."""
+    allowed = 1 - shape.goal.share
+    miss = scaler.miss if scaler.miss is not None else allowed
+    adjusted_at = scaler.adjusted_at
+    if load.met is not None and load.at - adjusted_at >= ADJUST_S:
+        late = 1 - load.met
+        factor = 0.8 if late > allowed else 1.1 if late < allowed / 2 else 1.0
+        miss, adjusted_at = min(max(miss * factor, allowed * LEAST_MISS), MOST_MISS), load.at
+    likely = likely_need(load.moments, load.features, 1 - miss)
+    if likely is None:
+        likely = load.demand + PRIOR * math.sqrt(load.demand)
+    return replace(
+        scaler,
+        began=scaler.began if scaler.began is not None else load.at,
+        at=load.at,
+        # What waits is to be done by the time that a replica started now would answer.
+        need=likely + load.backlog_s / (load.start_s + load.slack_s + load.step_s),
+        likely=likely,
+        miss=miss,
+        adjusted_at=adjusted_at,
+        idle_since=None if load.asked else scaler.idle_since if scaler.idle_since is not None else load.at,
     )
 
 
-def _replicas(count: int) -> str:
-    return "1 replica" if count == 1 else f"{count} replicas"
+def _text(
+    shape: FleetShape,
+    limits: Limits,
+    load: Load,
+    scaler: Scaler,
+    *,
+    code: str,
+    wanted: int,
+    desired: int,
+    rest_s: float,
+) -> str:
+    """The decision in a sentence."""
+    if scaler.idle_since is not None:
+        text = f"nothing has been asked for {load.at - scaler.idle_since:.0f} s"
+    else:
+        text = f"what arrives keeps {load.demand:.2f} replicas busy"
+        if scaler.likely > load.demand:
+            text += f", and {scaler.likely:.2f} are likely to be needed within the {load.start_s:.0f} s of a start"
+        if load.backlog_s > load.slack_s:
+            text += f"; {load.backlog_s:.1f} s of work wait"
+        if load.held:
+            text += f"; {load.held} requests wait for a model that is not loaded"
+    if code == "INCOMPLETE":
+        text += "; not every replica has told its metrics, so it gets no fewer"
+    elif code == "JUST_STARTED":
+        text += f"; it gets no fewer in the first {rest_s:.0f} s of measuring"
+    elif code == "RECENT":
+        text += f"; {desired} were needed within the last {rest_s:.0f} s, {wanted} would do now"
+    clamped = min(max(desired, limits.least), limits.most)
+    if clamped > desired or (clamped == limits.least and desired <= limits.least and load.asked is False):
+        text += f"; {limits.why}"
+    elif clamped < desired:
+        text += f"; that takes {desired}, and {limits.why}"
+    return text
 
 
-def _index(replica: ReplicaView) -> tuple[int, str]:
-    """Replicas are numbered; the highest number leaves first."""
-    _, _, number = replica.name.rpartition("-")
-    return (int(number) if number.isdigit() else 1 << 30, replica.name)
-
-
-def _nothing_in_flight(replica: str, snapshot: Snapshot, now: float) -> bool:
-    """Whether every gateway marks it draining (or leaves it out) and counts no request there."""
-    for gateway in snapshot.gateways.values():
-        if now - gateway.heard_at > snapshot.settings.gateway_lost_s:
-            continue
-        if gateway.table is None:
-            return False
-        endpoint = gateway.table.endpoints.get(replica)
-        if endpoint is not None and (not endpoint.draining or gateway.active.get(replica, 1) > 0):
-            return False
-    return True
-
-
-def _in_no_table(replica: str, snapshot: Snapshot, now: float) -> bool:
-    return all(
-        gateway.table is not None and all(replica not in table.endpoints for table in gateway.tables())
-        for gateway in snapshot.gateways.values()
-        if now - gateway.heard_at <= snapshot.settings.gateway_lost_s
-    )
+def _clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S} UTC"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from controlplane.core.load import Load, Scaler
 from controlplane.core.messages import Copy, ReplicaReport
 from controlplane.core.models import FleetRecord, Manifest, Model
 from controlplane.core.routes import Endpoint, RouteTable
@@ -92,10 +93,11 @@ class Snapshot:
 
     `manifests` holds those of all versions that are referred to, by digest. `demand`: when somebody last waited for a
     cold version. `leaving`: places that the plan before wanted to give up, with the time since when no gateway can be
-    leading there any more (None: one still can). `stopping`: replicas on their way out. `unread`: models whose
+    leading there any more (None: one still can). `stopping`: replicas on their way out, `stopped` those of them that
+    were told to end. `loads` and `scalers` (what the plan before knew of them) are by fleet. `unread`: models whose
     document can't be read and never was by this controller: what they have, they keep. `settled` False: a new
     controller that has not heard from all yet; it adds, but takes nothing away. `clashes`: pairs of versions of one
-    model, lower first, that one server can't hold at once, with the reason. `spare_names`: for new replicas.
+    model, lower first, that one server can't hold at once, with the reason.
     """
 
     epoch: int = 0
@@ -107,6 +109,9 @@ class Snapshot:
     demand: Mapping[Key, float] = field(default_factory=dict)
     leaving: Mapping[Place, float | None] = field(default_factory=dict)
     stopping: frozenset[str] = frozenset()
+    stopped: frozenset[str] = frozenset()
+    loads: Mapping[str, Load] = field(default_factory=dict)
+    scalers: Mapping[str, Scaler] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
     settled: bool = True
     clashes: Mapping[tuple[Key, Key], str] = field(default_factory=dict)

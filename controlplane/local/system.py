@@ -18,6 +18,8 @@ from controlplane.entry.document import EMPTY, read_document
 from controlplane.entry.problems import problem_of
 from controlplane.entry.wording import size_bytes
 from controlplane.local.home import Home, replace_file
+from controlplane.local.scaling import Limits, LimitsOrCount, ScalingSettings, windows
+from controlplane.local.scaling import problems as scaling_problems
 
 
 def _bytes(value: object) -> object:
@@ -33,10 +35,11 @@ Port = Annotated[int, Ge(0), Le(65535)]
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class FleetSettings:
-    """One fleet: how many replicas, and what each has for models."""
+    """One fleet: how many replicas, what for, and what each has for models."""
 
     name: str
-    replicas: Annotated[int, Ge(0), Le(1000)] = 1
+    replicas: LimitsOrCount = Limits(min=1, max=1)
+    scaling: ScalingSettings = ScalingSettings()
     memory_bytes: Bytes = 4 << 30
     disk_bytes: Bytes = 20 << 30
     gpus: Annotated[int, Ge(0)] = 0
@@ -47,7 +50,12 @@ class FleetSettings:
         """The fleet as the rest of the program knows it."""
         return FleetShape(
             name=self.name,
-            replicas=self.replicas,
+            min_replicas=self.replicas.min,
+            max_replicas=self.replicas.max,
+            goal=self.scaling.goal(),
+            schedule=windows(self.scaling),
+            down_after_s=self.scaling.down_after_s,
+            idle_s=self.scaling.idle_s,
             memory_bytes=self.memory_bytes,
             disk_bytes=self.disk_bytes,
             gpus=self.gpus,
@@ -119,6 +127,8 @@ def _check_fleets(fleets: tuple[FleetSettings, ...], subject: str) -> None:
         for index, name in enumerate(names)
         if not is_name(name)
     ]
+    for index, fleet in enumerate(fleets):
+        problems += scaling_problems(fleet.replicas, fleet.scaling, f"fleets[{index}]")
     if not names:
         problems.append(InvalidInput("there is no fleet", field="fleets", remedy="define at least one"))
     problems += [

@@ -7,13 +7,13 @@ series are added up. A series that is absent is absent here too: it is not zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.core.snapshot import Key
 
-_FIELDS = {
+FIELDS = {
     "nv_inference_request_success": "success",
     "nv_inference_count": "inferences",
     "nv_inference_exec_count": "executions",
@@ -23,7 +23,9 @@ _FIELDS = {
     "nv_inference_compute_infer_duration_us": "compute_us",
     "nv_inference_compute_output_duration_us": "compute_us",
     "nv_cache_num_hits_per_model": "cache_hits",
+    "nv_inference_pending_request_count": "pending",
 }
+"""By Triton's name of a series: the field that it counts in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,7 @@ class Counters:
     """One model version's counters on one server, since the version was loaded. `…_us` in microseconds.
 
     `inferences` counts items (a batch of 8 counts 8), `executions` what the model was run; `compute_us` is input,
-    infer and output together.
+    infer and output together. `pending` is no counter: how many requests wait in the queue now.
     """
 
     success: float = 0.0
@@ -41,6 +43,17 @@ class Counters:
     queue_us: float = 0.0
     compute_us: float = 0.0
     cache_hits: float = 0.0
+    pending: float = 0.0
+
+    def since(self, before: Counters) -> Counters:
+        """What was counted since an earlier reading (`pending`: how many more wait). Where a counter went back, the
+        version was loaded anew in between: then all that it counts is new."""
+        if any(getattr(self, each) < getattr(before, each) for each in _COUNTED):
+            return replace(self, pending=self.pending - before.pending)
+        return Counters(**{each: getattr(self, each) - getattr(before, each) for each in (*_COUNTED, "pending")})
+
+
+_COUNTED = tuple(each.name for each in fields(Counters) if each.name != "pending")
 
 
 def parse_counters(text: str) -> Mapping[Key, Counters]:
@@ -49,7 +62,7 @@ def parse_counters(text: str) -> Mapping[Key, Counters]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = sample.name.removesuffix("_total")
-            field = _FIELDS.get(name)
+            field = FIELDS.get(name)
             model, version = sample.labels.get("model"), sample.labels.get("version", "")
             if field is None or model is None or not version.isdigit():
                 continue

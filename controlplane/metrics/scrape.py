@@ -8,30 +8,27 @@ from collections.abc import Mapping
 
 import httpx2
 
-from controlplane.core.snapshot import Key
-from controlplane.metrics.counters import Counters, parse_counters
-from controlplane.metrics.signals import Signals, signals
+from controlplane.metrics.counters import parse_counters
+from controlplane.metrics.readings import Interval
 
 SCRAPE_TIMEOUT_S = 2.0
 PARALLEL_SCRAPES = 32
 
 
 class Scraper:
-    """Remembers each server's last reading, so that the next one gives signals. A server that does not answer keeps
-    the signals it had: their age says so."""
+    """Remembers each server's last reading, so that the next one makes an interval. A server that does not answer keeps
+    the interval it had: its age says so."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[float, Mapping[Key, Counters]]] = {}
-        self.signals: dict[str, dict[Key, Signals]] = {}
-        """By replica, then by version."""
+        self.intervals: dict[str, Interval] = {}
+        """By replica."""
 
     async def scrape(self, urls: Mapping[str, str]) -> None:
         """Read every server's metrics page. `urls` is by replica; replicas that are not in it are forgotten."""
-        for name in set(self._last) - set(urls):
-            del self._last[name]
-            self.signals.pop(name, None)
+        for name in set(self.intervals) - set(urls):
+            del self.intervals[name]
         limit = asyncio.Semaphore(PARALLEL_SCRAPES)
-        async with httpx2.AsyncClient(timeout=SCRAPE_TIMEOUT_S) as http:
+        async with httpx2.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False) as http:
 
             async def one(name: str, url: str) -> None:
                 async with limit:
@@ -41,16 +38,9 @@ class Scraper:
                         counters = parse_counters(answer.text)
                     except (httpx2.HTTPError, ValueError):
                         return
-                self._take(name, time.time(), counters)
+                at, known = time.time(), self.intervals.get(name)
+                self.intervals[name] = (
+                    known.then(at, counters) if known is not None else Interval(at=at, window_s=0.0, after=counters)
+                )
 
             await asyncio.gather(*(one(name, url) for name, url in urls.items()))
-
-    def _take(self, name: str, now: float, counters: Mapping[Key, Counters]) -> None:
-        at, before = self._last.get(name, (now, {}))
-        self._last[name] = (now, counters)
-        found = {
-            key: signals(before[key], after, at=now, window_s=now - at)
-            for key, after in counters.items()
-            if key in before
-        }
-        self.signals[name] = {key: each for key, each in found.items() if each is not None}

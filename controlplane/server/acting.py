@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -96,6 +97,7 @@ class Actor:
             await self._update_fleet(action.fleet, lambda record: _with_news(record, action, known))
         elif isinstance(action, StartReplica):
             log.info("replica starts", replica=action.replica, fleet=action.fleet, reason=action.reason)
+            self._memory.started.setdefault(action.replica, time.time())
             await self._backend.start(self._memory.shapes[action.fleet], action.replica)
         elif isinstance(action, RemoveReplica):
             log.info("replica is removed", replica=action.replica, fleet=action.fleet, reason=action.reason)
@@ -157,8 +159,11 @@ def _with_quarantine(record: FleetRecord, action: QuarantineVersion) -> FleetRec
 
 def _with_news(record: FleetRecord, action: RecordFleet, known: Collection[str]) -> FleetRecord:
     kept = {digest: size for digest, size in record.measured_bytes.items() if digest in known}
+    costs = {digest: cost for digest, cost in record.costs.items() if digest in known}
     return replace(
         record,
         capabilities=action.capabilities or record.capabilities,
         measured_bytes={**kept, **action.measured_bytes},
+        costs={**costs, **action.costs},
+        start_s=action.start_s if action.start_s is not None else record.start_s,
     )

@@ -15,18 +15,15 @@ from controlplane.core.models import FleetShape, Manifest
 from controlplane.core.plan import Plan, plan
 from controlplane.core.snapshot import Key, Settings, Snapshot
 from controlplane.fleet.protocol import FleetBackend
-from controlplane.metrics.scrape import Scraper
 from controlplane.registry.registry import Registry
 from controlplane.server.acting import Actor
+from controlplane.server.measuring import Measuring
 from controlplane.server.memory import Memory
 from controlplane.server.metrics import Metrics
 from controlplane.server.orders import Orders
 from controlplane.server.watching import RegistryWatch
 
 log = structlog.get_logger(__name__)
-
-SCRAPE_S = 5.0
-"""How often the servers' metrics are read."""
 
 MAX_COPIES = 10_000
 """More versions than this no replica can hold."""
@@ -52,11 +49,11 @@ class Controller:
         self.memory = Memory(started_at=time.time(), settings=settings, shapes=shapes)
         self.orders = Orders(epoch, self._wanted)
         self.metrics = Metrics()
-        self.scraper = Scraper()
         self.planned_at: float | None = None
         self.problem = ""
         """Why planning fails at present."""
         self.snapshot = Snapshot()
+        self.measuring = Measuring(self.memory, lambda: self.snapshot, self.wake)
         self._registry = registry
         self._backend = backend
         self._clash = clash
@@ -77,7 +74,7 @@ class Controller:
         await self._remove_undeployed()
         beside = {
             asyncio.create_task(self._watch.run(self.orders.epoch)),
-            asyncio.create_task(self._scrape()),
+            asyncio.create_task(self.measuring.run()),
         }
         try:
             while True:
@@ -108,18 +105,6 @@ class Controller:
                 await self._backend.remove(each.name)
             else:
                 self.memory.backend_replicas[each.name] = each.fleet
-
-    async def _scrape(self) -> None:
-        """Read the servers' metrics now and then, for whoever asks how things are."""
-        while True:
-            await self.scraper.scrape(
-                {
-                    name: f"http://{report.endpoint.host}:{report.metrics_port}/metrics"
-                    for name, (report, _) in self.memory.reports.items()
-                    if report.server == "ready" and report.endpoint is not None and report.metrics_port is not None
-                }
-            )
-            await asyncio.sleep(SCRAPE_S)
 
     def wake(self) -> None:
         """There is something new to plan for."""

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from controlplane.core.capacity import instances_of
 from controlplane.core.errors import NotFound
 from controlplane.core.messages import Copy
 from controlplane.core.models import Model
 from controlplane.core.snapshot import Key, Reason, ReplicaView
+from controlplane.metrics.signals import signals
 
 if TYPE_CHECKING:
     from controlplane.server.controller import Controller
@@ -26,7 +28,7 @@ def status(controller: Controller, now: float) -> dict[str, Any]:
         "problems": {**memory.problems, **({"planning": controller.problem} if controller.problem else {})},
         "models": len(memory.models),
         "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),
-        "replicas_wanted": sum(shape.replicas for shape in memory.shapes.values()),
+        "replicas_wanted": sum(each.desired for each in memory.last_plan.decisions.values()),
         "gateways_ready": sum(each.report.ready and each.confirmed is not None for each in memory.gateways.values()),
     }
 
@@ -112,7 +114,12 @@ def _how_it_is(controller: Controller, document: Model) -> Iterator[Reason]:
 
 
 def _signals(controller: Controller, replica: str, key: Key, now: float) -> dict[str, Any] | None:
-    found = controller.scraper.signals.get(replica, {}).get(key)
+    interval = controller.measuring.scraper.intervals.get(replica)
+    manifest = controller.snapshot.manifest(key)
+    if interval is None or manifest is None or key not in interval.after:
+        return None
+    record = controller.snapshot.fleets[controller.snapshot.replicas[replica].fleet]
+    found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities))
     if found is None:
         return None
     shown = {name: value for name, value in asdict(found).items() if name != "at" and value is not None}
@@ -184,9 +191,13 @@ def _fleet(controller: Controller, name: str) -> dict[str, Any]:
     record = controller.snapshot.fleets.get(name)
     there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
     capabilities = record.capabilities if record else None
+    decision = controller.memory.last_plan.decisions.get(name)
     return {
         "name": name,
-        "replicas": shape.replicas,
+        "min_replicas": shape.min_replicas,
+        "max_replicas": shape.max_replicas,
+        "replicas": len(there),
+        "desired": decision.desired if decision is not None else None,
         "ready": sum(each.report is not None and each.report.server == "ready" for each in there),
         "memory_bytes": shape.memory_bytes,
         "gpus": shape.gpus,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from controlplane.core.load import Load
 from controlplane.core.messages import Copy, GatewayReport, ReplicaReport
 from controlplane.core.models import FleetRecord, FleetShape, Manifest, Model
 from controlplane.core.plan import Plan
@@ -43,6 +44,9 @@ class Memory:
     ghosts: dict[str, tuple[Endpoint, set[Key]]] = field(default_factory=dict)
     """Replicas of tables that an earlier controller ordered: unknown is not gone."""
     demand: dict[Key, float] = field(default_factory=dict)
+    loads: dict[str, Load] = field(default_factory=dict)
+    started: dict[str, float] = field(default_factory=dict)
+    """When each replica was started, until its first model is ready."""
     last_plan: Plan = field(default_factory=Plan)
     settled: bool = False
 
@@ -77,6 +81,7 @@ class Memory:
         """The replica is gone."""
         self.reports.pop(name, None)
         self.backend_replicas.pop(name, None)
+        self.started.pop(name, None)
 
     # The snapshot.
 
@@ -100,6 +105,9 @@ class Memory:
             demand=dict(self.demand),
             leaving=self.last_plan.leaving,
             stopping=self.last_plan.stopping,
+            stopped=self.last_plan.stop,
+            loads=dict(self.loads),
+            scalers=self.last_plan.scalers,
             unread=frozenset(name for name in map(_model_of, self.problems) if name and name not in self.models),
             settled=self.settled,
             clashes=dict(self._clashes(clash)),

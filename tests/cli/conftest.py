@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from controlplane.cli.main import main
 from controlplane.core.models import Capabilities, FleetRecord, FleetShape
 from controlplane.local.home import Home
+from controlplane.local.scaling import Limits
 from controlplane.local.system import FleetSettings, System, save_system
 from controlplane.registry import Registry, open_registry
 
@@ -101,7 +102,9 @@ def fleet(registry: Registry) -> FleetRecord:
 def controller(home: Home) -> Iterator[subprocess.Popen[bytes]]:
     """A real controller whose fleet has no replicas."""
     home.prepare()
-    save_system(System(registry=str(home.registry), fleets=(FleetSettings(name="cpu", replicas=0),)), home)
+    save_system(
+        System(registry=str(home.registry), fleets=(FleetSettings(name="cpu", replicas=Limits(min=0, max=0)),)), home
+    )
     log = home.logs / "controller.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

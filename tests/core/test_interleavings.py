@@ -100,7 +100,7 @@ class Interleavings(RuleBasedStateMachine):
         for model in world.registry.models.values():
             assert model.running_rollout is None, f"the rollout of {model.name} never ends: {world.plan.reasons}"
         assert not world.plan.leaving
-        assert len(world.replicas) == world.shape.replicas
+        assert len(world.replicas) == world.shape.min_replicas
         before = world.orders.table
         world.run(5)
         assert world.orders.table is before, "nothing changes any more"

@@ -207,7 +207,7 @@ class World:
     def __init__(self, replicas: int = 2, *, memory_mib: int = 1000, gateways: int = 1) -> None:
         self.now = 1_000_000.0
         self.registry = Registry()
-        self.shape = FleetShape(name="cpu", replicas=replicas, memory_bytes=memory_mib * MIB)
+        self.shape = FleetShape(name="cpu", min_replicas=replicas, max_replicas=replicas, memory_bytes=memory_mib * MIB)
         self.registry.fleets["cpu"] = FleetRecord(shape=self.shape)
         self.replicas: dict[str, Replica] = {}
         self.gateways = {f"gw-{n}": Gateway(f"gw-{n}") for n in range(gateways)}
@@ -232,7 +232,7 @@ class World:
         return Wanted(model=key.model, version=key.version, digest=version.digest, manifest=made)
 
     def resize(self, replicas: int) -> None:
-        self.shape = replace(self.shape, replicas=replicas)
+        self.shape = replace(self.shape, min_replicas=replicas, max_replicas=replicas)
         self.registry.fleets["cpu"] = replace(self.registry.fleets["cpu"], shape=self.shape)
         self.memory.shapes = {"cpu": self.shape}
 

@@ -208,13 +208,16 @@ def infer(
 
 
 class Load:
-    """Clients that ask one model without a pause, and count. Wrong answers are failures too."""
+    """Clients that ask one model, with a pause after each answer or none, and count. Wrong answers are failures too."""
 
-    def __init__(self, system: System, name: str, *, clients: int = 4, factors: tuple[int, ...] = (2,)) -> None:
+    def __init__(
+        self, system: System, name: str, *, clients: int = 4, factors: tuple[int, ...] = (2,), pause_s: float = 0.0
+    ) -> None:
         self.answers: Counter[str] = Counter()
         self.failures: list[tuple[float, str]] = []
         self.last_at = time.monotonic()
         self._system, self._name, self._factors = system, name, factors
+        self._pause_s = pause_s
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
@@ -222,7 +225,7 @@ class Load:
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
-        self.more(50)
+        self.more(50 if not self._pause_s else 1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -244,6 +247,7 @@ class Load:
                 with self._lock:
                     self.answers[version] += 1
                     self.last_at = time.monotonic()
+                self._stop.wait(self._pause_s)
 
     def more(self, count: int, timeout_s: float = 60.0) -> None:
         """Wait for so many more answers."""

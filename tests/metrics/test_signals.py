@@ -8,7 +8,8 @@ import pytest
 
 from controlplane.core.snapshot import Key
 from controlplane.metrics.counters import Counters, parse_counters
-from controlplane.metrics.signals import signals
+from controlplane.metrics.readings import Interval
+from controlplane.metrics.signals import Signals, signals
 
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
@@ -40,8 +41,13 @@ AFTER = Counters(
 )
 
 
+def between(before: Counters, after: Counters, window_s: float = 10.0) -> Signals | None:
+    key = Key("m", 1)
+    return signals(Interval(at=20.0, window_s=window_s, before={key: before}, after={key: after}), key)
+
+
 def test_the_formulas() -> None:
-    made = signals(Counters(), AFTER, at=10.0, window_s=10.0)
+    made = between(Counters(), AFTER)
     assert made is not None
     assert made.requests_per_s == 200
     assert made.batch_size == 4
@@ -53,17 +59,21 @@ def test_the_formulas() -> None:
 
 
 def test_cache_hits_are_no_executions() -> None:
-    cached = replace(AFTER, success=4000, cache_hits=2000)
-    made = signals(Counters(), cached, at=10.0, window_s=10.0)
+    made = between(Counters(), replace(AFTER, success=4000, cache_hits=2000))
     assert made is not None and made.duty_cycle == pytest.approx(1.0)
 
 
 def test_nothing_executed_is_not_zero() -> None:
-    made = signals(AFTER, AFTER, at=20.0, window_s=10.0)
+    made = between(AFTER, replace(AFTER, pending=3))
     assert made is not None
-    assert made.requests_per_s == 0
+    assert made.requests_per_s == 0 and made.waiting == 3
     assert made.batch_size is None and made.queue_ms is None and made.duty_cycle is None
 
 
-def test_a_counter_that_went_back_gives_nothing() -> None:
-    assert signals(AFTER, replace(AFTER, success=3), at=20.0, window_s=10.0) is None
+def test_a_counter_that_went_back_counts_from_its_new_start() -> None:
+    made = between(AFTER, Counters(success=30, executions=10, inferences=30))
+    assert made is not None and made.requests_per_s == 3 and made.batch_size == 3
+
+
+def test_one_reading_tells_nothing() -> None:
+    assert between(Counters(), AFTER, window_s=0.0) is None

@@ -173,7 +173,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def shape() -> FleetShape:
-    return FleetShape(name="cpu", replicas=1, memory_bytes=1 << 30)
+    return FleetShape(name="cpu", memory_bytes=1 << 30)
 
 
 @pytest.fixture

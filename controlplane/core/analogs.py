@@ -1,0 +1,122 @@
+"""What may come within a while, told from what came after moments like this one: the method of analogs.
+
+A moment is described by the demand of just now, and of the last half minute and two minutes; the moments of the past
+that were most like the present one show what was needed after them. No trend, season or distribution is assumed, so it
+is as good for bursts as for slow changes, and what it says can be said in a sentence.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+SPANS_S = (5.0, 30.0, 120.0)
+Features = tuple[float, float, float]
+"""A moment: the logarithms of the mean demand over these spans before it (and one, so that none is 0)."""
+LIKE = 0.1
+"""Which share of the past counts as like the present."""
+FEWEST = 24
+"""At least so many moments are taken; where the past has fewer, it tells nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What was known then, what capacity the time after it needed, and how much work that time held (its weight)."""
+
+    features: Features
+    need: float
+    weight: float
+
+
+def needed(demand: Sequence[float], step_s: float, slack_s: float) -> float:
+    """The least steady capacity for which nothing of `demand` waits longer than `slack_s`: the work of any stretch of
+    time must be done within it and the slack."""
+    most = 0.0
+    for begin in range(len(demand)):
+        work = 0.0
+        for end in range(begin, len(demand)):
+            work += demand[end] * step_s
+            most = max(most, work / ((end - begin + 1) * step_s + slack_s))
+    return most
+
+
+@dataclass(slots=True)
+class Past:
+    """The demand so far, a value every `step_s` seconds, and the moments in it whose sequel is known.
+
+    `horizon_s` is how far ahead decisions take effect, `slack_s` how long a request may wait. `keep_s` of it is kept.
+    """
+
+    step_s: float
+    horizon_s: float
+    slack_s: float
+    keep_s: float = 3600.0
+    demand: deque[float] = field(default_factory=deque)
+    moments: deque[Moment] = field(default_factory=deque)
+    _features: deque[Features] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        """Everything kept is bounded."""
+        steps = max(1, round(self.keep_s / self.step_s))
+        self.demand = deque(self.demand, maxlen=steps)
+        self.moments = deque(self.moments, maxlen=steps)
+
+    @property
+    def lag(self) -> int:
+        """The horizon in steps."""
+        return max(1, math.ceil(self.horizon_s / self.step_s)) + 1
+
+    def add(self, demand: float) -> None:
+        """The demand of one more step."""
+        self.demand.append(demand)
+        self._features.append(self._describe())
+        if len(self._features) > self.lag:
+            after = [self.demand[index] for index in range(-self.lag, 0)]
+            need = needed(after, self.step_s, self.slack_s)
+            self.moments.append(Moment(self._features.popleft(), need, sum(after) + 1e-9))
+
+    def features(self) -> Features:
+        """How the present moment is described."""
+        return self._features[-1] if self._features else self._describe()
+
+    def _describe(self) -> Features:
+        one, some, many = (self._mean(span_s) for span_s in SPANS_S)
+        return math.log1p(one), math.log1p(some), math.log1p(many)
+
+    def _mean(self, span_s: float) -> float:
+        steps = min(max(1, round(span_s / self.step_s)), len(self.demand))
+        return sum(self.demand[index] for index in range(-steps, 0)) / steps if steps else 0.0
+
+    def reset(self, horizon_s: float, slack_s: float) -> None:
+        """Tell the past anew for another horizon or slack."""
+        demand = list(self.demand)
+        self.horizon_s, self.slack_s = horizon_s, slack_s
+        self.demand.clear()
+        self.moments.clear()
+        self._features.clear()
+        for each in demand:
+            self.add(each)
+
+
+def likely_need(moments: Iterable[Moment], features: Features, share: float) -> float | None:
+    """The capacity with which `share` of the work after moments like this one would have been in time. None: the past
+    is too short to tell."""
+    past = list(moments)
+    if len(past) < FEWEST:
+        return None
+    count = max(FEWEST, int(LIKE * len(past)))
+
+    a, b, c = features
+    distances = [abs(x - a) + abs(y - b) + abs(z - c) for x, y, z in (moment.features for moment in past)]
+    nearest = heapq.nsmallest(count, range(len(past)), key=distances.__getitem__)
+    like = sorted((past[index] for index in nearest), key=lambda moment: moment.need)
+    wanted = share * sum(moment.weight for moment in like)
+    reached = 0.0
+    for moment in like:
+        reached += moment.weight
+        if reached >= wanted:
+            return moment.need
+    return like[-1].need

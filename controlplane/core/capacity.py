@@ -1,0 +1,115 @@
+"""What one copy of a model can do: what an execution costs, by the size of its batch, and how many requests a second
+that makes within a time in the queue.
+
+An execution of a batch of b items takes about ``fixed + b · each`` of an instance's time; that is why batching helps,
+and how much. It is fitted to what the server measured (Triton counts executions and their time by batch size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from controlplane.core.entry import Entry
+from controlplane.core.models import Capabilities, Cost, Goal
+
+STEPS = 40
+"""Halvings in the search for a rate: far below a thousandth of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executions:
+    """How often batches of one size were computed, and how long that took altogether, in seconds."""
+
+    size: int
+    count: float
+    total_s: float
+
+
+def fit(measured: Iterable[Executions]) -> Cost | None:
+    """Least squares over the mean times of the batch sizes, weighted by their counts. None: nothing was measured.
+
+    Neither part can be negative. Where one size only was seen, nothing is taken to be fixed: batching has to show that
+    it helps.
+    """
+    seen = [(each.size, each.count, each.total_s / each.count) for each in measured if each.count > 0]
+    weight = sum(count for _, count, _ in seen)
+    if not weight:
+        return None
+    mean_size = sum(size * count for size, count, _ in seen) / weight
+    mean_s = sum(time_s * count for _, count, time_s in seen) / weight
+    spread = sum(count * (size - mean_size) ** 2 for size, count, _ in seen)
+    both = sum(count * (size - mean_size) * (time_s - mean_s) for size, count, time_s in seen)
+    each_s = max(both / spread, 0.0) if spread else mean_s / mean_size
+    if each_s * mean_size >= mean_s:
+        return Cost(fixed_s=0.0, each_s=mean_s / mean_size, executions=weight)
+    return Cost(fixed_s=mean_s - each_s * mean_size, each_s=each_s, executions=weight)
+
+
+def saturated_per_s(cost: Cost, *, max_batch: int, instances: int) -> float:
+    """Requests a second when every instance is always busy with full batches."""
+    return instances * max_batch / max(cost.of(max_batch), 1e-9)
+
+
+def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: int) -> float:
+    """The mean time in the queue at a steady rate.
+
+    While an instance computes, the next batch gathers: at this rate one of b = rate · time(b) / instances. What arrives
+    waits for half an execution on average, and longer the closer the rate is to what is possible at all (as in a queue
+    with random arrivals and constant service).
+    """
+    used = rate_per_s / saturated_per_s(cost, max_batch=max_batch, instances=instances)
+    if used >= 1:
+        return float("inf")
+    free = instances - rate_per_s * cost.each_s
+    gathered = rate_per_s * cost.fixed_s / free if free > 0 else max_batch
+    size = min(max(gathered, 1.0), max_batch)
+    busy = min(rate_per_s * cost.of(size) / (size * instances), 1.0)
+    return cost.of(size) / 2 * max(used / (1 - used), busy)
+
+
+def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: int) -> float:
+    """The highest rate at which the mean time in the queue stays within `limit_s`."""
+    low, high = 0.0, saturated_per_s(cost, max_batch=max_batch, instances=instances)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if queue_s(middle, cost, max_batch=max_batch, instances=instances) <= limit_s:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def all_it_can(cost: Cost, entry: Entry, instances: int) -> float:
+    """Requests a second that one copy does when it is always busy."""
+    return saturated_per_s(cost, max_batch=_max_batch(entry), instances=instances)
+
+
+def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int) -> float:
+    """Requests a second that one copy can take within the goal; for a goal of requests in flight, all that it can do.
+
+    A goal for the whole latency leaves to the queue what one execution does not take; one that no execution can meet
+    is taken as a tenth of an execution, or nothing would ever be enough.
+    """
+    alone_s = cost.of(1)
+    if goal.queue_ms is not None:
+        limit_s = goal.queue_ms / 1e3
+    elif goal.latency_ms is not None:
+        limit_s = max(goal.latency_ms / 1e3 - alone_s, alone_s / 10)
+    else:
+        return all_it_can(cost, entry, instances)
+    return within_per_s(cost, limit_s, max_batch=_max_batch(entry), instances=instances)
+
+
+def _max_batch(entry: Entry) -> int:
+    return max(entry.max_batch_size, 1) if entry.dynamic_batching is not None else 1
+
+
+def instances_of(entry: Entry, capabilities: Capabilities | None) -> int:
+    """How many instances of a model one replica runs."""
+    gpus = capabilities.gpus if capabilities else 0
+
+    def devices(kind: str, named: int) -> int:
+        return named or (max(gpus, 1) if kind in ("GPU", "AUTO") else 1)
+
+    return sum(each.count * devices(each.kind, len(each.gpus)) for each in entry.instances if not each.passive) or 1

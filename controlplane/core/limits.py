@@ -1,0 +1,48 @@
+"""Between which numbers of replicas a fleet may move now: what its deployment says, its schedule, somebody's hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from controlplane.core.models import FleetRecord, Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """From `least` to `most` replicas. `why` says in a sentence who says so."""
+
+    least: int
+    most: int
+    why: str
+
+
+def limits_of(record: FleetRecord, now: float) -> Limits:
+    """What holds now (seconds since 1970): a manual setting before the schedule, the schedule before the deployment."""
+    shape, manual = record.shape, record.manual
+    if manual is not None and (manual.until is None or manual.until.timestamp() > now):
+        until = f" until {manual.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if manual.until is not None else ""
+        why = f"{manual.actor} has set it to {manual.replicas}{until}{': ' + manual.reason if manual.reason else ''}"
+        return Limits(least=manual.replicas, most=manual.replicas, why=why)
+    least, most = shape.min_replicas, shape.max_replicas
+    why = f"the deployment asks for {least}" + (f" to {most}" if most != least else "")
+    for window in shape.schedule:
+        if is_open(window, now):
+            least = window.min_replicas if window.min_replicas is not None else least
+            most = window.max_replicas if window.max_replicas is not None else most
+            why = f"its schedule asks for {least}" + (f" to {most}" if most != least else "")
+    return Limits(least=least, most=max(least, most), why=why)
+
+
+def is_open(window: Window, now: float) -> bool:
+    """Whether a window of the week is open. One that ends before it begins goes over midnight, on the days on which it
+    begins."""
+    at = datetime.fromtimestamp(now, ZoneInfo(window.timezone))
+    minute = at.hour * 60 + at.minute
+    begins, ends = window.begins_min, window.ends_min
+    if begins < ends:
+        return at.weekday() in window.days and begins <= minute < ends
+    today = at.weekday() in window.days and minute >= begins
+    yesterday = (at.weekday() - 1) % 7 in window.days and minute < ends
+    return today or yesterday

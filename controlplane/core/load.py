@@ -1,0 +1,62 @@
+"""What is measured of a fleet's load, and what its autoscaler remembers: both part of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from controlplane.core.analogs import Features, Moment
+from controlplane.core.models import Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A fleet's load.
+
+    `at`: when it was measured (seconds since 1970), each `step_s`. `demand`: how many replicas what arrives keeps busy,
+    when each does as much as it can within the goal; `backlog_s`: for how long one replica would be busy with what
+    waits. `held`: requests that wait at gateways for a model that is loaded nowhere. `met`: the share of recent
+    requests that met the goal (None: there were none). `complete` False: a replica that serves has not told lately.
+    `start_s`: how long a replica takes from its start to its first answer (`started`: a start was seen). `slack_s`: how
+    long a request may wait. `moments` and `features`: the past and the present (see `analogs`). `costs` of executions
+    are by version digest.
+    """
+
+    at: float
+    step_s: float
+    demand: float = 0.0
+    backlog_s: float = 0.0
+    held: int = 0
+    met: float | None = None
+    complete: bool = True
+    start_s: float = 10.0
+    started: bool = False
+    slack_s: float = 0.1
+    moments: Sequence[Moment] = ()
+    features: Features = (0.0, 0.0, 0.0)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is asked of the fleet."""
+        return bool(self.demand or self.backlog_s or self.held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaler:
+    """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
+
+    `began`: when it first saw a load; `at`: which one it saw last, and `need` what it made of it, in replicas, from
+    `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at `adjusted_at`.
+    `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
+    `idle_since`: since when nothing has been asked.
+    """
+
+    began: float | None = None
+    at: float = 0.0
+    need: float = 0.0
+    likely: float = 0.0
+    miss: float | None = None
+    adjusted_at: float = 0.0
+    wants: tuple[tuple[float, int], ...] = ()
+    idle_since: float | None = None

@@ -1,0 +1,110 @@
+"""How replicas come and leave: started to the number decided; drained, taken out of every table, only then stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from controlplane.core.actions import Action, RemoveReplica, StartReplica
+from controlplane.core.fleets import is_up
+from controlplane.core.scaling import Decision
+from controlplane.core.snapshot import Reason, ReplicaView, Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What a fleet's size asks for. `stopping`: replicas on their way out, which get nothing new."""
+
+    actions: tuple[Action, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    stopping: frozenset[str] = frozenset()
+
+
+def resize(
+    fleet: str, decision: Decision, replicas: Sequence[ReplicaView], snapshot: Snapshot, lost: frozenset[str]
+) -> Changes:
+    """Bring a fleet to the size that was decided. Whoever is on its way out and was not told to stop yet, comes back
+    before a new one is started."""
+    desired = decision.desired
+    stopping = {each.name for each in replicas if each.name in snapshot.stopping}
+    staying = sorted((each for each in replicas if each.name not in stopping), key=_worth)
+    reasons = [
+        Reason(code=decision.reason.code, text=f"{_shall(fleet, len(staying), desired)}: {decision.reason.text}")
+    ]
+    actions: list[Action] = []
+    if len(staying) < desired:
+        back = [each.name for each in sorted(replicas, key=_worth) if each.name in stopping - snapshot.stopped - lost]
+        back = back[: desired - len(staying)]
+        stopping -= set(back)
+        taken = {each.name for each in replicas}
+        numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
+        for _ in range(desired - len(staying) - len(back)):
+            name = f"{fleet}-{next(numbers)}"
+            actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
+    elif snapshot.settled:
+        for each in staying[desired:]:
+            stopping.add(each.name)
+            reasons.append(Reason(code="SCALE_DOWN", text=f"{each.name} leaves: {decision.reason.text}"))
+    for each in replicas:
+        if each.name not in stopping:
+            continue
+        if each.report is not None and each.report.server == "stopped":
+            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
+        elif each.name in lost:
+            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent and was to leave"))
+    return Changes(actions=tuple(actions), reasons=tuple(reasons), stopping=frozenset(stopping))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departures:
+    """How far those who leave are.
+
+    `draining` get no new requests; of these `unrouted` have nothing in flight and are in no new table, and of these
+    `stop` are in no table that may be in force: they may end.
+    """
+
+    draining: frozenset[str] = frozenset()
+    unrouted: frozenset[str] = frozenset()
+    stop: frozenset[str] = frozenset()
+
+
+def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departures:
+    """Judge those who leave and whose versions are served elsewhere by now (`replaced`)."""
+    unrouted = {name for name in replaced if _nothing_in_flight(name, snapshot, now)}
+    return Departures(
+        draining=frozenset(replaced),
+        unrouted=frozenset(unrouted),
+        stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
+    )
+
+
+def _shall(fleet: str, present: int, desired: int) -> str:
+    count = "1 replica" if present == 1 else f"{present} replicas"
+    return f"fleet {fleet} has {count}" if present == desired else f"fleet {fleet} has {count} and shall have {desired}"
+
+
+def _worth(replica: ReplicaView) -> tuple[bool, int, str]:
+    """Who stays longest comes first: those whose server answers; then by number, so that the highest leaves first."""
+    _, _, number = replica.name.rpartition("-")
+    return (not is_up(replica), int(number) if number.isdigit() else 1 << 30, replica.name)
+
+
+def _nothing_in_flight(replica: str, snapshot: Snapshot, now: float) -> bool:
+    """Whether every gateway marks it draining (or leaves it out) and counts no request there."""
+    for gateway in snapshot.gateways.values():
+        if now - gateway.heard_at > snapshot.settings.gateway_lost_s:
+            continue
+        if gateway.table is None:
+            return False
+        endpoint = gateway.table.endpoints.get(replica)
+        if endpoint is not None and (not endpoint.draining or gateway.active.get(replica, 1) > 0):
+            return False
+    return True
+
+
+def _in_no_table(replica: str, snapshot: Snapshot, now: float) -> bool:
+    return all(
+        gateway.table is not None and all(replica not in table.endpoints for table in gateway.tables())
+        for gateway in snapshot.gateways.values()
+        if now - gateway.heard_at <= snapshot.settings.gateway_lost_s
+    )

@@ -1,0 +1,137 @@
+"""Batch sizes: how often batches of each size were executed, and how long that took, from Triton's statistics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import httpx2
+from annotated_types import Ge
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as validated
+
+from controlplane.core.capacity import Executions
+from controlplane.core.snapshot import Key
+from controlplane.metrics.scrape import PARALLEL_SCRAPES, SCRAPE_TIMEOUT_S
+
+FORGET = 0.9
+"""What is kept of the past at each reading: costs change with what else runs on a machine."""
+Batches = Mapping[int, Executions]
+"""By batch size."""
+
+
+@validated(frozen=True, slots=True)
+class _Duration:
+    count: Annotated[int, Ge(0)] = 0
+    ns: Annotated[int, Ge(0)] = 0
+
+
+@validated(frozen=True, slots=True)
+class _Batch:
+    batch_size: int
+    compute_input: _Duration = _Duration()
+    compute_infer: _Duration = _Duration()
+    compute_output: _Duration = _Duration()
+
+
+@validated(frozen=True, slots=True)
+class _Model:
+    name: str
+    version: str
+    batch_stats: list[_Batch]
+
+
+@validated(frozen=True, slots=True)
+class _Page:
+    model_stats: list[_Model]
+
+
+_PAGE = TypeAdapter(_Page)
+
+
+def parse_batches(text: bytes | str) -> Mapping[Key, Batches]:
+    """The batch statistics of each version on a statistics page (`GET v2/models/stats`). Raises ValueError for what is
+    none."""
+    return {
+        Key(each.name, int(each.version)): {
+            batch.batch_size: Executions(
+                size=batch.batch_size,
+                count=batch.compute_infer.count,
+                total_s=(batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns) / 1e9,
+            )
+            for batch in each.batch_stats
+        }
+        for each in _PAGE.validate_json(text).model_stats
+        if each.version.isdigit()
+    }
+
+
+def since(after: Batches, before: Batches) -> Batches:
+    """What was executed between two readings; all of the later one where the version was loaded anew in between."""
+    if any(each.count < before[size].count for size, each in after.items() if size in before) or before.keys() - after:
+        return after
+    return {
+        size: Executions(
+            size=size,
+            count=each.count - (before[size].count if size in before else 0),
+            total_s=each.total_s - (before[size].total_s if size in before else 0.0),
+        )
+        for size, each in after.items()
+    }
+
+
+@dataclass(slots=True)
+class BatchMeter:
+    """Adds up, over all servers of a fleet, what was executed of each version; the past counts ever less."""
+
+    totals: dict[Key, dict[int, Executions]] = field(default_factory=dict)
+    _last: dict[str, Mapping[Key, Batches]] = field(default_factory=dict)
+
+    async def read(self, urls: Mapping[str, str]) -> None:
+        """Read each server's statistics. `urls` is by replica; others are forgotten. Who is silent adds nothing."""
+        self._last = {name: each for name, each in self._last.items() if name in urls}
+        limit = asyncio.Semaphore(PARALLEL_SCRAPES)
+        async with httpx2.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False) as http:
+
+            async def one(name: str, url: str) -> tuple[str, Mapping[Key, Batches]] | None:
+                async with limit:
+                    try:
+                        answer = await http.get(url)
+                        answer.raise_for_status()
+                        return name, parse_batches(answer.content)
+                    except (httpx2.HTTPError, ValueError):
+                        return None
+
+            pages = await asyncio.gather(*(one(name, url) for name, url in urls.items()))
+        self.take(dict(page for page in pages if page is not None))
+
+    def take(self, pages: Mapping[str, Mapping[Key, Batches]]) -> None:
+        """Count what is new on these pages, by replica."""
+        news: dict[Key, list[Executions]] = {}
+        for name, page in pages.items():
+            before = self._last.get(name, {})
+            for key, batches in page.items():
+                news.setdefault(key, []).extend(since(batches, before.get(key, {})).values())
+            self._last[name] = page
+        for key, executions in news.items():
+            if any(each.count for each in executions):
+                self._add(key, executions)
+
+    def _add(self, key: Key, executions: Iterable[Executions]) -> None:
+        total = {
+            size: Executions(size=size, count=each.count * FORGET, total_s=each.total_s * FORGET)
+            for size, each in self.totals.get(key, {}).items()
+        }
+        for each in executions:
+            known = total.get(each.size, Executions(size=each.size, count=0.0, total_s=0.0))
+            total[each.size] = Executions(
+                size=each.size, count=known.count + each.count, total_s=known.total_s + each.total_s
+            )
+        self.totals[key] = total
+
+    def forget_others(self, keys: Iterable[Key]) -> None:
+        """Keep only what concerns these versions."""
+        kept = set(keys)
+        self.totals = {key: each for key, each in self.totals.items() if key in kept}

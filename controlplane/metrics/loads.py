@@ -1,0 +1,137 @@
+"""From what was read of a fleet's servers to its load: what arrives and waits, in replicas and seconds of work."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from controlplane.core.analogs import Past
+from controlplane.core.capacity import all_it_can, fit, instances_of, per_s
+from controlplane.core.entry import Entry
+from controlplane.core.load import Load
+from controlplane.core.models import Cost, FleetRecord, Manifest
+from controlplane.core.snapshot import Key
+from controlplane.metrics.batches import BatchMeter
+from controlplane.metrics.counters import Counters
+from controlplane.metrics.readings import Interval
+
+START_S = 10.0
+"""How long a start is taken to last while none was seen."""
+STARTS_KEPT = 5
+ENOUGH = 20.0
+"""So many executions tell what one costs; fewer don't, if something is known from before."""
+
+
+@dataclass(slots=True)
+class LoadMeter:
+    """One fleet's load, measured every `step_s`."""
+
+    step_s: float
+    batches: BatchMeter = field(default_factory=BatchMeter)
+    starts: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS_KEPT))
+    """How long the last starts took, in seconds."""
+    load: Load | None = None
+    _past: Past | None = None
+    _seen: dict[str, float] = field(default_factory=dict)
+
+    def costs(self, record: FleetRecord, manifests: Mapping[Key, tuple[str, Manifest]]) -> dict[Key, Cost]:
+        """What executions cost, as measured, or as the fleet's record remembers."""
+        found: dict[Key, Cost] = {}
+        for key, (digest, _) in manifests.items():
+            measured = fit(self.batches.totals.get(key, {}).values())
+            known = record.costs.get(digest)
+            cost = measured if known is None or (measured is not None and measured.executions >= ENOUGH) else known
+            if cost is not None:
+                found[key] = cost
+        return found
+
+    def start_s(self, record: FleetRecord) -> float:
+        """How long a replica takes from its start to its first answer."""
+        return statistics.median(self.starts) if self.starts else record.start_s or START_S
+
+    def measure(
+        self,
+        record: FleetRecord,
+        intervals: Mapping[str, Interval],
+        *,
+        manifests: Mapping[Key, tuple[str, Manifest]],
+        serving: frozenset[str],
+        held: Mapping[Key, int],
+        now: float,
+    ) -> Load:
+        """Take in the latest intervals of the fleet's servers, each once.
+
+        `manifests` (with their digests) are those of the versions that are loaded or waited for; `serving` replicas
+        should have been read; `held` requests wait at gateways. Where none of them could be read, the load stays what
+        it was, and grows old.
+        """
+        news = {
+            name: each for name, each in intervals.items() if name in serving and each.at > self._seen.get(name, 0.0)
+        }
+        self._seen = {name: each.at for name, each in intervals.items()}
+        if serving and not news and self.load is not None:
+            return self.load
+        costs, goal = self.costs(record, manifests), record.shape.goal
+
+        def copy_of(key: Key) -> tuple[Entry, int]:
+            entry = manifests[key][1].entry
+            return entry, instances_of(entry, record.capabilities)
+
+        arrived: dict[Key, float] = defaultdict(float)
+        waiting: dict[Key, float] = defaultdict(float, held)
+        in_flight = met = told = 0.0
+        for interval in news.values():
+            for key in interval.after if interval.window_s > 0 else ():
+                counted = interval.counted(key)
+                # What arrived: what was answered, and by how many more wait now.
+                arrived[key] += max(counted.success + counted.pending, 0.0) / interval.window_s
+                waiting[key] += interval.after[key].pending
+                in_flight += counted.request_us / interval.window_s / 1e6
+                told += counted.success
+                met += counted.success if _is_met(counted, record) else 0.0
+        known = [key for key in {*arrived, *waiting} if key in costs]
+        if goal.in_flight is not None:
+            demand = in_flight / goal.in_flight
+        else:
+            demand = sum(arrived[key] / per_s(costs[key], goal, *copy_of(key)) for key in known if arrived[key])
+        backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
+        start_s = self.start_s(record)
+        slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
+        past = self._remember(demand, start_s, slack_s)
+        complete = serving <= {name for name, each in intervals.items() if now - each.at <= 2 * self.step_s}
+        self.load = Load(
+            at=now,
+            step_s=self.step_s,
+            demand=demand,
+            backlog_s=backlog_s,
+            held=sum(held.values()),
+            met=met / told if told and goal.in_flight is None else None,
+            complete=complete,
+            start_s=start_s,
+            started=bool(self.starts),
+            slack_s=slack_s,
+            moments=tuple(past.moments),
+            features=past.features(),
+            costs={manifests[key][0]: cost for key, cost in costs.items()},
+        )
+        return self.load
+
+    def _remember(self, demand: float, start_s: float, slack_s: float) -> Past:
+        if self._past is None:
+            self._past = Past(step_s=self.step_s, horizon_s=start_s, slack_s=slack_s)
+        elif abs(start_s - self._past.horizon_s) > self.step_s or slack_s != self._past.slack_s:
+            self._past.reset(start_s, slack_s)
+        self._past.add(demand)
+        return self._past
+
+
+def _is_met(counted: Counters, record: FleetRecord) -> bool:
+    """Whether requests met the goal in the mean: Triton tells no more of them."""
+    goal = record.shape.goal
+    if not counted.success:
+        return True
+    if goal.queue_ms is not None:
+        return counted.queue_us / counted.success / 1e3 <= goal.queue_ms
+    return goal.latency_ms is None or counted.request_us / counted.success / 1e3 <= goal.latency_ms

@@ -1,0 +1,107 @@
+"""Measures the fleets' load: reads the servers' metrics, again and again, into the controller's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+from controlplane.core.errors import ControlPlaneError
+from controlplane.core.fleets import fleet_of
+from controlplane.core.models import FleetRecord, Manifest
+from controlplane.core.snapshot import Key, Snapshot
+from controlplane.metrics.loads import LoadMeter
+from controlplane.metrics.scrape import Scraper
+from controlplane.server.memory import Memory
+
+STEP_S = 2.0
+"""How often the servers' counters are read."""
+BATCHES_EVERY = 5
+"""At every so many readings their batch statistics are read, too: a larger page that changes slowly."""
+
+
+class Measuring:
+    """Keeps `memory.loads` current. `snapshot` gives the latest snapshot, `changed` is called when there is news."""
+
+    def __init__(self, memory: Memory, snapshot: Callable[[], Snapshot], changed: Callable[[], None]) -> None:
+        self.scraper = Scraper()
+        self.meters: dict[str, LoadMeter] = {name: LoadMeter(step_s=STEP_S) for name in memory.shapes}
+        """By fleet."""
+        self._memory = memory
+        self._snapshot = snapshot
+        self._changed = changed
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        turn = 0
+        while True:
+            began = time.monotonic()
+            await self._read(batches=turn % BATCHES_EVERY == 0)
+            self._note_starts()
+            self._measure()
+            self._changed()
+            turn += 1
+            await asyncio.sleep(max(STEP_S - (time.monotonic() - began), 0.1))
+
+    async def _read(self, *, batches: bool) -> None:
+        pages: dict[str, dict[str, str]] = defaultdict(dict)
+        metrics: dict[str, str] = {}
+        for name, (report, _) in self._memory.reports.items():
+            if report.server == "ready" and report.endpoint is not None and report.metrics_port is not None:
+                host = report.endpoint.host
+                metrics[name] = f"http://{host}:{report.metrics_port}/metrics"
+                pages[report.fleet][name] = f"http://{host}:{report.endpoint.http_port}/v2/models/stats"
+        await self.scraper.scrape(metrics)
+        if batches:
+            await asyncio.gather(*(meter.batches.read(pages[name]) for name, meter in self.meters.items()))
+
+    def _note_starts(self) -> None:
+        """How long it took from a replica's start to its first ready model."""
+        now = time.time()
+        for name, (report, _) in self._memory.reports.items():
+            if any(copy.state == "ready" for copy in report.copies):
+                began = self._memory.started.pop(name, None)
+                if began is not None and report.fleet in self.meters:
+                    self.meters[report.fleet].starts.append(now - began)
+
+    def _measure(self) -> None:
+        snapshot, now = self._snapshot(), time.time()
+        held: dict[Key, int] = defaultdict(int)
+        for heard in self._memory.gateways.values():
+            if now - heard.heard_at <= self._memory.settings.gateway_live_s:
+                for each in heard.report.demand:
+                    held[Key(each.model, each.version)] += each.waiting
+        serving: dict[str, set[str]] = defaultdict(set)
+        loaded: dict[str, set[Key]] = defaultdict(set)
+        for name, (report, _) in self._memory.reports.items():
+            if report.server == "ready":
+                serving[report.fleet].add(name)
+                loaded[report.fleet] |= {Key(copy.model, copy.version) for copy in report.copies}
+        for name, meter in self.meters.items():
+            record = snapshot.fleets.get(name) or FleetRecord(shape=self._memory.shapes[name])
+            asked = {key: count for key, count in held.items() if count and _fleet(key, snapshot) == name}
+            manifests = _manifests(snapshot, loaded[name] | asked.keys())
+            meter.batches.forget_others(manifests)
+            self._memory.loads[name] = meter.measure(
+                record,
+                {replica: each for replica, each in self.scraper.intervals.items() if replica in serving[name]},
+                manifests=manifests,
+                serving=frozenset(serving[name]),
+                held=asked,
+                now=now,
+            )
+
+
+def _manifests(snapshot: Snapshot, keys: set[Key]) -> Mapping[Key, tuple[str, Manifest]]:
+    """Those that are known, with their digests."""
+    found = ((key, snapshot.digest(key), snapshot.manifest(key)) for key in keys)
+    return {key: (digest, manifest) for key, digest, manifest in found if digest is not None and manifest is not None}
+
+
+def _fleet(key: Key, snapshot: Snapshot) -> str | None:
+    manifest = snapshot.manifest(key)
+    try:
+        return fleet_of(manifest.entry, snapshot.fleets) if manifest is not None else None
+    except ControlPlaneError:
+        return None

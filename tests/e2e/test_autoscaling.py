@@ -1,0 +1,76 @@
+"""Replicas follow the load, to nothing and back, and no request fails on the way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.system import Load, System, eventually
+
+DEFINITION = """\
+fleets:
+- name: cpu
+  replicas: {min: 0, max: 3}
+  scaling: {queue_ms: 60, down_after_s: 4, idle_s: 6}
+  memory_bytes: 1Gi
+"""
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    made = System(tmp_path_factory.mktemp("auto"), DEFINITION)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
+
+
+def fleet(system: System) -> dict[str, Any]:
+    found: dict[str, Any] = system.ok("get", "fleets", "-o", "json").json()[0]
+    return found
+
+
+def why(system: System) -> str:
+    return system.ok("explain", "--fleet", "cpu").out
+
+
+def ready(system: System) -> set[str]:
+    return {name for name, each in system.replicas().items() if each["server"] == "ready" and not each["stopping"]}
+
+
+def test_a_fleet_begins_with_nothing_and_starts_what_a_promotion_needs(system: System) -> None:
+    assert fleet(system)["desired"] == 0
+    assert system.serve("slow", delay_s=0.04) == 1
+    assert len(ready(system)) == 1
+
+
+def test_replicas_follow_the_load_up_and_down_to_zero(system: System) -> None:
+    with Load(system, "slow", clients=16) as load:
+        eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas under load")
+        assert "keeps" in why(system) and "busy" in why(system)
+        load.more(200)
+    assert not load.failures
+    with Load(system, "slow", clients=1, pause_s=0.3) as load:
+        eventually(lambda: len(ready(system)) == 1, 120, "one replica when the load is small")
+    assert not load.failures
+    eventually(lambda: not system.replicas(), 120, "none when nothing is asked")
+    assert "nothing has been asked" in why(system)
+
+
+def test_many_requests_to_an_empty_fleet_are_held_and_answered(system: System) -> None:
+    eventually(lambda: not system.replicas(), 120)
+    answers: list[float] = []
+
+    def ask() -> None:
+        answers.append(system.ask("slow")[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert answers == [6.0] * 40
