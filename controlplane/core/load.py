@@ -15,7 +15,8 @@ class Load:
 
     `at`: when it was measured (seconds since 1970), each `step_s`. `demand`: how many replicas what arrives keeps busy,
     when each does as much as it can within the goal; `backlog_s`: for how long one replica would be busy with what
-    waits. `held`: requests that wait at gateways for a model that is loaded nowhere. `met`: the share of recent
+    waits. `rate_per_s` requests arrive and `waiting` wait, of all models together, also of those whose cost is not
+    known yet. `held`: requests that wait at gateways for a model that is loaded nowhere. `met`: the share of recent
     requests that met the goal (None: there were none). `complete` False: a replica that serves has not told lately.
     `start_s`: how long a replica takes from its start to its first answer (`started`: a start was seen). `slack_s`: how
     long a request may wait. `moments` and `features`: the past and the present (see `analogs`). `costs` of executions
@@ -26,6 +27,8 @@ class Load:
     step_s: float
     demand: float = 0.0
     backlog_s: float = 0.0
+    rate_per_s: float = 0.0
+    waiting: float = 0.0
     held: int = 0
     met: float | None = None
     complete: bool = True
@@ -39,7 +42,7 @@ class Load:
     @property
     def asked(self) -> bool:
         """Whether anything is asked of the fleet."""
-        return bool(self.demand or self.backlog_s or self.held)
+        return bool(self.demand or self.backlog_s or self.rate_per_s or self.waiting or self.held)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

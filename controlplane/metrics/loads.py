@@ -106,6 +106,8 @@ class LoadMeter:
             step_s=self.step_s,
             demand=demand,
             backlog_s=backlog_s,
+            rate_per_s=sum(arrived.values()),
+            waiting=sum(waiting.values()),
             held=sum(held.values()),
             met=met / told if told and goal.in_flight is None else None,
             complete=complete,

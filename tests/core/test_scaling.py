@@ -1,0 +1,238 @@
+"""How many replicas: what is known in, a decision with its reason out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.core.analogs import Moment, Past, likely_need, needed
+from controlplane.core.limits import Limits, is_open, limits_of
+from controlplane.core.load import Load, Scaler
+from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
+from controlplane.core.scaling import Decision, decide
+
+SHAPE = FleetShape(name="cpu", min_replicas=0, max_replicas=8, down_after_s=20, idle_s=60)
+LIMITS = Limits(least=0, most=8, why="the deployment asks for 0 to 8")
+STEP_S = 2.0
+
+
+class Fleet:
+    """A fleet that does at once what is decided, and is measured every two seconds."""
+
+    def __init__(self, shape: FleetShape = SHAPE, limits: Limits = LIMITS, present: int = 0) -> None:
+        self.shape, self.limits, self.present = shape, limits, present
+        self.now = 1_000_000.0
+        self.scaler = Scaler()
+        self.decision: Decision | None = None
+
+    def step(self, *, needed: bool = False, measured: bool = True, **load: Any) -> int:
+        self.now += STEP_S
+        given = Load(at=self.now, step_s=STEP_S, **load) if measured else None
+        self.decision, self.scaler = decide(
+            self.shape, self.limits, given, self.scaler, present=self.present, needed=needed, now=self.now
+        )
+        self.present = self.decision.desired
+        return self.present
+
+    def run(self, seconds: float, **load: Any) -> int:
+        for _ in range(int(seconds / STEP_S)):
+            self.step(**load)
+        return self.present
+
+    @property
+    def why(self) -> str:
+        assert self.decision is not None
+        return self.decision.reason.text
+
+
+def test_nothing_is_started_while_nothing_is_asked() -> None:
+    fleet = Fleet()
+    assert fleet.run(10) == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"held": 1}, id="a request is held"),
+        pytest.param({"rate_per_s": 0.1}, id="a request of a model whose cost is not known"),
+        pytest.param({"waiting": 1}, id="one in a queue"),
+        pytest.param({"needed": True}, id="a rollout waits"),
+    ],
+)
+def test_the_least_that_is_asked_starts_one(asked: dict[str, Any]) -> None:
+    fleet = Fleet()
+    assert fleet.step(**asked) == 1
+    assert fleet.run(58) == 1, "and it stays for a while"
+    assert fleet.decision is not None and fleet.decision.next_desired == 0
+    assert fleet.run(10) == 0
+
+
+def test_a_burst_is_answered_at_once_and_what_waits_counts() -> None:
+    assert Fleet(present=1).step(demand=3.0) == math.ceil(3 + 2 * math.sqrt(3))
+    assert Fleet(present=1).step(demand=0.5, backlog_s=60.0, start_s=10.0) > 5
+
+
+def test_fewer_only_after_fewer_have_been_enough_for_long_enough() -> None:
+    fleet = Fleet(present=1)
+    high = fleet.run(60, demand=2.0)
+    low = math.ceil(0.5 + 2 * math.sqrt(0.5))
+    assert fleet.run(18, demand=0.5) == high
+    assert fleet.decision is not None and fleet.decision.next_desired == low
+    assert "would do now" in fleet.why
+    assert fleet.run(4, demand=0.5) == low
+
+
+def test_a_controller_that_has_just_begun_to_measure_takes_nothing_away() -> None:
+    fleet = Fleet(present=6)
+    assert fleet.run(18, demand=0.1) == 6
+    assert "first 20 s" in fleet.why
+    assert fleet.run(4, demand=0.1) == 1
+
+
+def test_no_data_is_not_zero() -> None:
+    fleet = Fleet(present=1)
+    fleet.run(60, demand=2.0)
+    high = fleet.present
+    for _ in range(100):
+        assert fleet.step(measured=False) == high
+    assert "without a fresh measurement" in fleet.why
+    old = Load(at=fleet.now - 100, step_s=STEP_S)
+    decision, _ = decide(SHAPE, LIMITS, old, fleet.scaler, present=5, needed=False, now=fleet.now)
+    assert decision.desired == 5 and "100 s old" in decision.reason.text
+    assert fleet.run(40, demand=0.0, complete=False) == high
+    assert "not every replica has told" in fleet.why
+
+
+def test_limits_hold_and_are_told() -> None:
+    fleet = Fleet()
+    assert fleet.step(demand=50.0) == 8
+    assert fleet.decision is not None and fleet.decision.reason.code == "LIMIT"
+    assert "that takes" in fleet.why and "0 to 8" in fleet.why
+    least = Fleet(limits=Limits(least=2, most=4, why="the deployment asks for 2 to 4"))
+    assert least.run(300) == 2
+    fixed = Fleet(limits=Limits(least=3, most=3, why="ann has set it to 3"))
+    assert fixed.step(demand=50.0) == 3 and fixed.why == "ann has set it to 3"
+
+
+def test_the_share_that_may_be_late_is_corrected_by_what_was_measured() -> None:
+    moments = tuple(Moment((0.0, 0.0, 0.0), need=n / 10, weight=1.0) for n in range(1, 101))
+    fleet = Fleet(replace(SHAPE, goal=Goal(queue_ms=100, share=0.9)))
+    before = fleet.step(demand=1.0, moments=moments, met=0.0)
+    fleet.run(300, demand=1.0, moments=moments, met=0.5)
+    assert fleet.scaler.miss == pytest.approx(0.01) and fleet.present >= before
+    fleet.run(3000, demand=1.0, moments=moments, met=1.0)
+    assert fleet.scaler.miss == pytest.approx(0.7)
+
+
+loads = st.fixed_dictionaries(
+    {"demand": st.floats(0, 20), "backlog_s": st.floats(0, 100), "held": st.integers(0, 5), "complete": st.booleans()}
+)
+
+
+@given(steps=st.lists(st.tuples(loads, st.booleans()), max_size=40), least=st.integers(0, 3), more=st.integers(0, 6))
+def test_whatever_is_measured_the_limits_hold_and_the_same_again_gives_the_same(
+    steps: list[tuple[dict[str, Any], bool]], least: int, more: int
+) -> None:
+    fleet = Fleet(limits=Limits(least=least, most=least + more, why="-"), present=least)
+    for load, needed_ in steps:
+        before, scaler = fleet.present, fleet.scaler
+        desired = fleet.step(needed=needed_, **load)
+        assert least <= desired <= least + more
+        if load["held"] and least + more:
+            assert desired >= 1
+        if not load["complete"]:
+            assert desired >= min(before, least + more)
+        again, _ = decide(
+            SHAPE,
+            fleet.limits,
+            Load(at=fleet.now, step_s=STEP_S, **load),
+            scaler,
+            present=before,
+            needed=needed_,
+            now=fleet.now,
+        )
+        assert again == fleet.decision
+
+
+# What the past tells.
+
+
+@pytest.mark.parametrize(
+    ("demand", "slack_s", "expected"),
+    [
+        pytest.param([2.0, 2.0, 2.0], 0.0, 2.0, id="steady"),
+        pytest.param([0.0, 6.0, 0.0], 0.0, 6.0, id="a burst without slack"),
+        pytest.param([0.0, 6.0, 0.0], 4.0, 2.0, id="a burst that may wait"),
+        pytest.param([], 1.0, 0.0, id="nothing"),
+    ],
+)
+def test_needed(demand: list[float], slack_s: float, expected: float) -> None:
+    assert needed(demand, 2.0, slack_s) == pytest.approx(expected)
+
+
+def test_the_past_tells_what_follows_a_moment_like_this_one() -> None:
+    past = Past(step_s=2.0, horizon_s=10.0, slack_s=0.0)
+    for _ in range(100):  # each quiet half minute, two steps of 1 announce a burst of 5
+        for each in (*[0.0] * 15, 1.0, 1.0, *[5.0] * 4):
+            past.add(each)
+    for each in (*[0.0] * 15, 1.0, 1.0):
+        past.add(each)
+    assert likely_need(past.moments, past.features(), 0.9) == pytest.approx(5.0)
+    assert likely_need(list(past.moments)[:10], past.features(), 0.9) is None, "too short to tell"
+
+
+def test_the_past_is_bounded_and_can_be_told_anew() -> None:
+    past = Past(step_s=2.0, horizon_s=4.0, slack_s=0.0, keep_s=100.0)
+    for n in range(500):
+        past.add(float(n % 7))
+    assert len(past.demand) == 50 and len(past.moments) == 50
+    past.reset(8.0, 1.0)
+    assert len(past.demand) == 50 and 0 < len(past.moments) < 50
+
+
+# Limits.
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+NIGHT = Window(days=(4,), begins_min=22 * 60, ends_min=6 * 60, min_replicas=0, max_replicas=1)
+OFFICE = Window(days=(0, 1, 2, 3, 4), begins_min=8 * 60, ends_min=18 * 60, timezone="Europe/Berlin", min_replicas=3)
+
+
+@pytest.mark.parametrize(
+    ("window", "when", "expected"),
+    [
+        pytest.param(NIGHT, "2026-11-27 23:00", True, id="Friday night"),
+        pytest.param(NIGHT, "2026-11-28 05:59", True, id="and on into Saturday"),
+        pytest.param(NIGHT, "2026-11-28 06:00", False, id="until its end"),
+        pytest.param(NIGHT, "2026-11-28 23:00", False, id="not Saturday night"),
+        pytest.param(OFFICE, "2026-11-23 07:30", True, id="in its own time zone"),
+        pytest.param(OFFICE, "2026-07-06 06:30", True, id="and its summer time"),
+        pytest.param(OFFICE, "2026-11-22 10:00", False, id="not on Sunday"),
+    ],
+)
+def test_windows(window: Window, when: str, expected: bool) -> None:
+    assert is_open(window, at(when)) is expected
+
+
+def test_a_hand_comes_before_the_schedule_and_the_schedule_before_the_deployment() -> None:
+    shape = FleetShape(name="cpu", min_replicas=1, max_replicas=2, schedule=(OFFICE,))
+    record = FleetRecord(shape=shape)
+    assert limits_of(record, at("2026-11-22 10:00")) == Limits(least=1, most=2, why="the deployment asks for 1 to 2")
+    office = limits_of(record, at("2026-11-23 10:00"))
+    assert (office.least, office.most) == (3, 3) and "schedule" in office.why
+    manual = ManualScale(
+        replicas=5, actor="ann", at=datetime.now(UTC), until=datetime(2026, 11, 23, 11, tzinfo=UTC), reason="a launch"
+    )
+    by_hand = limits_of(replace(record, manual=manual), at("2026-11-23 10:00"))
+    assert (by_hand.least, by_hand.most) == (5, 5)
+    assert by_hand.why == "ann has set it to 5 until 2026-11-23 11:00 UTC: a launch"
+    assert limits_of(replace(record, manual=manual), at("2026-11-23 11:01")) == office, "it ends by itself"

@@ -1,0 +1,152 @@
+"""From counters to a fleet's load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from controlplane.core.capacity import Executions
+from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, Manifest
+from controlplane.core.snapshot import Key
+from controlplane.metrics.batches import BatchMeter, parse_batches, since
+from controlplane.metrics.counters import Counters
+from controlplane.metrics.loads import LoadMeter
+from controlplane.metrics.readings import Interval
+from tests.core.world import manifest
+
+M = Key("m", 1)
+NOW = 1_000_000.0
+COSTS = {"d": Cost(fixed_s=0.0, each_s=0.1, executions=100)}
+RECORD = FleetRecord(shape=FleetShape(name="cpu", goal=Goal(queue_ms=1e6)), costs=COSTS)
+"""A goal so lax that a copy may do all that it can: 10 requests a second."""
+
+
+def interval(after: Counters, before: Counters | None = None, *, at: float = NOW, window_s: float = 2.0) -> Interval:
+    return Interval(at=at, window_s=window_s, before={M: before} if before else {}, after={M: after})
+
+
+def measure(
+    meter: LoadMeter, *, record: FleetRecord = RECORD, held: int = 0, now: float = NOW, **intervals: Any
+) -> Any:
+    made: dict[Key, tuple[str, Manifest]] = {M: ("d", manifest("m"))}
+    return meter.measure(
+        record,
+        {name: each for name, each in intervals.items() if each is not None},
+        manifests=made,
+        serving=frozenset(intervals),
+        held={M: held} if held else {},
+        now=now,
+    )
+
+
+def test_demand_is_what_arrives_of_all_replicas_in_replicas() -> None:
+    one = interval(Counters(success=30), Counters(success=10))
+    two = interval(Counters(success=10, pending=10), Counters(success=10))
+    load = measure(LoadMeter(step_s=2.0), a=one, b=two)
+    assert load.rate_per_s == 15, "what was answered, and by how many more wait now"
+    assert load.demand == pytest.approx(1.5, rel=0.01)
+    assert load.waiting == 10
+    assert load.backlog_s == pytest.approx(1.0)
+    assert load.complete
+
+
+def test_requests_at_the_gateways_wait_too() -> None:
+    load = measure(LoadMeter(step_s=2.0), held=20)
+    assert (load.held, load.demand) == (20, 0)
+    assert load.backlog_s == pytest.approx(2.0)
+    assert load.asked
+
+
+def test_a_model_whose_cost_is_not_known_is_asked_for_all_the_same() -> None:
+    record = replace(RECORD, costs={})
+    load = measure(LoadMeter(step_s=2.0), record=record, a=interval(Counters(pending=3)))
+    assert load.demand == 0 and load.asked
+
+
+def test_a_goal_of_requests_in_flight() -> None:
+    record = replace(RECORD, shape=replace(RECORD.shape, goal=Goal(in_flight=4)))
+    load = measure(LoadMeter(step_s=2.0), record=record, a=interval(Counters(success=8, request_us=16e6)))
+    assert load.demand == pytest.approx(2.0), "8 in flight"
+    assert load.met is None
+
+
+@pytest.mark.parametrize(
+    ("goal", "met"),
+    [
+        pytest.param(Goal(queue_ms=50), 0.25, id="time in the queue"),
+        pytest.param(Goal(latency_ms=120), 0.25, id="latency"),
+        pytest.param(Goal(latency_ms=500), 1.0, id="both within"),
+    ],
+)
+def test_the_share_that_met_the_goal(goal: Goal, met: float) -> None:
+    record = replace(RECORD, shape=replace(RECORD.shape, goal=goal))
+    quick = interval(Counters(success=10, queue_us=10 * 5e3, request_us=10 * 100e3))
+    slow = interval(Counters(success=30, queue_us=30 * 90e3, request_us=30 * 200e3))
+    assert measure(LoadMeter(step_s=2.0), record=record, a=quick, b=slow).met == met
+
+
+def test_what_was_read_once_counts_once_and_silence_makes_the_load_old() -> None:
+    meter = LoadMeter(step_s=2.0)
+    first = measure(meter, a=interval(Counters(success=20)))
+    again = measure(meter, a=interval(Counters(success=20)), now=NOW + 2)
+    assert again is first
+    other = measure(meter, a=interval(Counters(success=20)), b=interval(Counters(success=4), at=NOW + 6), now=NOW + 6)
+    assert other.at == NOW + 6 and other.rate_per_s == 2
+    assert not other.complete, "a serves, and has not told for long"
+
+
+def test_an_empty_fleet_has_a_fresh_load_of_nothing() -> None:
+    load = measure(LoadMeter(step_s=2.0))
+    assert load.at == NOW and load.complete and not load.asked
+
+
+def test_counters_that_go_back_count_what_they_count_now() -> None:
+    load = measure(LoadMeter(step_s=2.0), a=interval(Counters(success=4), Counters(success=900)))
+    assert load.rate_per_s == 2
+
+
+def test_starts_are_known_from_measurement() -> None:
+    meter = LoadMeter(step_s=2.0)
+    assert not measure(meter).started
+    assert measure(meter, record=replace(RECORD, start_s=33.0), now=NOW + 2).start_s == 33.0
+    meter.starts.extend((4.0, 5.0, 60.0))
+    load = measure(meter, now=NOW + 4)
+    assert load.started and load.start_s == 5.0
+
+
+PAGE = """{"model_stats":[{"name":"m","version":"1","last_inference":1,"inference_count":10,"execution_count":4,
+"inference_stats":{"success":{"count":10,"ns":9}},"batch_stats":[
+{"batch_size":1,"compute_input":{"count":2,"ns":1000},"compute_infer":{"count":2,"ns":18000},
+"compute_output":{"count":2,"ns":1000}},
+{"batch_size":4,"compute_input":{"count":2,"ns":0},"compute_infer":{"count":2,"ns":80000},
+"compute_output":{"count":2,"ns":0}}],"memory_usage":[]},
+{"name":"e","version":"1","batch_stats":[]}]}"""
+
+
+def test_a_page_of_statistics_becomes_batches() -> None:
+    page = parse_batches(PAGE)
+    assert page[M][1] == Executions(size=1, count=2, total_s=2e-5)
+    assert page[M][4].total_s == 8e-5
+    assert page[Key("e", 1)] == {}
+    with pytest.raises(ValueError, match="model_stats"):
+        parse_batches("{}")
+
+
+def test_batches_add_up_and_the_past_fades() -> None:
+    meter = BatchMeter()
+    meter.take({"a": parse_batches(PAGE)})
+    meter.take({"a": parse_batches(PAGE), "b": parse_batches(PAGE)})
+    assert meter.totals[M][1].count == pytest.approx(2 * 0.9 + 2)
+    meter.take({"a": parse_batches(PAGE)})
+    assert meter.totals[M][1].count == pytest.approx(2 * 0.9 + 2), "nothing new: nothing is forgotten"
+    meter.forget_others(())
+    assert not meter.totals
+
+
+def test_a_version_that_was_loaded_anew_counts_from_zero() -> None:
+    before = {1: Executions(size=1, count=9, total_s=9.0), 2: Executions(size=2, count=1, total_s=1.0)}
+    after = {1: Executions(size=1, count=2, total_s=2.0)}
+    assert since(after, before) == after
+    assert since({**before, 1: Executions(size=1, count=10, total_s=10.0)}, before)[1].count == 1
