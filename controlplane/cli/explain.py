@@ -15,14 +15,16 @@ REASONS = Kind(
 
 
 @click.command()
-@click.argument("name", type=MODEL)
-@click.option("--fleet", is_flag=True, help="NAME is a fleet.")
+@click.argument("what", metavar="[model|fleet] NAME", type=MODEL, nargs=-1, required=True)
 @output_option
 @pass_context
-def explain(context: Context, name: str, fleet: bool, output: str) -> None:
-    """Say why the model NAME (or the fleet) is served as it is, and what it waits for."""
+def explain(context: Context, what: tuple[str, ...], output: str) -> None:
+    """Say why a model is served as it is, or why a fleet has the replicas that it has."""
+    kind, name = what if len(what) == 2 else ("model", what[0])
+    if kind not in ("model", "fleet") or len(what) > 2:
+        raise click.UsageError("name one model, or `fleet` and a fleet")
     with context.reader() as reader:
-        told = reader.get(f"/v1/{'fleets' if fleet else 'models'}/{name}/explain")
+        told = reader.get(f"/v1/{kind}s/{name}/explain")
 
     def text() -> None:
         if told.get("problem"):

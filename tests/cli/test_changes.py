@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -250,3 +251,36 @@ def test_a_quarantine_is_lifted(ctl: Ctl, registry: Registry, fleet: FleetRecord
     assert registry.fleet("cpu").quarantines == (quarantine,)
     assert ctl("unquarantine", "m@1", "--fleet", "cpu").out == "m@1 is free to run on fleet cpu again\n"
     assert registry.fleet("cpu").quarantines == ()
+
+
+def test_a_fleet_is_set_by_hand_for_a_while_and_let_go(ctl: Ctl, registry: Registry, fleet: FleetRecord) -> None:
+    dry = ctl("scale", "cpu", "4", "--for", "1h", "--dry-run", "-o", "json")
+    assert dry.status == 0 and json.loads(dry.out)["would"]["manual"] == 4
+    assert registry.fleet("cpu").manual is None
+    done = ctl("scale", "cpu", "4", "--for", "1h", "--reason", "a launch")
+    assert done.status == 0 and "shall have 4 until" in done.out
+    assert "1 to 1" in done.err, "it is told that the deployment says otherwise"
+    manual = registry.fleet("cpu").manual
+    assert manual is not None and manual.until is not None
+    assert (manual.replicas, manual.reason) == (4, "a launch")
+    assert (manual.until - manual.at).total_seconds() == 3600
+    assert ctl("scale", "cpu", "--auto").status == 0
+    assert registry.fleet("cpu").manual is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        pytest.param(("cpu",), 2, "--auto", id="neither"),
+        pytest.param(("cpu", "3", "--auto"), 2, "--auto", id="both"),
+        pytest.param(("cpu", "-1"), 2, "-1", id="fewer than none"),
+        pytest.param(("cpu", "3", "--for", "0s"), 2, "--for", id="for no time"),
+        pytest.param(("cpu", "3", "--for", "soon"), 2, "soon", id="for no duration"),
+        pytest.param(("gpu", "3"), 1, "gpu", id="no such fleet"),
+    ],
+)
+def test_a_size_that_can_not_be_set(
+    ctl: Ctl, fleet: FleetRecord, arguments: tuple[str, ...], status: int, told: str
+) -> None:
+    done = ctl("scale", *arguments)
+    assert done.status == status and told in done.err

@@ -277,3 +277,16 @@ def test_every_command_has_help() -> None:
 
     for name in COMMANDS:
         assert main([name, "--help"]) == 0
+
+
+def test_top_and_explain_tell_of_fleets(ctl: Ctl, controller: object) -> None:
+    told = ctl("top", "-o", "json")
+    assert told.status == 0
+    (fleet,) = json.loads(told.out)["fleets"]
+    assert (fleet["name"], fleet["ready"], fleet["desired"]) == ("cpu", 0, 0)
+    assert json.loads(told.out)["models"] == []
+    shown = ctl("top").out
+    assert "FLEET" in shown and "cpu: the deployment asks for 0" in shown
+    assert "fleet cpu has 0 replicas: the deployment asks for 0" in ctl("explain", "fleet", "cpu").out
+    assert ctl("explain", "fleets", "cpu").status == 2
+    assert ctl("explain", "fleet", "gpu").status == 1

@@ -35,7 +35,7 @@ def fleet(system: System) -> dict[str, Any]:
 
 
 def why(system: System) -> str:
-    return system.ok("explain", "--fleet", "cpu").out
+    return system.ok("explain", "fleet", "cpu").out
 
 
 def ready(system: System) -> set[str]:

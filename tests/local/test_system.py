@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.core.errors import Conflict, ControlPlaneError
+from controlplane.core.models import Goal
 from controlplane.local.home import Home
 from controlplane.local.supervisor import owned, owner
 from controlplane.local.system import System, load_system, read_system, save_system
@@ -57,6 +58,25 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         pytest.param("fleet: []", "fleet: there is no such field (line 1)", id="an unknown section"),
         pytest.param("controller: [1]", "poll_s", id="a section that is a list"),
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets[0].replicas", id="a negative count"),
+        pytest.param("fleets: [{name: a, replicas: {min: 3, max: 2}}]", "let min be no more", id="min above max"),
+        pytest.param("fleets: [{name: a, replicas: {min: 3}}]", "fleets[0].replicas.max", id="no upper limit"),
+        pytest.param(
+            "fleets: [{name: a, scaling: {queue_ms: 5, latency_ms: 9}}]", "one alone can be the goal", id="two goals"
+        ),
+        pytest.param(
+            "fleets: [{name: a, scaling: {queue_ms: 0}}]", "fleets[0].scaling.queue_ms", id="a goal of nothing"
+        ),
+        pytest.param("fleets: [{name: a, scaling: {share: 99}}]", "fleets[0].scaling.share", id="a share above one"),
+        *(
+            pytest.param(f"fleets: [{{name: a, scaling: {{schedule: [{{{window}}}]}}}}]", said, id=said)
+            for window, said in (
+                ("begins: '8:00', ends: '18:00'", "it changes nothing"),
+                ("begins: '8:00', ends: '25:00', max: 2", "'25:00' is no time of the day"),
+                ("begins: '8:00', ends: '9:00', max: 2, days: [someday]", "'someday' is no day"),
+                ("begins: '8:00', ends: '9:00', max: 2, timezone: Mars/Base", "'Mars/Base' is no time zone"),
+                ("begins: '8:00', ends: '9:00', min: 2", "at least 2 and at most 1"),
+            )
+        ),
         pytest.param("controller: {port: 99999}", "controller.port", id="a port that is none"),
         pytest.param("fleets: [", "line 1", id="broken YAML"),
         pytest.param("- 1", "system.yaml", id="a list"),
@@ -67,6 +87,28 @@ def test_a_wrong_definition_is_told_where(tmp_path: Path, text: str, said: str) 
         read(tmp_path, text)
     assert caught.value.code == "INVALID"
     assert said in str(caught.value)
+
+
+def test_what_a_fleet_is_scaled_for(tmp_path: Path) -> None:
+    text = """
+fleets:
+- name: a
+  replicas: {min: 0, max: 6}
+  scaling:
+    latency_ms: 250
+    share: 0.95
+    idle_s: 60
+    schedule: [{days: [mon, fri], begins: "22:30", ends: "6:00", timezone: Europe/Berlin, min: 2}]
+- {name: b, replicas: 3}
+- {name: c}
+"""
+    first, second, third = (each.shape() for each in read(tmp_path, text).fleets)
+    assert (first.min_replicas, first.max_replicas, first.idle_s) == (0, 6, 60)
+    assert first.goal == Goal(latency_ms=250, share=0.95)
+    (window,) = first.schedule
+    assert (window.days, window.begins_min, window.ends_min) == ((0, 4), 22 * 60 + 30, 6 * 60)
+    assert (second.min_replicas, second.max_replicas) == (3, 3)
+    assert (third.min_replicas, third.max_replicas, third.goal) == (1, 1, Goal(queue_ms=100))
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""`ctl top`: how fleets and models fare, live."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from controlplane.cli.arguments import DURATION
+from controlplane.cli.context import Context, pass_context
+from controlplane.cli.output import Column, Kind, output_option, show_one, show_rows, size
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+def _next(row: Mapping[str, Any]) -> str | None:
+    if row["next_desired"] is None:
+        return None
+    return f"{row['next_desired']} in {max(row['next_in_s'] or 0.0, 0.0):.0f} s"
+
+
+def _number(value: float | None, digits: int = 1) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _ms(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f} ms"
+
+
+FLEETS = Kind(
+    columns=(
+        Column("FLEET", lambda row: row["name"]),
+        Column("READY", lambda row: f"{row['ready']}/{row['desired'] if row['desired'] is not None else '?'}"),
+        Column("SIZE", lambda row: f"{row['min_replicas']}–{row['max_replicas']}"),
+        Column("BUSY", lambda row: _number(row["demand"], 2)),
+        Column("REQ/S", lambda row: _number(row["rate_per_s"])),
+        Column("WAITING", lambda row: _number(row["waiting"], 0)),
+        Column("HELD", lambda row: row["held"]),
+        Column("IN GOAL", lambda row: None if row["met"] is None else f"{row['met']:.1%}"),
+        Column("MEMORY", lambda row: f"{size(row['memory_bytes'])} of {size(row['capacity_bytes'])}"),
+        Column("NEXT", _next),
+    )
+)
+MODELS = Kind(
+    columns=(
+        Column("MODEL", lambda row: f"{row['model']}@{row['version']}"),
+        Column("COPIES", lambda row: row["copies"]),
+        Column("REQ/S", lambda row: _number(row["requests_per_s"])),
+        Column("QUEUE", lambda row: _ms(row["queue_ms"])),
+        Column("LATENCY", lambda row: _ms(row["latency_ms"])),
+        Column("IN FLIGHT", lambda row: _number(row["in_flight"])),
+        Column("WAITING", lambda row: _number(row["waiting"], 0)),
+        Column("HELD", lambda row: row["held"]),
+        Column("BATCH", lambda row: _number(row["batch_size"])),
+        Column("DUTY", lambda row: None if row["duty_cycle"] is None else f"{row['duty_cycle']:.0%}"),
+        Column("MEMORY", lambda row: size(row["memory_bytes"])),
+    ),
+    name=lambda row: f"{row['model']}@{row['version']}",
+    empty="nothing is loaded, and nobody waits",
+)
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Show it once and end.")
+@click.option("--every", "every_s", type=DURATION, default="2s", show_default=True, help="How often to look.")
+@output_option
+@pass_context
+def top(context: Context, once: bool, every_s: float, output: str) -> None:
+    """Show live how fleets and models fare: load, queues, batches, replicas and the next decision.
+
+    BUSY is how many replicas what arrives keeps busy. Off a terminal, or in another form than a table, it is shown
+    once.
+    """
+    with context.reader() as reader:
+        told = reader.get("/v1/top")
+        if once or output not in ("table", "wide") or not sys.stdout.isatty():
+            show_one(told, "top", output, lambda: _print(told, output))
+            return
+        from rich.live import Live
+
+        with Live(_drawn(told), screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(_drawn(told), refresh=True)
+                time.sleep(max(every_s, 0.2))
+                told = reader.get("/v1/top")
+
+
+def _print(told: Mapping[str, Any], output: str) -> None:
+    show_rows(told["fleets"], FLEETS, output)
+    for each in told["fleets"]:
+        if each["reason"]:
+            click.echo(f"{each['name']}: {each['reason']}")
+    click.echo()
+    show_rows(told["models"], MODELS, output)
+
+
+def _drawn(told: Mapping[str, Any]) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(kind: Kind, rows: list[dict[str, Any]]) -> Table:
+        made = Table(box=None, pad_edge=False)
+        for column in kind.columns:
+            made.add_column(column.heading)
+        for row in rows:
+            cells = (column.cell(row) for column in kind.columns)
+            made.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+        return made
+
+    reasons = [Text(f"{each['name']}: {each['reason']}") for each in told["fleets"] if each["reason"]]
+    busiest = sorted(told["models"], key=lambda row: -(row["in_flight"] or 0) - (row["held"] or 0))
+    return Group(
+        table(FLEETS, told["fleets"]), *reasons, Text(), table(MODELS, busiest), Text("Ctrl-C ends", style="dim")
+    )

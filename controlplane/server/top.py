@@ -1,0 +1,113 @@
+"""What `ctl top` shows: fleets with their next decision, and models with how their requests fare, as plain data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from controlplane.core.capacity import instances_of
+from controlplane.core.models import FleetRecord, Manifest
+from controlplane.core.snapshot import Key
+from controlplane.metrics.signals import Signals, signals
+
+if TYPE_CHECKING:
+    from controlplane.server.controller import Controller
+
+
+def top(controller: Controller, now: float) -> dict[str, Any]:
+    """Every fleet and every version that is loaded somewhere or waited for."""
+    return {
+        "fleets": [_fleet(controller, name, now) for name in sorted(controller.memory.shapes)],
+        "models": _models(controller, now),
+    }
+
+
+def _fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
+    memory, load = controller.memory, controller.memory.loads.get(name)
+    decision = memory.last_plan.decisions.get(name)
+    there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
+    stopping = memory.last_plan.stopping
+    return {
+        "name": name,
+        "min_replicas": memory.shapes[name].min_replicas,
+        "max_replicas": memory.shapes[name].max_replicas,
+        "replicas": len(there),
+        "ready": sum(each.report is not None and each.report.server == "ready" for each in there),
+        "stopping": sum(each.name in stopping for each in there),
+        "desired": decision.desired if decision else None,
+        "reason": decision.reason.text if decision else None,
+        "next_desired": decision.next_desired if decision else None,
+        "next_in_s": _rounded(decision.next_at - now if decision and decision.next_at is not None else None),
+        "demand": _rounded(load.demand if load else None),
+        "backlog_s": _rounded(load.backlog_s if load else None),
+        "rate_per_s": _rounded(load.rate_per_s if load else None),
+        "waiting": _rounded(load.waiting if load else None),
+        "held": load.held if load else None,
+        "met": _rounded(load.met if load else None),
+        "measured_s_ago": _rounded(now - load.at if load else None),
+        "memory_bytes": sum(copy.memory_bytes or 0 for each in there for copy in each.copies.values()),
+        "capacity_bytes": memory.shapes[name].memory_bytes * len(there),
+    }
+
+
+def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
+    snapshot = controller.snapshot
+    measured: dict[Key, list[Signals]] = defaultdict(list)
+    copies: dict[Key, int] = defaultdict(int)
+    memory_bytes: dict[Key, int] = {}
+    for name, replica in snapshot.replicas.items():
+        interval = controller.measuring.scraper.intervals.get(name)
+        record = snapshot.fleets.get(replica.fleet)
+        for key, copy in replica.copies.items():
+            copies[key] += copy.state == "ready"
+            memory_bytes[key] = max(memory_bytes.get(key, 0), copy.memory_bytes or 0)
+            manifest = snapshot.manifest(key)
+            if interval is not None and key in interval.after and manifest is not None and record is not None:
+                found = signals(interval, key, instances=_instances(manifest, record))
+                if found is not None:
+                    measured[key].append(found)
+    held: dict[Key, int] = defaultdict(int)
+    for heard in controller.memory.gateways.values():
+        for each in heard.report.demand:
+            held[Key(each.model, each.version)] += each.waiting
+    return [
+        {
+            "model": key.model,
+            "version": key.version,
+            "copies": copies.get(key, 0),
+            "memory_bytes": memory_bytes.get(key) or None,
+            "held": held.get(key, 0),
+            **_together(measured.get(key, []), now),
+        }
+        for key in sorted({*copies, *held})
+    ]
+
+
+def _instances(manifest: Manifest, record: FleetRecord) -> int:
+    return instances_of(manifest.entry, record.capabilities)
+
+
+def _together(parts: list[Signals], now: float) -> dict[str, Any]:
+    """One version on all its replicas: rates add up, times are means over requests, duty cycles over replicas."""
+    requests = sum(each.requests_per_s for each in parts)
+
+    def mean(name: str) -> float | None:
+        told = [(getattr(each, name), each.requests_per_s) for each in parts if getattr(each, name) is not None]
+        weight = sum(rate for _, rate in told)
+        return sum(value * rate for value, rate in told) / weight if weight else None
+
+    duty = [each.duty_cycle for each in parts if each.duty_cycle is not None]
+    return {
+        "requests_per_s": _rounded(requests if parts else None),
+        "queue_ms": _rounded(mean("queue_ms")),
+        "latency_ms": _rounded(mean("latency_ms")),
+        "in_flight": _rounded(sum(each.in_flight for each in parts) if parts else None),
+        "waiting": _rounded(sum(each.waiting for each in parts) if parts else None),
+        "batch_size": _rounded(mean("batch_size")),
+        "duty_cycle": _rounded(sum(duty) / len(parts) if duty else None),
+        "measured_s_ago": _rounded(now - min(each.at for each in parts) if parts else None),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
