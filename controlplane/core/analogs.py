@@ -18,8 +18,8 @@ Features = tuple[float, float, float]
 """A moment: the logarithms of the mean demand over these spans before it (and one, so that none is 0)."""
 LIKE = 0.1
 """Which share of the past counts as like the present."""
-FEWEST = 24
-"""At least so many moments are taken; where the past has fewer, it tells nothing."""
+FEWEST = 240
+"""A past of fewer moments tells nothing: most of it would be unlike the present."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,7 @@ def likely_need(moments: Iterable[Moment], features: Features, share: float) -> 
     past = list(moments)
     if len(past) < FEWEST:
         return None
-    count = max(FEWEST, int(LIKE * len(past)))
-
+    count = int(LIKE * len(past))
     a, b, c = features
     distances = [abs(x - a) + abs(y - b) + abs(z - c) for x, y, z in (moment.features for moment in past)]
     nearest = heapq.nsmallest(count, range(len(past)), key=distances.__getitem__)

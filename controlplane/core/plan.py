@@ -65,7 +65,7 @@ class _Planner:
         census = self.census
         self.actions += census.crashed
         serving = {name: serving_of(model, census) for name, model in self.snapshot.models.items()}
-        needed = self._needed_fleets()
+        needed = self._needed_fleets() | self._unknown_fleets()
         changes = {name: self._resize(name, needed=name in needed) for name in sorted(self.snapshot.fleets)}
         stopping = frozenset().union(*(each.stopping for each in changes.values()))
         wants = wants_of(serving.values(), census)
@@ -130,6 +130,10 @@ class _Planner:
         keys = {Key(name, rollout.target) for name, rollout in rollouts if rollout is not None}
         keys |= {key for key, at in snapshot.demand.items() if self.now - at <= snapshot.settings.demand_s}
         return {self.census.fleet(key) for key in keys if key.model in snapshot.models}
+
+    def _unknown_fleets(self) -> set[str | None]:
+        """Those whose servers have never said what they can do: registering and rendering check against that."""
+        return {name for name, record in self.snapshot.fleets.items() if record.capabilities is None}
 
     # Where it goes.
 

@@ -14,7 +14,7 @@ from controlplane.core.snapshot import Reason
 
 STALE_STEPS = 4
 """Measurements older than so many steps say nothing of now."""
-PRIOR = 2.0
+PRIOR = 1.0
 """Before the past can tell: the demand and so many times its square root, as for queues with random arrivals."""
 ADJUST_S = 30.0
 """How often the share of work that may come late is corrected by what was measured."""
@@ -67,8 +67,8 @@ def decide(
     idle_s = load.at - scaler.idle_since if scaler.idle_since is not None else 0.0
     quiet = not needed and scaler.idle_since is not None and idle_s >= shape.idle_s
     # While something is asked there is one at least; the last one stays for a while after that.
-    last = 1 if needed or load.asked else 0 if quiet else min(present, 1)
-    wanted = max(math.ceil(scaler.need - TOUCH), last, floor)
+    last = 1 if needed or load.asked else min(present, 1)
+    wanted = floor if quiet else max(math.ceil(scaler.need - TOUCH), last, floor)
     # What the past demanded is asked only of what is not over: a fleet that has been idle long enough may be empty.
     wants = [(at, count) for at, count in scaler.wants if load.at - rest_s < at < load.at and not quiet]
     wants.append((load.at, wanted))
@@ -158,7 +158,7 @@ def _text(
     if clamped > desired or (clamped == limits.least and desired <= limits.least and load.asked is False):
         text += f"; {limits.why}"
     elif clamped < desired:
-        text += f"; that takes {desired}, and {limits.why}"
+        text += f"; that would take {desired}, but {limits.why}"
     return text
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controlplane.core.models import Cost
 from controlplane.core.snapshot import Key
+from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
 
 
@@ -29,8 +31,11 @@ class Signals:
     duty_cycle: float | None = None
 
 
-def signals(interval: Interval, key: Key, *, instances: int = 1) -> Signals | None:
-    """The signals of a version that the later reading has. None for a server that was read only once."""
+def signals(interval: Interval, key: Key, *, instances: int = 1, cost: Cost | None = None) -> Signals | None:
+    """The signals of a version that the later reading has. None for a server that was read only once.
+
+    With the `cost` of its executions the duty cycle is exact also where batches differ in size.
+    """
     if interval.window_s <= 0:
         return None
     counted = interval.counted(key)
@@ -47,8 +52,14 @@ def signals(interval: Interval, key: Key, *, instances: int = 1) -> Signals | No
         queue_ms=counted.queue_us / success / 1e3 if success else None,
         latency_ms=counted.request_us / success / 1e3 if success else None,
         batch_size=counted.inferences / executions if executions else None,
-        # Triton adds a batch's compute time to each request of it: without the ratio it is wrong by the batch's size.
-        duty_cycle=counted.compute_us / window_us * (executions / executed) / instances
-        if executions and executed > 0
-        else None,
+        duty_cycle=_busy_s(counted, cost) / interval.window_s / instances if executions and executed > 0 else None,
     )
+
+
+def _busy_s(counted: Counters, cost: Cost | None) -> float:
+    """How long its instances computed, in seconds."""
+    if cost is not None:
+        return counted.executions * cost.fixed_s + counted.inferences * cost.each_s
+    # Triton adds a batch's compute time to each request of it. Divided by the mean batch size that is right where all
+    # batches are alike; where they differ, the larger ones count too much.
+    return counted.compute_us / 1e6 * counted.executions / (counted.success - counted.cache_hits)

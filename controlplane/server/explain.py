@@ -119,7 +119,8 @@ def _signals(controller: Controller, replica: str, key: Key, now: float) -> dict
     if interval is None or manifest is None or key not in interval.after:
         return None
     record = controller.snapshot.fleets[controller.snapshot.replicas[replica].fleet]
-    found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities))
+    cost = record.costs.get(controller.snapshot.digest(key) or "")
+    found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities), cost=cost)
     if found is None:
         return None
     shown = {name: value for name, value in asdict(found).items() if name != "at" and value is not None}

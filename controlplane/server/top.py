@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from controlplane.core.capacity import instances_of
-from controlplane.core.models import FleetRecord, Manifest
 from controlplane.core.snapshot import Key
 from controlplane.metrics.signals import Signals, signals
 
@@ -63,7 +62,8 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
             memory_bytes[key] = max(memory_bytes.get(key, 0), copy.memory_bytes or 0)
             manifest = snapshot.manifest(key)
             if interval is not None and key in interval.after and manifest is not None and record is not None:
-                found = signals(interval, key, instances=_instances(manifest, record))
+                cost = record.costs.get(snapshot.digest(key) or "")
+                found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities), cost=cost)
                 if found is not None:
                     measured[key].append(found)
     held: dict[Key, int] = defaultdict(int)
@@ -81,10 +81,6 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
         }
         for key in sorted({*copies, *held})
     ]
-
-
-def _instances(manifest: Manifest, record: FleetRecord) -> int:
-    return instances_of(manifest.entry, record.capabilities)
 
 
 def _together(parts: list[Signals], now: float) -> dict[str, Any]:

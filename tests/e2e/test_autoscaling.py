@@ -42,8 +42,13 @@ def ready(system: System) -> set[str]:
     return {name for name, each in system.replicas().items() if each["server"] == "ready" and not each["stopping"]}
 
 
-def test_a_fleet_begins_with_nothing_and_starts_what_a_promotion_needs(system: System) -> None:
-    assert fleet(system)["desired"] == 0
+def test_a_new_fleet_has_one_replica_until_it_is_known_what_it_can_do(system: System) -> None:
+    assert len(ready(system)) == 1
+    eventually(lambda: not system.replicas(), 60, "and none while nothing is asked")
+    assert fleet(system)["desired"] == 0 and fleet(system)["backends"]
+
+
+def test_a_promotion_starts_what_it_needs(system: System) -> None:
     assert system.serve("slow", delay_s=0.04) == 1
     assert len(ready(system)) == 1
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from controlplane.core.models import Cost
 from controlplane.core.snapshot import Key
 from controlplane.metrics.counters import Counters, parse_counters
 from controlplane.metrics.readings import Interval
@@ -56,6 +57,19 @@ def test_the_formulas() -> None:
     assert made.in_flight == pytest.approx(8)
     assert made.queue_length == pytest.approx(4)
     assert made.duty_cycle == pytest.approx(1.0)
+
+
+def test_with_the_cost_the_duty_cycle_is_right_for_batches_of_all_sizes() -> None:
+    """Ten batches of 1 (12 ms each) and ten of 9 (28 ms): 0.4 s of 2."""
+    counted = Counters(success=100, inferences=100, executions=20, compute_us=10 * 12e3 + 10 * 9 * 28e3)
+    exact = signals(
+        Interval(at=20.0, window_s=2.0, after={Key("m", 1): counted}),
+        Key("m", 1),
+        cost=Cost(fixed_s=0.010, each_s=0.002),
+    )
+    assert exact is not None and exact.duty_cycle == pytest.approx(0.2)
+    guess = between(Counters(), counted, window_s=2.0)
+    assert guess is not None and guess.duty_cycle == pytest.approx(0.264)
 
 
 def test_cache_hits_are_no_executions() -> None:
