@@ -21,6 +21,7 @@ DataType = Literal[
 ]  # fmt: skip
 Backend = Literal["python", "onnxruntime", "tensorrt", "pytorch", "openvino", "ensemble"]
 Load = Literal["auto", "always", "on_demand"]
+Priority = Literal["normal", "high"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 """A model's, alias's or fleet's name: it becomes a directory, an object key and part of a URL."""
@@ -206,12 +207,14 @@ class Serving(_Strict):
     """How many copies, and when.
 
     `auto`: loaded when promoted, may leave when others need the memory, comes back on demand. `always`: stays.
-    `on_demand`: loaded by the first request. `max_copies` absent: as many replicas as have room.
+    `on_demand`: loaded by the first request. `max_copies` absent: as many replicas as have room. `priority`: when there is
+    more than the replicas can do, requests for models of `high` priority are refused last.
     """
 
     load: Load = "auto"
     min_copies: Annotated[int, Gt(0)] = 1
     max_copies: Annotated[int, Gt(0)] | None = None
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,16 @@ class Unavailable(ControlPlaneError):
     code = "UNAVAILABLE"
 
 
+class Overloaded(ControlPlaneError):
+    """There is more to do than can be done in time; asking again makes sense in `retry_after_s` seconds."""
+
+    code = "OVERLOADED"
+
+    def __init__(self, what: str, *, retry_after_s: int, field: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, field=field, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
 class DeadlineExceeded(ControlPlaneError):
     """A wait ended before what it waited for came true."""
 
@@ -106,6 +116,7 @@ STATUS: dict[str, Status] = {
     "CONFLICT": Status(5, 409),
     "UNAUTHENTICATED": Status(4, 401),
     "UNAVAILABLE": Status(1, 503),
+    "OVERLOADED": Status(1, 429),
     "DEADLINE_EXCEEDED": Status(3, 504),
     "NEWER_FORMAT": Status(1, 409),
     "LOAD_FAILED": Status(1, 502),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from controlplane.core.entry import Priority
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
@@ -33,13 +35,15 @@ class Route:
     `targets` is for unversioned requests (weights add up to 100; empty: nothing is stable yet), `pinned` for requests
     that name a version: every version that may be asked for is in it, None where it is loaded nowhere yet. A version
     that is in neither is NOT_FOUND. `sequence_idle_s` is set for models with sequence batching, whose unary requests
-    take the Python side. `reasons` says by version why it is not served at present.
+    take the Python side. `reasons` says by version why it is not served at present. Under overload, requests for models
+    of `high` priority are refused last.
     """
 
     model: str
     targets: tuple[Target, ...] = ()
     pinned: Mapping[int, str | None] = field(default_factory=dict)
     sequence_idle_s: float | None = None
+    priority: Priority = "normal"
     reasons: Mapping[int, str] = field(default_factory=dict)
 
 

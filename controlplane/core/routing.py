@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from controlplane.core.entry import Priority
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from controlplane.core.snapshot import Key, Place, Reason, Snapshot
 
@@ -77,6 +78,7 @@ def build_table(
             targets=_targets(each, pinned),
             pinned=pinned,
             sequence_idle_s=_sequence_idle_s(snapshot, each),
+            priority=_priority(snapshot, each),
             reasons={
                 number: reasons[Key(name, number)].text
                 for number, pool in pinned.items()
@@ -125,6 +127,16 @@ def _sequence_idle_s(snapshot: Snapshot, serving: Serving) -> float | None:
         if manifest is not None and manifest.entry.sequence_batching is not None:
             return manifest.entry.sequence_batching.max_sequence_idle_us / 1e6
     return None
+
+
+def _priority(snapshot: Snapshot, serving: Serving) -> Priority:
+    """The model's priority: the stable version says it; where none is stable, the rollout's target, then the newest."""
+    roles = (serving.stable, serving.target, *reversed(serving.allowed()))
+    for number in (number for number in roles if number is not None):
+        manifest = snapshot.manifest(Key(serving.model, number))
+        if manifest is not None:
+            return manifest.entry.serving.priority
+    return "normal"
 
 
 def leads(table: RouteTable, place: Place) -> bool:

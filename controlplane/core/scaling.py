@@ -49,12 +49,14 @@ def decide(
 ) -> tuple[Decision, Scaler]:
     """How many replicas a fleet shall have now.
 
-    `present` replicas are there or starting, and not on their way out. `needed`: somebody waits for a version of the
-    fleet, whatever the load says (a rollout that has to prove its target, a request for a cold model).
+    `present` replicas are there or starting, and not on their way out. `needed`: one is waited for, whatever the load
+    says (by a rollout that has to prove its target, by a request for a cold model, or to see what it can do).
     """
     fresh = load is not None and now - load.at <= STALE_STEPS * load.step_s
     if load is not None and fresh and load.at > scaler.at:
         scaler = _look(shape, load, scaler)
+    if needed and scaler.idle_since is not None:
+        scaler = replace(scaler, idle_since=max(now, scaler.idle_since))  # what was waited for is to be of use
     if limits.least == limits.most:
         return Decision(desired=limits.least, reason=Reason(code="SIZE", text=limits.why)), scaler
     floor = max(limits.least, 1) if needed else limits.least
@@ -86,7 +88,7 @@ def decide(
             desired, code, next_desired = min(present, recent), "RECENT", wanted
             next_at = max(at for at, count in wants if count > wanted) + rest_s
     clamped = min(max(desired, limits.least), limits.most)
-    text = _text(shape, limits, load, scaler, code=code, wanted=wanted, desired=desired, rest_s=rest_s)
+    text = _text(shape, limits, load, scaler, code=code, wanted=wanted, desired=desired, needed=needed, rest_s=rest_s)
     if next_desired is not None:
         next_desired = min(max(next_desired, limits.least), limits.most)
     if clamped == 1 == wanted and limits.least == 0 and scaler.idle_since is not None and not needed:
@@ -135,10 +137,13 @@ def _text(
     code: str,
     wanted: int,
     desired: int,
+    needed: bool,
     rest_s: float,
 ) -> str:
     """The decision in a sentence."""
-    if scaler.idle_since is not None:
+    if needed and not load.asked:
+        text = "somebody waits for it: a promotion, a request, or whoever has to know what its servers can do"
+    elif scaler.idle_since is not None:
         text = f"nothing has been asked for {load.at - scaler.idle_since:.0f} s"
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
@@ -155,7 +160,7 @@ def _text(
     elif code == "RECENT":
         text += f"; {desired} were needed within the last {rest_s:.0f} s, {wanted} would do now"
     clamped = min(max(desired, limits.least), limits.most)
-    if clamped > desired or (clamped == limits.least and desired <= limits.least and load.asked is False):
+    if clamped > desired or (clamped == limits.least and not load.asked and not needed):
         text += f"; {limits.why}"
     elif clamped < desired:
         text += f"; that would take {desired}, but {limits.why}"
