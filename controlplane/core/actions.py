@@ -15,6 +15,7 @@ class FinishRollout:
     """Write a rollout's end into the registry; `succeeded` moves `stable`."""
 
     model: str
+    target: int
     rollout: str
     state: Literal["succeeded", "failed"]
     reason: str

@@ -107,6 +107,11 @@ class Census:
         steps = manifest.entry.ensemble if manifest else ()
         return tuple(Key(step.model_name, step.model_version) for step in steps if step.model_version is not None)
 
+    def is_bad(self, key: Key) -> bool:
+        """Whether the version itself was found wanting somewhere: trying it elsewhere is no use."""
+        found = (replica.copies[key] for replica in self.copies.get(key, ()))
+        return any(copy.state == "failed" and copy.blames in ("model", "crash") for copy in found)
+
     def has_failed(self, key: Key, replica: str) -> bool:
         """Whether the version could not be loaded there."""
         copy = self.snapshot.replicas[replica].copies.get(key)

@@ -120,7 +120,9 @@ class _Planner:
         self.decisions[fleet] = decision
         changes = resize(fleet, decision, replicas, snapshot, self.census.lost)
         self.actions += changes.actions
-        self.reasons[f"fleet/{fleet}"] += changes.reasons
+        self.reasons[f"fleet/{fleet}"].append(changes.reason)
+        for name, reason in changes.stopping.items():
+            self.reasons[f"replica/{name}"].append(reason)
         return changes
 
     def _needed_fleets(self) -> set[str | None]:
@@ -249,7 +251,13 @@ class _Planner:
         self.reasons[f"model/{model.name}"].append(state.reason)
         if state.end is not None:
             self.actions.append(
-                FinishRollout(model=model.name, rollout=rollout.id, state=state.end, reason=state.reason.text)
+                FinishRollout(
+                    model=model.name,
+                    target=rollout.target,
+                    rollout=rollout.id,
+                    state=state.end,
+                    reason=state.reason.text,
+                )
             )
         return Serving(
             model=serving.model,

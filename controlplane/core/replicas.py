@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from controlplane.core.actions import Action, RemoveReplica, StartReplica
 from controlplane.core.fleets import is_up
@@ -13,11 +13,12 @@ from controlplane.core.snapshot import Reason, ReplicaView, Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What a fleet's size asks for. `stopping`: replicas on their way out, which get nothing new."""
+    """What a fleet's size asks for. `reason` is the fleet's; `stopping`: replicas on their way out, which get nothing
+    new, with the reason."""
 
+    reason: Reason
     actions: tuple[Action, ...] = ()
-    reasons: tuple[Reason, ...] = ()
-    stopping: frozenset[str] = frozenset()
+    stopping: Mapping[str, Reason] = field(default_factory=dict)
 
 
 def resize(
@@ -26,25 +27,22 @@ def resize(
     """Bring a fleet to the size that was decided. Whoever is on its way out and was not told to stop yet, comes back
     before a new one is started."""
     desired = decision.desired
-    stopping = {each.name for each in replicas if each.name in snapshot.stopping}
+    leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
+    stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
     staying = sorted((each for each in replicas if each.name not in stopping), key=_worth)
-    reasons = [
-        Reason(code=decision.reason.code, text=f"{_shall(fleet, len(staying), desired)}: {decision.reason.text}")
-    ]
     actions: list[Action] = []
     if len(staying) < desired:
-        back = [each.name for each in sorted(replicas, key=_worth) if each.name in stopping - snapshot.stopped - lost]
-        back = back[: desired - len(staying)]
-        stopping -= set(back)
+        may = stopping.keys() - snapshot.stopped - lost
+        back = [each.name for each in sorted(replicas, key=_worth) if each.name in may][: desired - len(staying)]
+        for name in back:
+            del stopping[name]
         taken = {each.name for each in replicas}
         numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
         for _ in range(desired - len(staying) - len(back)):
             name = f"{fleet}-{next(numbers)}"
             actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
     elif snapshot.settled:
-        for each in staying[desired:]:
-            stopping.add(each.name)
-            reasons.append(Reason(code="SCALE_DOWN", text=f"{each.name} leaves: {decision.reason.text}"))
+        stopping |= {each.name: leaving for each in staying[desired:]}
     for each in replicas:
         if each.name not in stopping:
             continue
@@ -52,7 +50,8 @@ def resize(
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
         elif each.name in lost:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent and was to leave"))
-    return Changes(actions=tuple(actions), reasons=tuple(reasons), stopping=frozenset(stopping))
+    text = f"{_shall(fleet, len(staying), desired)}: {decision.reason.text}"
+    return Changes(reason=Reason(code=decision.reason.code, text=text), actions=tuple(actions), stopping=stopping)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

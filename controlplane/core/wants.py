@@ -59,7 +59,9 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
         rank = Rank.ROLLOUT
         source = Key(key.model, serving.stable) if serving.stable is not None else None
         present = len(census.ready.get(source, ())) if source else 0
-        if not census.ready.get(key):
+        if census.is_bad(key):
+            minimum = maximum = 0  # the rollout is about to end
+        elif not census.ready.get(key):
             minimum = maximum = 1  # on one replica first: whatever it breaks, it breaks there alone
         else:
             minimum = max(minimum, min(present, maximum or present))

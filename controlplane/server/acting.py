@@ -88,7 +88,13 @@ class Actor:
                 reason=action.reason,
                 actor=ACTOR,
             )
-            log.info("rollout ended", model=action.model, state=action.state, reason=action.reason)
+            log.info(
+                "rollout ended",
+                model=action.model,
+                version=action.target,
+                state=action.state,
+                reason=action.reason,
+            )
         elif isinstance(action, QuarantineVersion):
             log.warning("version quarantined", fleet=action.fleet, **action.key._asdict(), reason=action.reason)
             await self._update_fleet(action.fleet, lambda record: _with_quarantine(record, action))

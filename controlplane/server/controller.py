@@ -146,12 +146,16 @@ class Controller:
         self.wake()
 
     def _log_changes(self, made: Plan) -> None:
+        """A line for what is new. A reason whose figures have changed, and nothing else, is none."""
         before = self.memory.last_plan
         for subject, reasons in made.reasons.items():
-            if before.reasons.get(subject) != reasons:
-                for reason in reasons:
-                    if reason not in before.reasons.get(subject, ()):
-                        log.info(reason.text, subject=subject, code=reason.code)
+            known = {reason.code for reason in before.reasons.get(subject, ())}
+            for reason in reasons:
+                if reason.code not in known:
+                    log.info(reason.text, code=reason.code, **_named(subject))
+        for fleet, decision in made.decisions.items():
+            if fleet not in before.decisions or before.decisions[fleet].desired != decision.desired:
+                log.info("a fleet's size", fleet=fleet, desired=decision.desired, reason=decision.reason.text)
 
     # What an assignment says of a version.
 
@@ -272,6 +276,15 @@ class Controller:
                 f"this controller has epoch {self.orders.epoch}, the caller has seen {seen}",
                 remedy="ask the controller that has taken over",
             )
+
+
+def _named(subject: str) -> dict[str, object]:
+    """What a plan's reason is about, in the fields that all logs share."""
+    kind, _, name = subject.partition("/")
+    if kind != "version":
+        return {kind: name}
+    model, _, version = name.rpartition("@")
+    return {"model": model, "version": int(version)}
 
 
 async def _set_by(event: asyncio.Event, deadline: float) -> bool:

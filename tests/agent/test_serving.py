@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from controlplane.core.entry import ControlInput, EnsembleStep, SequenceBatching
+from controlplane.core.entry import (
+    ControlInput,
+    EnsembleStep,
+    InstanceGroup,
+    RateLimiter,
+    RateLimiterResource,
+    SequenceBatching,
+)
 from controlplane.local import processes
 from tests.agent.conftest import Replica, client_of, infer_add
 from tests.agent.models import add_source, wanted
@@ -188,3 +195,32 @@ def test_an_order_of_an_older_epoch_is_refused(replica: Replica) -> None:
     assert "older epoch is refused" in replica.log()
     endpoint.order()
     endpoint.wait(lambda each: each.copies == () and each.epoch == 7)
+
+
+def test_a_rate_limiter_limits(replica: Replica) -> None:
+    """Two instances share a resource that one takes whole: they never compute at the same time."""
+    endpoint = replica.endpoint
+    marks = replica.folder / "marks"
+    marks.mkdir()
+    alone = (
+        f"import pathlib, tempfile, time; here = pathlib.Path({str(marks)!r}); "
+        "mine = tempfile.NamedTemporaryFile(dir=here); time.sleep(0.05); "
+        "assert len(list(here.iterdir())) == 1, 'not alone'; mine.close()"
+    )
+    slot = RateLimiter(resources=(RateLimiterResource(name="slot", count=1, is_global=True),))
+    endpoint.order(
+        wanted(
+            replica.folder,
+            files={"model.py": add_source(execute=alone)},
+            instances=(InstanceGroup(kind="CPU", count=2, rate_limiter=slot),),
+        )
+    )
+    replica.start()
+    endpoint.wait_copy("add", 1, "ready")
+    answers: list[float] = []
+    threads = [threading.Thread(target=lambda: answers.append(replica.add(1))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [2.0] * 8

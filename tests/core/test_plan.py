@@ -66,7 +66,11 @@ def test_a_bad_target_ends_the_rollout_and_leaves_stable_alone(blames: str) -> N
     second = world.registry.register(manifest("m"), world.now)
     world.bad[second] = blames
     world.registry.promote(second, world.now)
-    world.run()
+    tried: set[str] = set()
+    for _ in range(100):
+        world.run(1)
+        tried |= {name for name, replica in world.replicas.items() if second in replica.copies}
+    assert len(tried) == 1, "it is tried on one replica only"
     rollout = world.registry.models["m"].rollout
     assert rollout is not None and rollout.state == "failed"
     assert "it is bad" in rollout.reason

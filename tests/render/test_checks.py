@@ -218,6 +218,17 @@ CASES: dict[str, tuple[dict[str, Any], Capabilities, str]] = {
     "unknown-backend-there": ({"backend": "openvino"}, PYTHON_ONLY, "backend"),
     "onnx-without-the-package": ({"backend": "onnxruntime"}, NOTHING, "backend"),
     "newer-field": ({"config": "model_metrics { metric_control { } }"}, PYTHON_ONLY, "config: model_metrics"),
+    "raw-sequence": ({"max_batch_size": 4, "config": "sequence_batching {}"}, PYTHON_ONLY, "config: sequence_batching"),
+    "raw-ensemble": (
+        {"config": 'ensemble_scheduling { step { model_name: "a" } }'},
+        PYTHON_ONLY,
+        "config: ensemble_scheduling",
+    ),
+    "raw-batching-for-sequences": (
+        sequence() | {"config": "dynamic_batching {}"},
+        PYTHON_ONLY,
+        "config: dynamic_batching",
+    ),
     "raw-not-a-config": ({"config": "maxBatchSize: 8"}, PYTHON_ONLY, "config"),
     "raw-short-type": ({"config": 'input { name: "x" data_type: FP32 dims: [4] }'}, PYTHON_ONLY, "config"),
     "raw-zero-batch": ({"max_batch_size": 4, "config": "max_batch_size: 0"}, PYTHON_ONLY, "config: max_batch_size"),

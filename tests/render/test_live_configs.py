@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from onnx import TensorProto, helper
 
+from controlplane.agent.triton.installation import count_gpus
 from controlplane.core.entry import (
     ControlInput,
     DynamicBatching,
@@ -29,9 +31,11 @@ from controlplane.core.entry import (
     Warmup,
     WarmupInput,
 )
+from controlplane.core.models import Capabilities
+from controlplane.render.backends import BACKENDS
 from controlplane.render.compare import differences
 from tests.render.builders import PYTHON_ONLY, X, Y, entry, manifest
-from tests.render.server import Server
+from tests.render.server import WHEEL, Server
 
 ADD_ONE = b"""
 import triton_python_backend_utils as pb
@@ -87,8 +91,10 @@ def contents(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {hashlib.sha256(data).hexdigest(): data for data in files.values()}
 
 
-def serve(triton: Server, of: Entry, files: Mapping[str, bytes], version: int = 1) -> None:
-    rendered = triton.serve({version: manifest(of, files)}, contents(files), PYTHON_ONLY)
+def serve(
+    triton: Server, of: Entry, files: Mapping[str, bytes], capabilities: Capabilities = PYTHON_ONLY, version: int = 1
+) -> None:
+    rendered = triton.serve({version: manifest(of, files)}, contents(files), capabilities)
     served = triton.client.get_model_config(of.name).config
     assert differences(rendered.config_text, served) == ()
 
@@ -194,6 +200,24 @@ def test_it_loads_answers_and_has_the_configuration(triton: Server, case: str) -
     fields, files = CASES[case]
     of = entry(name=f"live-{case}", **fields)
     serve(triton, of, files)
+    assert ask(triton, of.name, ONE).tolist() == [[2.0] * 4]
+
+
+@pytest.mark.skipif(not count_gpus(), reason="not run: there is no GPU here (golden-tested only)")
+def test_instances_on_each_gpu(triton: Server) -> None:
+    of = entry(name="live-gpus", max_batch_size=8, instances=(InstanceGroup(kind="GPU", count=2),))
+    serve(triton, of, {"model.py": ADD_ONE}, dataclasses.replace(PYTHON_ONLY, gpus=count_gpus()))
+    assert ask(triton, of.name, ONE).tolist() == [[2.0] * 4]
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"python", "ensemble"}))
+def test_backends_that_the_wheel_does_not_bring(triton: Server, backend: str) -> None:
+    if not (WHEEL / "backends" / backend).exists():
+        pytest.skip(f"not run: the server here has no {backend} backend (golden-tested only)")
+    assert backend == "onnxruntime", f"this server has {backend}: give it a model of its kind here"
+    of = entry(name="live-native", backend=backend, max_batch_size=8)
+    capabilities = dataclasses.replace(PYTHON_ONLY, backends=("python", backend))
+    serve(triton, of, {"model.onnx": onnx_double()}, capabilities)
     assert ask(triton, of.name, ONE).tolist() == [[2.0] * 4]
 
 

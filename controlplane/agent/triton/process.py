@@ -122,6 +122,8 @@ class TritonProcess:
             "--strict-readiness=false",
             # What `ctl render` shows is what is served: nothing is guessed into it.
             "--disable-auto-complete-config",
+            # Without it instances' rate limiters are accepted, and do nothing.
+            "--rate-limit=execution_count",
             f"--http-address={HOST}",
             f"--http-port={ports.http}",
             f"--grpc-address={HOST}",

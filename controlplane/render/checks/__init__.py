@@ -27,6 +27,7 @@ CHECKS: tuple[Callable[[Case], Iterator[InvalidInput]], ...] = (
     scheduling.dynamic_batching,
     scheduling.priorities,
     scheduling.sequences,
+    scheduling.scheduler,
     scheduling.response_cache,
     scheduling.decoupled,
     instances.kinds,

@@ -23,6 +23,23 @@ def batch_size(case: Case) -> Iterator[InvalidInput]:
         )
 
 
+def scheduler(case: Case) -> Iterator[InvalidInput]:
+    """A model has one scheduler, and the gateway goes by the entry's: a raw one must not take its place."""
+    for field in ("sequence_batching", "ensemble_scheduling"):
+        if field in case.raw:
+            name = "ensemble" if field == "ensemble_scheduling" else field
+            yield case.finding(
+                field, "", "the raw config can't choose this scheduler", f"describe it in the entry's `{name}`"
+            )
+    if "dynamic_batching" in case.raw and case.entry.sequence_batching is not None:
+        yield case.finding(
+            "dynamic_batching",
+            "",
+            "it would take the place of the entry's `sequence_batching`",
+            "keep one of the two",
+        )
+
+
 def dynamic_batching(case: Case) -> Iterator[InvalidInput]:
     """Dynamic batching of nothing is taken without a word; preferred sizes must be reachable."""
     limit = case.config.max_batch_size
