@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("controlplane.cli.validate", "Check an entry file."),
     "infer": ("controlplane.cli.infer", "Send a request, and show the code for it."),
     "unquarantine": ("controlplane.cli.unquarantine", "Let a version run again where it took a server down."),
+    "simulate": ("controlplane.cli.simulate", "Replay recorded traffic: replicas and waits that would have been."),
     "gc": ("controlplane.cli.gc", "Remove files that no version needs."),
     "completion": ("controlplane.cli.completion", "Print the shell's completion script."),
     "version": ("controlplane.cli.version", "Print the version of this program."),

@@ -1,0 +1,1 @@
+"""What would have happened: a fleet's traffic replayed against the controller's own decisions, and against others."""

@@ -1,0 +1,149 @@
+"""The controller's own policy: what servers would count goes through its meter, and the load through its decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from controlplane.core.capacity import Executions
+from controlplane.core.entry import Entry, InstanceGroup
+from controlplane.core.limits import limits_of
+from controlplane.core.load import Load, Scaler
+from controlplane.core.models import FleetRecord, Manifest
+from controlplane.core.scaling import Decision, decide
+from controlplane.core.snapshot import Key
+from controlplane.metrics.counters import Counters
+from controlplane.metrics.loads import LoadMeter
+from controlplane.metrics.readings import Interval
+from controlplane.simulate.policies import STEP_S, Begun, Integers, Seen
+from controlplane.simulate.replay import Setting
+
+BATCHES_EVERY = 5
+"""At every so many steps the costs of executions are read, as the controller does."""
+SERVER = "all"
+"""The name under which the executions of all servers are read: only their sum counts."""
+
+
+@dataclass(slots=True)
+class Controller:
+    """Decides as the controller does: a measurement at each step, `decide` on it. `origin`: seconds since 1970 at which
+    the trace began."""
+
+    setting: Setting
+    models: Sequence[str] = ("model",)
+    origin: float = 0.0
+    name: str = "this autoscaler"
+    scaler: Scaler = field(default_factory=Scaler)
+    load: Load | None = None
+    decision: Decision | None = None
+    _meter: LoadMeter = field(default_factory=lambda: LoadMeter(step_s=STEP_S))
+    _flying: list[Begun] = field(default_factory=list)
+    _executed: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _waited: Integers | None = None
+    _turn: int = 0
+
+    def desired(self, seen: Seen) -> int:
+        """Measure, and decide."""
+        now = self.origin + seen.now
+        shape = self.setting.shape
+        record = FleetRecord(shape=shape, start_s=self.setting.start_s)
+        keys = [Key(model, 1) for model in self.models]
+        intervals = self._intervals(seen, keys, now)
+        if self._turn % BATCHES_EVERY == 0:
+            pages = {
+                keys[index]: {1: Executions(size=1, count=count, total_s=total_s)}
+                for index, (count, total_s) in self._executed.items()
+            }
+            self._meter.batches.take({SERVER: pages})
+        self._turn += 1
+        held = {} if seen.serving else {keys[each]: int(seen.waiting[each]) for each in np.flatnonzero(seen.waiting)}
+        self.load = self._meter.measure(
+            record,
+            intervals,
+            manifests={key: (key.model, self._manifest(key)) for key in keys},
+            serving=frozenset(intervals),
+            held=held,
+            now=now,
+        )
+        self.decision, self.scaler = decide(
+            shape,
+            limits_of(record, now),
+            self.load,
+            self.scaler,
+            present=seen.present,
+            needed=bool(held),
+            now=now,
+        )
+        return self.decision.desired
+
+    def _manifest(self, key: Key) -> Manifest:
+        instances = (InstanceGroup(kind="CPU", count=self.setting.slots),)
+        return Manifest(entry=Entry(name=key.model, backend="python", instances=instances), files=())
+
+    def _intervals(self, seen: Seen, keys: Sequence[Key], now: float) -> dict[str, Interval]:
+        """What each server would have counted in the step: what it answered, and its part of what waits."""
+        done = self._answered(seen)
+        models = len(keys)
+        codes = done.replica * models + done.model
+        size = (max([*seen.serving, *done.replica.tolist()], default=0) + 1) * models
+        count, wait_s, work_s = (
+            np.bincount(codes, weights=weights, minlength=size).reshape(-1, models)
+            for weights in (None, done.wait_s, done.work_s)
+        )
+        for each in np.flatnonzero(count.sum(axis=0)).tolist():
+            known = self._executed.get(each, (0.0, 0.0))
+            self._executed[each] = (known[0] + float(count[:, each].sum()), known[1] + float(work_s[:, each].sum()))
+        before = self._waited if self._waited is not None else np.zeros(models, np.int64)
+        self._waited = seen.waiting.copy()
+        intervals = {}
+        # Who is on its way out still tells what it answered; nothing waits there.
+        for replica in sorted({*seen.serving, *done.replica.tolist()}):
+            part = (replica in seen.serving) / max(len(seen.serving), 1)
+            asked = np.flatnonzero(count[replica] + before + seen.waiting).tolist()
+            intervals[str(replica)] = Interval(
+                at=now,
+                window_s=STEP_S,
+                before={keys[each]: Counters(pending=before[each] * part) for each in asked},
+                after={
+                    keys[each]: Counters(
+                        success=float(count[replica, each]),
+                        inferences=float(count[replica, each]),
+                        executions=float(count[replica, each]),
+                        request_us=float(wait_s[replica, each] + work_s[replica, each]) * 1e6,
+                        queue_us=float(wait_s[replica, each]) * 1e6,
+                        compute_us=float(work_s[replica, each]) * 1e6,
+                        pending=seen.waiting[each] * part,
+                    )
+                    for each in asked
+                },
+            )
+        return intervals
+
+    def _answered(self, seen: Seen) -> Begun:
+        """Those that were answered in this step. The rest is remembered."""
+        begun = _joined([*self._flying, seen.begun])
+        done = begun.end_us <= seen.now * 1e6
+        self._flying = [_chosen(begun, ~done)]
+        return _chosen(begun, done)
+
+
+def _joined(parts: Sequence[Begun]) -> Begun:
+    return Begun(
+        replica=np.concatenate([each.replica for each in parts]),
+        wait_s=np.concatenate([each.wait_s for each in parts]),
+        work_s=np.concatenate([each.work_s for each in parts]),
+        model=np.concatenate([each.model for each in parts]),
+        end_us=np.concatenate([each.end_us for each in parts]),
+    )
+
+
+def _chosen(begun: Begun, which: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Begun:
+    return Begun(
+        replica=begun.replica[which],
+        wait_s=begun.wait_s[which],
+        work_s=begun.work_s[which],
+        model=begun.model[which],
+        end_us=begun.end_us[which],
+    )

@@ -1,0 +1,148 @@
+"""A trace: when requests came, and how much work each was. How one is made larger, shorter, or another model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlplane.core.errors import InvalidInput
+
+HOLE_S, HOLE_GAPS = 60.0, 50.0
+"""A hole is a time without requests that is at least so long, and at least so many mean gaps."""
+HOLES_TOLD = 3
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Codes = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """Requests in the order in which they came.
+
+    `arrival_s`: seconds since the first, float64[requests], never falling. `work_s`: for how long each keeps one slot
+    of a replica busy, float32[requests]. `model`: an index into `models` for each, int32[requests]. `origin`: when the
+    first came (seconds since 1970; 0 where the trace says no date). `notes`: what a reader should know, in sentences.
+    """
+
+    name: str
+    arrival_s: Floats
+    work_s: Singles
+    model: Codes
+    models: tuple[str, ...] = ("model",)
+    origin: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def length_s(self) -> float:
+        """From the first request to the last, in seconds."""
+        return float(self.arrival_s[-1])
+
+
+def trace_of(
+    name: str,
+    at: Floats,
+    work_s: Singles,
+    model: Codes | None = None,
+    models: Sequence[str] = ("model",),
+    *,
+    dated: bool = False,
+) -> Trace:
+    """A trace of requests that came `at` these times (seconds, in any order), with notes on what was odd about them.
+
+    `dated`: the times are seconds since 1970. Raises InvalidInput where there is no request.
+    """
+    if not len(at):
+        raise InvalidInput(f"{name} holds no request", remedy="give a trace with a line for each request")
+    notes = []
+    model = model if model is not None else np.zeros(len(at), np.int32)
+    early = int(np.count_nonzero(np.diff(at) < 0))
+    if early:
+        order = np.argsort(at, kind="stable")
+        at, work_s, model = at[order], work_s[order], model[order]
+        notes.append(f"{early} requests were earlier than the one above them: sorted by time")
+    first = float(at[0])
+    arrival_s = at - first
+    notes += _holes(arrival_s)
+    origin = first if dated else 0.0
+    return Trace(
+        name=name,
+        arrival_s=arrival_s,
+        work_s=work_s,
+        model=model,
+        models=tuple(models),
+        origin=origin,
+        notes=tuple(notes),
+    )
+
+
+def _holes(arrival_s: Floats) -> list[str]:
+    gaps = np.diff(arrival_s)
+    if not len(gaps):
+        return []
+    found = np.flatnonzero(gaps >= max(HOLE_S, HOLE_GAPS * arrival_s[-1] / len(gaps)))
+    told = [
+        f"no request for {gaps[each]:.0f} s, {arrival_s[each]:.0f} s after the first: taken as no traffic"
+        for each in found[:HOLES_TOLD]
+    ]
+    return [*told, f"{len(found) - HOLES_TOLD} more such holes"] if len(found) > HOLES_TOLD else told
+
+
+def multiplied(trace: Trace, factor: float, seed: int = 1) -> Trace:
+    """The trace at `factor` times its rate: copies of it, each moved by a random time and wrapped around at the end,
+    laid over each other; for the rest of `factor`, a random part of one more copy.
+
+    So every copy keeps its bursts, but not at the same moment: as from so many independent groups of users.
+    """
+    if not 0 < factor <= 10_000:
+        what = f"a rate can't be multiplied by {factor:g}"
+        raise InvalidInput(what, field="--rate-multiplier", remedy="give a number above 0, at most 10000")
+    if factor == 1:
+        return trace
+    random = np.random.default_rng(seed)
+    length_s = trace.length_s + trace.length_s / max(len(trace) - 1, 1)
+    at, taken = [], []
+    for number in range(math.ceil(factor)):
+        part = min(factor - number, 1.0)
+        chosen = np.arange(len(trace)) if part == 1 else np.flatnonzero(random.random(len(trace)) < part)
+        moved = random.uniform(0, length_s) if number else 0.0
+        at.append((trace.arrival_s[chosen] + moved) % length_s if length_s else trace.arrival_s[chosen])
+        taken.append(chosen)
+    times, chosen = np.concatenate(at), np.concatenate(taken)
+    if not len(times):
+        raise InvalidInput(
+            f"{factor:g} times the rate of {trace.name} leaves no request", remedy="give a larger factor"
+        )
+    order = np.argsort(times, kind="stable")
+    chosen = chosen[order]
+    return replace(
+        trace,
+        arrival_s=times[order] - times[order[0]],
+        work_s=trace.work_s[chosen],
+        model=trace.model[chosen],
+        notes=(*trace.notes, f"rate × {factor:g}: copies laid over each other, each moved by a random time"),
+    )
+
+
+def only(trace: Trace, model: str) -> Trace:
+    """The requests for one model. Raises InvalidInput where there is none."""
+    if model not in trace.models:
+        shown = ", ".join(trace.models[:10])
+        raise InvalidInput(f"{trace.name} has no request for {model!r}", field="--model", remedy=f"one of {shown}")
+    chosen = trace.model == trace.models.index(model)
+    arrival_s = trace.arrival_s[chosen]
+    return replace(
+        trace,
+        arrival_s=arrival_s - arrival_s[0],
+        work_s=trace.work_s[chosen],
+        model=np.zeros(len(arrival_s), np.int32),
+        models=(model,),
+        origin=trace.origin + float(arrival_s[0]) if trace.origin else 0.0,
+    )

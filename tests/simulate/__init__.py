@@ -1,0 +1,1 @@
+"""What would have happened: traces, replays, policies, and `ctl simulate`."""

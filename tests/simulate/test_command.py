@@ -1,0 +1,115 @@
+"""`ctl simulate` from end to end: data on standard output, all else on standard error, errors with a way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from controlplane.cli.main import main
+
+Ctl = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ctl(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ctl:
+    monkeypatch.chdir(tmp_path)
+    for name in ("CTL_HOME_DIR", "CTL_REGISTRY"):
+        monkeypatch.delenv(name, raising=False)
+    rows = [f"{second + part / 4},{'ab'[part % 2]},0.3" for second in range(120) for part in range(4)]
+    (tmp_path / "trace.csv").write_text("timestamp,model,work\n" + "\n".join(rows) + "\n")
+    (tmp_path / "system.yaml").write_text(
+        "fleets:\n"
+        "  - {name: cpu, replicas: {min: 1, max: 4}, scaling: {queue_ms: 200, share: 0.9}}\n"
+        "  - {name: gpu, replicas: {min: 0, max: 2}, scaling: {in_flight: 4}}\n"
+    )
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(["simulate", *arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_a_trace_alone_is_enough(ctl: Ctl, tmp_path: Path) -> None:
+    status, out, err = ctl("--trace", "trace.csv")
+    assert status == 0
+    assert out.splitlines()[0].split()[:2] == ["POLICY", "REPLICA-HOURS"]
+    assert "this autoscaler" in out
+    assert "trace trace.csv: 480 requests for 2 models in 120 s" in err
+    assert "fleet default: 1 to 20 replicas of 4 slots, 10 s to start" in err
+    assert not (tmp_path / ".ctl").exists()
+
+
+def test_a_comparison_as_data_with_a_picture(ctl: Ctl, tmp_path: Path) -> None:
+    arguments = ("--trace", "trace.csv", "-f", "system.yaml", "--fleet", "cpu", "--compare", "--slots", "1")
+    status, out, err = ctl(*arguments, "--plot", "p.svg", "-o", "json")
+    assert status == 0
+    data = json.loads(out)
+    assert data["trace"]["requests"] == 480
+    assert (data["fleet"]["name"], data["fleet"]["max_replicas"], data["fleet"]["slots"]) == ("cpu", 4, 1)
+    assert data["outcomes"][0]["policy"] == "this autoscaler"
+    assert "gap_closed" in data
+    assert "each peer is set to the cheapest" in err
+    picture = (tmp_path / "p.svg").read_text()
+    assert picture.startswith("<?xml")
+    assert len(picture) < 300_000
+
+
+def test_forms_of_the_data(ctl: Ctl) -> None:
+    _, wide, _ = ctl("--trace", "trace.csv", "-o", "wide")
+    assert "UNSERVED" in wide
+    _, text, _ = ctl("--trace", "trace.csv", "-o", "yaml", "--model", "a", "--rate-multiplier", "2")
+    data = yaml.safe_load(text)
+    assert (data["trace"]["requests"], data["trace"]["models"]) == (480, 1)
+    assert data["outcomes"][0]["replica_hours"] > 0
+    assert ctl("--trace", "trace.csv", "-o", "name")[1] == "this autoscaler\n"
+
+
+def test_a_goal_of_requests_in_flight_has_no_share(ctl: Ctl) -> None:
+    status, out, _ = ctl("--trace", "trace.csv", "-f", "system.yaml", "--fleet", "gpu", "-o", "json")
+    assert status == 0
+    outcome = json.loads(out)["outcomes"][0]
+    assert outcome["share"] is None
+    assert outcome["cold_requests"] > 0
+
+
+def test_a_missed_goal_is_told(ctl: Ctl) -> None:
+    status, _, err = ctl("--trace", "trace.csv", "--rate-multiplier", "20", "--slots", "1", "--start-s", "60")
+    assert status == 0
+    assert "the goal is missed" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "Missing option '--trace'"),
+        (("--trace", "none.csv"), "--trace: none.csv can't be read"),
+        (("--trace", "system.yaml"), "timestamp: system.yaml has the columns fleets:"),
+        (("--trace", "trace.csv", "-f", "none.yaml"), "none.yaml can't be read"),
+        (("--trace", "trace.csv", "-f", "trace.csv"), "trace.csv"),
+        (("--trace", "trace.csv", "-f", "system.yaml"), "--fleet: system.yaml defines several fleets"),
+        (("--trace", "trace.csv", "-f", "system.yaml", "--fleet", "x"), "one of cpu, gpu"),
+        (("--trace", "trace.csv", "--fleet", "cpu"), "name the file with -f"),
+        (("--trace", "trace.csv", "--model", "c"), "one of a, b"),
+        (("--trace", "trace.csv", "--rate-multiplier", "0"), "--rate-multiplier"),
+        (("--trace", "trace.csv", "--slots", "0"), "--slots"),
+        (("--trace", "trace.csv", "--start-s", "-1"), "--start-s"),
+        (("--trace", "trace.csv", "--work-s", "0"), "--work-s"),
+        (("--trace", "trace.csv", "--warm-up", "1h"), "--warm-up: nothing comes after a warm-up"),
+        (("--trace", "trace.csv", "--plot", "p.gif"), "end it with .png or .svg"),
+        (("--trace", "trace.csv", "--plot", "none/p.png"), "there is no folder"),
+        (("--trace", "trace.csv", "-f", "system.yaml", "--fleet", "gpu", "--compare"), "--compare: a goal of requests"),
+    ],
+)
+def test_what_is_refused(ctl: Ctl, arguments: tuple[str, ...], said: str) -> None:
+    status, out, err = ctl(*arguments)
+    assert (status, out) == (2, "")
+    assert "error[INVALID]" in err
+    assert said in err
+    assert "→" in err

@@ -1,0 +1,142 @@
+"""The peers: each formula by a table, the oracle's plan, and a comparison at one share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.core.models import FleetShape, Goal
+from controlplane.simulate.comparison import Bench, cheapest, closed, compare
+from controlplane.simulate.oracle import ahead_max, concurrency, scheduled
+from controlplane.simulate.outcomes import Outcome
+from controlplane.simulate.peers import Hpa, Keda, Scheduled
+from controlplane.simulate.policies import STEP_S, Begun, Policy, Seen
+from controlplane.simulate.replay import Setting
+from controlplane.simulate.traces import trace_of
+
+NOTHING = Begun(
+    replica=np.zeros(0, np.int64),
+    wait_s=np.zeros(0, np.float32),
+    work_s=np.zeros(0, np.float32),
+    model=np.zeros(0, np.int32),
+    end_us=np.zeros(0, np.int64),
+)
+
+
+def told(policy: Policy, present: int, at: dict[float, int], until: float, *, queue: bool = False) -> dict[float, int]:
+    """What a policy says over time, followed at once, when so many requests are in flight (or wait) from then on."""
+    said = {}
+    for step in range(1, round(until / STEP_S) + 1):
+        now = step * STEP_S
+        asked = next((count for since, count in sorted(at.items(), reverse=True) if since <= now), 0)
+        seen = Seen(
+            now=now,
+            present=present,
+            serving=tuple(range(present)),
+            queue=asked if queue else 0,
+            in_flight=asked,
+            waiting=np.array([asked]),
+            begun=NOTHING,
+        )
+        present = policy.desired(seen)
+        said[now] = present
+    return said
+
+
+def test_the_hpa_follows_its_formula() -> None:
+    said = told(Hpa(4.0), 2, {0: 8, 60: 40, 200: 4}, 620)
+    assert said[58] == 2, "8 in flight, 4 a replica"
+    # In 15 s at most four more, or twice as many; the metric is a mean over 30 s.
+    assert [said[at] for at in (76, 92, 106)] == [6, 10, 10]
+    assert said[500] == 10, "no fewer before 300 s"
+    assert said[620] == 1
+
+
+@pytest.mark.parametrize(("in_flight", "count"), [(40, 10), (43, 10), (37, 10), (45, 12), (35, 10), (0, 10)])
+def test_the_hpa_tolerates_a_tenth_and_falls_slowly(in_flight: int, count: int) -> None:
+    assert told(Hpa(4.0), 10, {0: in_flight}, 2)[2] == count
+
+
+def test_keda_polls_the_queue_and_keeps_its_least() -> None:
+    said = told(Keda(5.0, 2), 2, {0: 0, 33: 20, 90: 0}, 460, queue=True)
+    assert said[30] == said[60] == 2, "the queue is looked at every 30 s"
+    assert said[78] == 4
+    assert said[300] == 4
+    assert said[460] == 2
+
+
+def test_keda_goes_to_zero_after_its_cooldown() -> None:
+    said = told(Keda(5.0, 0), 1, {0: 3, 10: 0}, 700, queue=True)
+    assert (said[320], said[700]) == (1, 0)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 8))
+def test_a_plan_looks_ahead(values: list[int], width: int) -> None:
+    made = ahead_max(np.array(values), width)
+    assert made == [max(values[index : index + width]) for index in range(len(values))]
+
+
+def test_concurrency_is_work_by_time() -> None:
+    trace = trace_of("t", np.array([0.0, 1.0, 5.0]), np.array([3.0, 1.0, 1.0], np.float32))
+    assert list(concurrency(trace)) == pytest.approx([1.5, 0.5, 0.5])
+
+
+def test_a_plan_is_ordered_ahead() -> None:
+    setting = Setting(shape=FleetShape(name="f", min_replicas=0, max_replicas=9), start_s=4.0)
+    plan = scheduled(np.array([0, 0, 0, 0, 2.0, 0, 0, 1.5, 0]), 1.0, setting, "x").plan
+    assert list(plan) == [0, 0, 2, 2, 2, 2, 2, 2, 0]
+    assert told(Scheduled(plan, ""), 0, {}, 30)[30] == 0
+
+
+def made_outcome(hours: float, share: float) -> Outcome:
+    nothing = np.zeros(1)
+    return Outcome(
+        policy="p",
+        tuned="",
+        replica_hours=hours,
+        share=share,
+        wait_p50_s=0,
+        wait_p95_s=0,
+        wait_p99_s=0,
+        wait_max_s=0,
+        unserved=0,
+        cold=0,
+        starts=0,
+        stops=0,
+        most=1,
+        present=nothing.astype(np.int64),
+        waits_s=nothing,
+        bin_s=2.0,
+    )
+
+
+def test_the_cheapest_that_reaches_a_share_is_taken() -> None:
+    outcomes = [made_outcome(3, 0.999), made_outcome(2, 0.99), made_outcome(1, 0.98)]
+    assert cheapest(outcomes, 0.985) is outcomes[1]
+    assert cheapest(outcomes, 0.9999) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "hpa", "oracle", "part"), [(6, 10, 5, 0.8), (10, 10, 5, 0.0), (11, 10, 5, -0.2), (5, 5, 5, None)]
+)
+def test_the_part_of_the_gap_that_is_closed(ours: float, hpa: float, oracle: float, part: float | None) -> None:
+    peers = {"HPA, in flight": made_outcome(hpa, 1), "oracle": made_outcome(oracle, 1)}
+    found = closed(made_outcome(ours, 1), peers)
+    assert found == (part if part is None else pytest.approx(part))
+    assert closed(made_outcome(1, 1), {**peers, "oracle": None}) is None
+
+
+def test_a_comparison_is_at_one_share() -> None:
+    random = np.random.default_rng(5)
+    at = np.sort(random.random(1500) * 300)
+    trace = trace_of("even", at, random.gamma(2, 0.3, 1500).astype(np.float32))
+    shape = FleetShape(name="f", min_replicas=0, max_replicas=20, goal=Goal(queue_ms=1000, share=0.95))
+    made = compare(Bench(trace, Setting(shape=shape, start_s=10.0, initial=2), 60.0))
+    assert set(made.peers) == {"fixed", "HPA, in flight", "KEDA, queue length", "oracle"}
+    assert made.ours.share is not None
+    for each in made.peers.values():
+        assert each is None or (each.share or 0) >= made.ours.share
+    assert made.peers["oracle"] is not None
+    assert made.peers["fixed"] is not None

@@ -1,0 +1,134 @@
+"""Traces: the layouts that are known, what is odd but can be used, and what is refused with its line and column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controlplane.core.errors import InvalidInput
+from controlplane.simulate import reading
+from controlplane.simulate.reading import Service, read_trace
+from controlplane.simulate.traces import Trace, multiplied, only, trace_of
+
+SERVICE = Service(work_s=0.5, prefill_per_s=1000.0, decode_per_s=10.0)
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,2000,10\n2023-11-16 18:17:05,500,20\n"
+MOONCAKE = (
+    '{"timestamp": 0, "input_length": 1000, "output_length": 5, "hash_ids": [1, 2]}\n'
+    '{"timestamp": 2500, "input_length": 0, "output_length": 1, "hash_ids": []}\n'
+)
+
+
+def read(folder: Path, text: str, name: str = "trace.csv") -> Trace:
+    path = folder / name
+    path.write_text(text)
+    return read_trace(path, SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("text", "arrival_s", "work_s", "origin"),
+    [
+        ("timestamp\n10\n12.5\n", [0, 2.5], [0.5, 0.5], 0.0),
+        ("timestamp,work\n0,0.25\n1,4\n", [0, 1], [0.25, 4], 0.0),
+        ("\ufeffTimestamp;Work\r\n1;1\r\n2;2\r\n", [0, 1], [1, 2], 0.0),
+        ("timestamp\twork\n\n0\t1\n\n3\t1\n", [0, 3], [1, 1], 0.0),
+        ("work,timestamp\n1,1970-01-01T00:01:00Z\n1,1970-01-01 00:01:30.5\n", [0, 30.5], [1, 1], 60.0),
+        ("timestamp\n1970-01-01T01:00:00+01:00\n1970-01-01T00:00:07+00:00\n", [0, 7], [0.5, 0.5], 0.0),
+        (AZURE, [0, 1.02004], [3.0, 2.5], 1700158623.97996),
+        (MOONCAKE, [0, 2.5], [1.5, 0.1], 0.0),
+        ("timestamp\n5\n", [0], [0.5], 0.0),
+    ],
+)
+def test_what_can_be_read(
+    tmp_path: Path, text: str, arrival_s: list[float], work_s: list[float], origin: float
+) -> None:
+    trace = read(tmp_path, text)
+    assert trace.arrival_s == pytest.approx(arrival_s, abs=1e-6)
+    assert trace.work_s == pytest.approx(work_s)
+    assert trace.origin == pytest.approx(origin, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "said"),
+    [
+        ("", "--trace", "is empty"),
+        ("\n\n", "--trace", "is empty"),
+        ("timestamp,work\n", None, "holds no request"),
+        ("when,work\n1,1\n", "timestamp", "has the columns when, work"),
+        ("0.5,1\n0.7,1\n", "timestamp", "has the columns 0.5, 1"),
+        ("timestamp,work\n1,1\n2\n", "--trace", "has 1 values in line 3 and 2 columns"),
+        ("timestamp,work\n1,1\n\n2,fast\n", "work", "'fast' in line 4"),
+        ("timestamp,work\n1,-1\n", "work", "'-1' in line 2"),
+        ("timestamp,work\n1,nan\n", "work", "'nan' in line 2"),
+        ("timestamp\n1\ninf\n", "timestamp", "'inf' in line 3"),
+        ("timestamp\nyesterday\n", "timestamp", "'yesterday' in line 2"),
+        ("timestamp\n2026-05-01T12:00:00\n17\n", "timestamp", "'17' in line 3"),
+        ("timestamp\n17\n2026-05-01T12:00:00\n", "timestamp", "'2026-05-01T12:00:00' in line 3"),
+        ("timestamp\n1767225600000\n", "timestamp", "'1767225600000' in line 2"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n1,many,2\n", "ContextTokens", "'many' in line 2"),
+        ('{"timestamp": 0, "tokens": 3}\n', "--trace", "has timestamp, tokens, and no input_length, output_length"),
+        (MOONCAKE + "{\n", "--trace", "line 3 of trace.csv is no JSON"),
+        (MOONCAKE.replace("2500", '"2500"'), "timestamp", "'2500' in line 2"),
+        (MOONCAKE.replace("2500", "-1"), "timestamp", "-1 in line 2"),
+        (MOONCAKE.replace("2500", "NaN"), "timestamp", "nan in line 2"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, field: str | None, said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read(tmp_path, text)
+    assert caught.value.field == field
+    assert said in caught.value.what
+    assert caught.value.remedy
+
+
+def test_bytes_and_missing_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"timestamp\n\xff\xfe\n")
+    for path, said in ((tmp_path / "bytes", "UTF-8"), (tmp_path / "none", "No such file"), (tmp_path, "directory")):
+        with pytest.raises(InvalidInput, match=said):
+            read_trace(path, SERVICE)
+
+
+def test_what_is_odd_is_told(tmp_path: Path) -> None:
+    rows = [*range(100), 98, *range(400, 500)]
+    trace = read(tmp_path, "timestamp,colour\n" + "".join(f"{row},red\n" for row in rows))
+    assert list(trace.arrival_s) == sorted(rows)
+    assert trace.notes == (
+        "the trace says nothing of work: each request is taken to be 0.5 s of it",
+        "columns not used: colour",
+        "1 requests were earlier than the one above them: sorted by time",
+        "no request for 301 s, 99 s after the first: taken as no traffic",
+    )
+
+
+def test_blocks_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "ROWS", 3)
+    trace = read(tmp_path, "timestamp,model\n" + "".join(f"{row},{'ab'[row % 2]}\n" for row in range(10)))
+    assert list(trace.arrival_s) == list(range(10))
+    assert list(trace.model) == [0, 1] * 5
+    assert trace.models == ("a", "b")
+
+
+def test_one_models_requests_alone(tmp_path: Path) -> None:
+    trace = read(tmp_path, "timestamp,model\n1,a\n2,b\n4,a\n8,b\n")
+    assert list(only(trace, "b").arrival_s) == [0, 6]
+    with pytest.raises(InvalidInput, match="no request for 'c'"):
+        only(trace, "c")
+
+
+@pytest.mark.parametrize(("factor", "count"), [(1, 1000), (3, 3000), (2.5, 2500), (0.2, 200)])
+def test_a_rate_is_multiplied(factor: float, count: int) -> None:
+    trace = trace_of("t", np.arange(1000.0), np.arange(1000, dtype=np.float32))
+    made = multiplied(trace, factor)
+    assert len(made) == pytest.approx(count, rel=0.1)
+    assert made.length_s <= 1000
+    assert (np.diff(made.arrival_s) >= 0).all()
+    assert made.work_s.sum() == pytest.approx(factor * trace.work_s.sum(), rel=0.15)
+    assert np.array_equal(made.arrival_s, multiplied(trace, factor).arrival_s)
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), 1e9])
+def test_rates_that_cant_be(factor: float) -> None:
+    trace = trace_of("t", np.arange(10.0), np.ones(10, np.float32))
+    with pytest.raises(InvalidInput, match="multiplied"):
+        multiplied(trace, factor)
