@@ -12,16 +12,16 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 import stamina
-from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from controlplane.core.errors import Conflict, InvalidInput
 from controlplane.registry.reading import VerifiedReader, opened, rewinding
-from controlplane.registry.s3_errors import Passing, own_errors
+from controlplane.registry.s3_errors import Passing, UploadEnded, own_errors
+from controlplane.registry.s3_parts import PartsUpload
 from controlplane.registry.store import Sent, Stored, check_key, check_prefix, is_key
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class S3Store:
         self._prefix = f"{check_key(prefix)}/" if prefix else ""
         self._client = _client()
         self._retrying = stamina.RetryingCaller(attempts=ATTEMPTS, timeout=TOTAL_S, wait_max=5.0).on(Passing)
+        # What is begun again takes as long as its file is large: bounded by the number of attempts alone.
+        self._again = stamina.RetryingCaller(attempts=ATTEMPTS, timeout=None, wait_max=5.0).on(UploadEnded)
 
     @property
     def url(self) -> str:
@@ -100,20 +102,22 @@ class S3Store:
         return self._do(key, put)
 
     def put_file(self, key: str, path: Path, *, sha256: str, size_bytes: int, sent: Sent = lambda _: None) -> None:
-        """See ObjectStore. Large files go up in parts; the server checks each part's digest, the reader the whole."""
-        config = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+        """See ObjectStore. Large files go up in parts, and go on where an upload of the same key was cut off.
 
-        def put_file() -> None:
-            with rewinding(sent) as counted, opened(path) as file:
-                self._client.upload_fileobj(
-                    cast(IO[bytes], VerifiedReader(file, path, sha256=sha256, size_bytes=size_bytes, sent=counted)),
-                    self._bucket,
-                    self._key(key),
-                    ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-                    Config=config,
-                )
-
-        self._do(key, put_file)
+        The server checks each part's digest, the reader the whole.
+        """
+        if size_bytes >= PART_BYTES:
+            upload = PartsUpload(
+                client=self._client,
+                bucket=self._bucket,
+                key=self._key(key),
+                do=lambda call: self._do(key, call),
+            )
+            self._again(upload.send, path, sha256=sha256, size_bytes=size_bytes, part_bytes=PART_BYTES, sent=sent)
+            return
+        with rewinding(sent) as counted, opened(path) as file:
+            reader = VerifiedReader(file, path, sha256=sha256, size_bytes=size_bytes, sent=counted)
+            self.put(key, reader.read(size_bytes + 1))  # a byte more shows a file that has grown
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """See ObjectStore. A download that is cut raises Unavailable: the reader begins again."""

@@ -36,6 +36,10 @@ class Passing(Unavailable):
     """A fault of the store or of the way there that may be over at the next attempt."""
 
 
+class UploadEnded(Unavailable):
+    """An upload in parts is not what it was: somebody else completed it, removed it or sent a part of it."""
+
+
 @contextmanager
 def own_errors(bucket: str, key: str, *, conditional: bool = False) -> Iterator[None]:
     """Raise what goes wrong inside as ControlPlaneError. `conditional`: a failed precondition is to be expected."""
@@ -63,6 +67,8 @@ def _translated(error: ClientError, bucket: str, key: str, *, conditional: bool)
         return InvalidInput(
             f"there is no bucket {bucket!r}", field="registry", remedy="make it, or name one that is there"
         )
+    if code in ("NoSuchUpload", "InvalidPart"):
+        return UploadEnded(f"{where} is being uploaded by somebody else too", remedy="try again")
     if status in (401, 403) or code in _REFUSED:  # some servers say a wrong key with 404
         return Unauthenticated(f"{where} is refused: {code or status}", remedy=_CREDENTIALS)
     if status == 412 or (conditional and status == 404):

@@ -66,6 +66,7 @@ class CuttingProxy:
         parts = urlsplit(endpoint)
         self._server = (parts.hostname, parts.port)
         self._left = limit
+        self.up_bytes = 0
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -89,6 +90,7 @@ class CuttingProxy:
                 with self._lock:
                     data = data[: self._left]
                     self._left -= len(data)
+                    self.up_bytes += len(data)
                     cut = self._left == 0
                 server.sendall(data)
                 if cut:
