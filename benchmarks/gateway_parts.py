@@ -155,7 +155,7 @@ def gateway(folder: Path, routes: RouteTable, *, led: bool = True) -> Proxy:
     config = bootstrap(settings, files)
     base = pool_base(routes.pools["all"])
     write(files, routes, "1")
-    _put(files.clusters, cluster_list([base], {"grpc": 9, "http": 9}, files))
+    _put(files.clusters, cluster_list({base: routes.pools["all"]}, {"grpc": 9, "http": 9}, files, settings))
     for protocol in PROTOCOLS:
         for name in (cluster(base, protocol), any_cluster(protocol)):
             _put(files.endpoints_of(name), [assignment(name, protocol, list(routes.endpoints.values()))])

@@ -17,8 +17,9 @@ from benchmarks.gateway_parts import Proxy, gateway, table, upstream
 from controlplane.core.routes import Route, RouteTable, Target
 from examples.interrupts import interruptible
 from gateway.admin import Admin
-from gateway.config.names import PROTOCOLS, Files, pool_base
+from gateway.config.names import PROTOCOLS, Files, Protocol, pool_base
 from gateway.config.routes import RouteWriter
+from gateway.settings import Settings
 from gateway.state import Kept, Served
 from gateway.xds import Xds
 
@@ -55,7 +56,9 @@ async def measure(folder: Path, proxy: Proxy, routes: RouteTable, rounds: int) -
     files, admin = Files(folder), Admin(folder / "admin")
     kept = Kept(folder / "served.json", Served)
     kept.keep(Served(table=routes))
-    xds = Xds(files=files, admin=admin, kept=kept, side_ports={"grpc": 9, "http": 9}, envoy_log=folder / "log")
+    side_ports: dict[Protocol, int] = {"grpc": 9, "http": 9}
+    log = folder / "log"
+    xds = Xds(settings=Settings(), files=files, admin=admin, kept=kept, side_ports=side_ports, envoy_log=log)
     await xds.apply(changed(routes, 8))  # as in a gateway that runs: its fragments are there
     alone, through = [], []
     for number in range(rounds):

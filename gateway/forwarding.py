@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from dataclasses import dataclass
 
-from controlplane.core.errors import InvalidInput, Unavailable
+from controlplane.core.errors import InvalidInput, Overloaded, Unavailable
 from controlplane.core.routes import Endpoint
 from gateway.holding import Holding
 from gateway.replicas import Replicas
 from gateway.resolving import Resolved, resolve, share
 from gateway.sequences import NO_SEQUENCE, Seat, SequenceMark, Sequences
+from gateway.settings import RETRY_AFTER_S, Settings
 
 MAX_KEY = 128
 """Characters of a correlation id; Triton refuses longer ones, and here they would be remembered."""
@@ -26,9 +29,14 @@ class Destination:
 
 
 class Forwarding:
-    """Chooses destinations; shared by the gRPC and the HTTP side."""
+    """Chooses destinations; shared by the gRPC and the HTTP side.
 
-    def __init__(self, holding: Holding, replicas: Replicas, sequences: Sequences) -> None:
+    `shed` counts by model what was refused since there was too much.
+    """
+
+    def __init__(self, settings: Settings, holding: Holding, replicas: Replicas, sequences: Sequences) -> None:
+        self._settings = settings
+        self.shed: Counter[str] = Counter()
         self.holding = holding
         self.replicas = replicas
         self.sequences = sequences
@@ -42,7 +50,16 @@ class Forwarding:
         size_bytes: int = 0,
         remaining_s: float | None = None,
     ) -> Destination:
-        """Where a request goes, as soon as it goes anywhere. Raises NotFound, Unavailable or InvalidInput."""
+        """Where a request goes, as soon as it goes anywhere. Raises NotFound, Unavailable, Overloaded, InvalidInput."""
+        try:
+            return await self._destination(model, wish, mark, size_bytes, remaining_s)
+        except Overloaded:
+            self.shed[model] += 1
+            raise
+
+    async def _destination(
+        self, model: str, wish: str, mark: SequenceMark, size_bytes: int, remaining_s: float | None
+    ) -> Destination:
         if len(mark.key) > MAX_KEY:
             raise InvalidInput(f"the sequence's id is longer than {MAX_KEY} characters")
         now = asyncio.get_running_loop().time()
@@ -50,8 +67,12 @@ class Forwarding:
         if seat is not None and not wish:
             wish = str(seat.version)
         # By the correlation id, so that gateways agree about the version of a sequence too.
-        draw = share(f"{model}\n{mark.key}") if mark.key else None
-        resolved = await self.holding.route(model, wish, size_bytes=size_bytes, remaining_s=remaining_s, draw=draw)
+        draw = share(f"{model}\n{mark.key}") if mark.key else random.uniform(0, 100)  # noqa: S311 - a share of traffic
+        resolved = resolve(self.holding.table, model, wish, draw)
+        if resolved.members:
+            self._check_room(resolved, goes_on=seat is not None)
+        else:  # whoever has waited is let through: the bounds on waiting bound these as well
+            resolved = await self.holding.route(model, wish, size_bytes=size_bytes, remaining_s=remaining_s, draw=draw)
         if resolved.sequences and mark.key:
             return self._sequence(resolved, mark, seat)
         endpoint = self.replicas.pick(resolved.members)
@@ -67,6 +88,19 @@ class Forwarding:
         """Another destination after a failure; None when there is none or the request must not be sent again."""
         endpoint = None if destination.once else self.replicas.pick(destination.resolved.members, tried)
         return Destination(resolved=destination.resolved, endpoint=endpoint, once=False) if endpoint else None
+
+    def _check_room(self, resolved: Resolved, *, goes_on: bool) -> None:
+        """Raises Overloaded when the replicas have as many requests in flight from here as they may have.
+
+        A sequence that goes on counts as high: its beginning would have been in vain.
+        """
+        most = self._settings.most_in_flight(len(resolved.members), high=resolved.high or goes_on)
+        if sum(self.replicas.in_flight.get(each.replica, 0) for each in resolved.members) >= most:
+            raise Overloaded(
+                f"the replicas of {resolved.model} have as many requests in flight as they may have; "
+                "this one was not passed on, ask again in a moment",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     def _sequence(self, resolved: Resolved, mark: SequenceMark, seat: Seat | None) -> Destination:
         replica = seat.replica if seat is not None else self.sequences.choose(resolved, mark)

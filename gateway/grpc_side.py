@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, Unavailable
+from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, Overloaded, Unavailable
 from gateway import wire
 from gateway.config.names import MODEL_CALLS, SERVICE, STREAM_CALL
 from gateway.forwarding import Destination, Forwarding
@@ -29,7 +29,14 @@ def status_of(error: ControlPlaneError) -> grpc.StatusCode:
         return grpc.StatusCode.NOT_FOUND
     if isinstance(error, InvalidInput):
         return grpc.StatusCode.INVALID_ARGUMENT
+    if isinstance(error, Overloaded):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
     return grpc.StatusCode.UNAVAILABLE
+
+
+def after(error: ControlPlaneError) -> Metadata:
+    """The trailing metadata that goes with this error."""
+    return (("retry-after", str(error.retry_after_s)),) if isinstance(error, Overloaded) else ()
 
 
 def trailing(error: Any) -> Metadata:
@@ -70,7 +77,7 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 remaining_s=context.time_remaining(),
             )
         except ControlPlaneError as error:
-            return await _abort(context, status_of(error), str(error))
+            return await _abort(context, status_of(error), str(error), after(error))
         message = wire.forced(message, envelope.model, destination.resolved.version)
         tried: list[str] = []
         while True:
@@ -101,13 +108,13 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         try:
             await Stream(self._forwarding, context).run()
         except ControlPlaneError as error:
-            await _abort(context, status_of(error), str(error))
+            await _abort(context, status_of(error), str(error), after(error))
         except grpc.aio.AioRpcError as error:
             await _abort(context, error.code(), error.details() or "", trailing(error))
 
 
-async def _abort(context: Any, code: grpc.StatusCode, text: str, after: Metadata = ()) -> NoReturn:
-    await context.abort(code, text, after)
+async def _abort(context: Any, code: grpc.StatusCode, text: str, metadata: Metadata = ()) -> NoReturn:
+    await context.abort(code, text, metadata)
     raise AssertionError("abort returned")
 
 

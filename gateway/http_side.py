@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
+from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, Overloaded
 from gateway.config.names import SERVED_MODEL, SERVED_REPLICA, SERVED_VERSION
 from gateway.forwarding import Destination, Forwarding
 from gateway.sequences import NO_SEQUENCE, SequenceMark
@@ -83,6 +83,8 @@ class HttpSide:
             return await self._forward(request, body, found["rest"] or "", destination)
         except TooLarge as error:
             return _error(413, str(error))
+        except Overloaded as error:
+            return _error(STATUS[error.code].http, str(error), {"retry-after": str(error.retry_after_s)})
         except ControlPlaneError as error:
             return _error(STATUS[error.code].http, str(error))
 
@@ -209,8 +211,8 @@ def _passed(name: str) -> bool:
     return name not in NOT_PASSED and not name.startswith(("x-gateway-", "x-envoy-"))
 
 
-def _error(status: int, text: str) -> JSONResponse:
-    return JSONResponse({"error": text}, status_code=status)
+def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": text}, status_code=status, headers=headers)
 
 
 class _Quiet(uvicorn.Server):
@@ -234,7 +236,8 @@ def application(side: HttpSide, health: Any, metrics: Any) -> Starlette:
 
 def server(app: Starlette, port: int) -> tuple[uvicorn.Server, socket.socket]:
     """A server on loopback, on `port` if that is free; serve it with `serve(sockets=[…])`."""
-    listener = socket.socket()
+    # asyncio sends small answers at once (TCP_NODELAY) only on sockets that say that they are TCP.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))

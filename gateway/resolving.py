@@ -19,6 +19,7 @@ class Resolved:
     members: tuple[Endpoint, ...] = ()
     reason: str = ""
     sequences: bool = False
+    high: bool = False
     sequence_idle_s: float = 0.0
 
 
@@ -47,6 +48,7 @@ def resolve(table: RouteTable, model: str, wish: str, draw: float) -> Resolved:
         members=tuple(table.endpoints[name] for name in names if name in table.endpoints),
         reason=route.reasons.get(version, ""),
         sequences=route.sequence_idle_s is not None,
+        high=route.priority == "high",
         sequence_idle_s=route.sequence_idle_s or 0.0,
     )
 

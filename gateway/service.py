@@ -59,7 +59,7 @@ class Gateway:
         self.replicas = Replicas(self.settings)
         self.holding = Holding(self.settings, self._served.value.table, self._poke)
         self.sequences = Sequences(self.settings.sequences)
-        self._forwarding = Forwarding(self.holding, self.replicas, self.sequences)
+        self.forwarding = Forwarding(self.settings, self.holding, self.replicas, self.sequences)
         self._newest: RouteTable | None = None
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
@@ -93,6 +93,7 @@ class Gateway:
         """Serve until cancelled. Raises Conflict for a port in use, Unavailable when Envoy does not start."""
         async with self._side() as side_ports:
             self._xds = Xds(
+                settings=self.settings,
                 files=self._files,
                 admin=self._admin,
                 kept=self._served,
@@ -221,8 +222,8 @@ class Gateway:
     async def _side(self) -> AsyncIterator[Ports]:
         """The Python side's two servers, on the ports that they had before where these are free."""
         ports = self._ports.value
-        grpc_server, grpc_port = await grpc_side.serve(self._forwarding, self.settings, ports.side_grpc)
-        side = http_side.HttpSide(self._forwarding, self.settings)
+        grpc_server, grpc_port = await grpc_side.serve(self.forwarding, self.settings, ports.side_grpc)
+        side = http_side.HttpSide(self.forwarding, self.settings)
         app = http_side.application(side, status.health(self), status.metrics(self))
         server, listener = http_side.server(app, ports.side_http)
         self._ports.keep(replace(ports, side_grpc=grpc_port, side_http=listener.getsockname()[1]))

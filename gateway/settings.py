@@ -13,6 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 from controlplane.core.errors import InvalidInput
 
 FILE = "settings.json"
+MOST_IN_FLIGHT = 1_000_000_000
+"""Envoy counts in 32 bits."""
+RETRY_AFTER_S = 1
+"""When to ask again where too many requests are in flight. A constant: a place is free as soon as any of them ends,
+which is mostly sooner than whole seconds can say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,8 @@ class Settings:
     `idle_timeout_s`: a request or stream on which nothing moves for so long is ended.
     `cold_wait_s`: how long a request waits at most for a model that is not loaded; `held_per_model`, `held_total`,
     `held_bytes` bound how many of them wait. `sequences`: how many sequences are remembered at once.
+    `max_in_flight_per_replica`: how many requests for models of normal priority a pool of replicas may have in flight,
+    for each of them; of high priority twice as many, counted apart. What is more is refused at once.
     `access_log_bytes`: the access log is put aside (one old file is kept) when it has grown to this.
     """
 
@@ -42,7 +49,12 @@ class Settings:
     held_total: Annotated[int, Gt(0)] = 4096
     held_bytes: Annotated[int, Gt(0)] = 1 << 30
     sequences: Annotated[int, Gt(0)] = 100_000
+    max_in_flight_per_replica: Annotated[int, Gt(0), Le(100_000)] = 1024
     access_log_bytes: Annotated[int, Gt(0)] = 256 << 20
+
+    def most_in_flight(self, replicas: int, *, high: bool = False) -> int:
+        """How many requests of normal or high priority a pool of so many replicas may have in flight."""
+        return min(replicas * self.max_in_flight_per_replica * (2 if high else 1), MOST_IN_FLIGHT)
 
 
 def read_settings(folder: Path) -> Settings:

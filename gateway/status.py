@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from controlplane.core.routes import RouteTable
 from gateway.envoy import Envoy
+from gateway.forwarding import Forwarding
 from gateway.holding import Holding
 from gateway.replicas import Replicas
 from gateway.sequences import Sequences
@@ -23,6 +24,7 @@ class Watched(Protocol):
     """What of a gateway is looked at."""
 
     envoy: Envoy
+    forwarding: Forwarding
     holding: Holding
     replicas: Replicas
     sequences: Sequences
@@ -75,6 +77,15 @@ class _Collector:
         for replica, count in gateway.replicas.in_flight.items():
             in_flight.add_metric([replica], count)
         yield in_flight
+        shed = CounterMetricFamily(
+            "gateway_side_shed", "Requests that the Python side refused since there was too much", labels=["model"]
+        )
+        for model, count in gateway.forwarding.shed.items():
+            shed.add_metric([model], count)
+        yield shed
+        yield GaugeMetricFamily(
+            "gateway_waiting_bytes", "Size of the requests that wait", value=gateway.holding.waiting_bytes
+        )
         table = gateway.served
         for name, text, value in (
             ("gateway_table_epoch", "Epoch of the table in force", table.epoch),

@@ -56,7 +56,7 @@ class Stream:
             key = (envelope.model, envelope.version)
             lane = self._lanes.get(key)
             if lane is None or lane.refusal is not None:
-                lane = self._lanes[key] = _Lane(self, envelope)
+                lane = self._lanes[key] = _Lane(self, envelope, len(message))
                 running = [task for task in running if not task.done()]
                 running.append(tasks.create_task(lane.run()))
             await lane.put(message, envelope.id)
@@ -76,9 +76,10 @@ class _Lane:
     the stream goes on.
     """
 
-    def __init__(self, stream: Stream, first: wire.Envelope) -> None:
+    def __init__(self, stream: Stream, first: wire.Envelope, size_bytes: int) -> None:
         self._stream = stream
         self._first = first
+        self._size_bytes = size_bytes
         self._messages: asyncio.Queue[tuple[bytes, str] | None] = asyncio.Queue(QUEUED)
         self.refusal: str | None = None
 
@@ -98,6 +99,7 @@ class _Lane:
                 self._first.model,
                 self._first.version,
                 mark=self._first.sequence,
+                size_bytes=self._size_bytes,
                 remaining_s=context.time_remaining(),
             )
         except ControlPlaneError as error:

@@ -19,6 +19,7 @@ from gateway.admin import Admin
 from gateway.config.clusters import assignment, cluster_list
 from gateway.config.names import PROTOCOLS, Files, Protocol, any_cluster, cluster, pool_base
 from gateway.config.routes import RouteWriter
+from gateway.settings import Settings
 from gateway.state import Kept, Served
 
 log = structlog.get_logger(__name__)
@@ -43,8 +44,16 @@ class Xds:
     """The writer of Envoy's files. `served` is what Envoy has confirmed last."""
 
     def __init__(
-        self, *, files: Files, admin: Admin, kept: Kept[Served], side_ports: Mapping[Protocol, int], envoy_log: Path
+        self,
+        *,
+        settings: Settings,
+        files: Files,
+        admin: Admin,
+        kept: Kept[Served],
+        side_ports: Mapping[Protocol, int],
+        envoy_log: Path,
     ) -> None:
+        self._settings = settings
         self._files = files
         self._admin = admin
         self._kept = kept
@@ -141,7 +150,7 @@ class Xds:
         return expected
 
     def _write_clusters(self, bases: Bases, version: str) -> dict[str, str]:
-        resources = cluster_list(bases, self._side_ports, self._files)
+        resources = cluster_list(bases, self._side_ports, self._files, self._settings)
         changed = self._write(self._files.clusters, resources, version)
         return {"cluster_manager.cds.version_text": version} if changed else {}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 
 from controlplane.core.routes import Endpoint
 from gateway.config.names import PROTOCOLS, Files, Json, Protocol, any_cluster, cluster, side_cluster, typed
+from gateway.settings import Settings
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+SHARED = 16384
+"""Requests in flight at the Python side, which has limits of its own for each model, or in calls about the server."""
 
 
 def protocol_options(protocol: Protocol) -> Json:
@@ -16,7 +19,27 @@ def protocol_options(protocol: Protocol) -> Json:
     return {HTTP_OPTIONS: typed(HTTP_OPTIONS, explicit_http_config=config)}
 
 
-def pool_cluster(name: str, protocol: Protocol, files: Files) -> Json:
+def thresholds(normal: int, high: int) -> Json:
+    """How many requests may be in flight at a cluster, by priority; each priority has counters of its own.
+
+    What waits for a connection is counted apart from what is in flight. Connections follow the requests: with HTTP/1
+    one each, and every worker thread keeps its own.
+    """
+    return {
+        "thresholds": [
+            {
+                "priority": priority,
+                "max_connections": max(4096, 2 * most),
+                "max_pending_requests": most,
+                "max_requests": most,
+                "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 20},
+            }
+            for priority, most in (("DEFAULT", normal), ("HIGH", high))
+        ]
+    }
+
+
+def pool_cluster(name: str, protocol: Protocol, files: Files, circuit_breakers: Json) -> Json:
     """A cluster of replicas whose members come from its own file."""
     return typed(
         "envoy.config.cluster.v3.Cluster",
@@ -62,16 +85,7 @@ def pool_cluster(name: str, protocol: Protocol, files: Files) -> Json:
             "max_ejection_time": "10s",
             "max_ejection_percent": 50,
         },
-        circuit_breakers={
-            "thresholds": [
-                {
-                    "max_connections": 4096,
-                    "max_pending_requests": 16384,
-                    "max_requests": 16384,
-                    "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 20},
-                }
-            ]
-        },
+        circuit_breakers=circuit_breakers,
     )
 
 
@@ -86,19 +100,25 @@ def side(protocol: Protocol, port: int) -> Json:
         connect_timeout="1s",
         typed_extension_protocol_options=protocol_options(protocol),
         load_assignment={"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
-        circuit_breakers={
-            "thresholds": [{"max_connections": 16384, "max_pending_requests": 16384, "max_requests": 16384}]
-        },
+        circuit_breakers=thresholds(SHARED, SHARED),
     )
 
 
-def cluster_list(bases: Iterable[str], side_ports: Mapping[Protocol, int], files: Files) -> list[Json]:
-    """All clusters: two for each of `bases`, then all replicas, then the Python side."""
+def cluster_list(
+    bases: Mapping[str, Sized], side_ports: Mapping[Protocol, int], files: Files, settings: Settings
+) -> list[Json]:
+    """All clusters: the Python side, all replicas, then those of `bases`, by protocol.
+
+    `bases` are the pools' members. A cluster's limits follow from their number, which never changes: draining does not
+    change it either, since Envoy would begin to count anew.
+    """
     found: list[Json] = []
     for protocol in PROTOCOLS:
         found.append(side(protocol, side_ports[protocol]))
-        found.append(pool_cluster(any_cluster(protocol), protocol, files))
-        found += [pool_cluster(cluster(base, protocol), protocol, files) for base in sorted(bases)]
+        found.append(pool_cluster(any_cluster(protocol), protocol, files, thresholds(SHARED, SHARED)))
+        for base, members in sorted(bases.items()):
+            most = (settings.most_in_flight(len(members)), settings.most_in_flight(len(members), high=True))
+            found.append(pool_cluster(cluster(base, protocol), protocol, files, thresholds(*most)))
     return found
 
 

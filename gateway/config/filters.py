@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from gateway.config.logs import access_logs
+from gateway.config.logs import NO_MEMORY, SHED, access_logs
 from gateway.config.names import (
     HEALTH_CALL,
     HTTP_MODEL_PATH,
@@ -24,7 +24,7 @@ from gateway.config.names import (
     Protocol,
     typed,
 )
-from gateway.settings import Settings
+from gateway.settings import RETRY_AFTER_S, Settings
 
 HTTP_FILTERS = "envoy.extensions.filters.http"
 NOT_OFFERED = (
@@ -32,6 +32,10 @@ NOT_OFFERED = (
     "loading, shared memory, tracing and logging are closed to clients"
 )
 SIZE_LIMIT = "size-limit"
+SHED_TEXT = (
+    f"the replicas of %METADATA(ROUTE:{LUA}:model)% have as many requests in flight as they may have; "
+    "this one was not passed on, ask again in a moment"
+)
 
 
 def connection_manager(protocol: Protocol, settings: Settings, files: Files) -> Json:
@@ -124,37 +128,41 @@ def without(name: str) -> Json:
 def _local_replies(protocol: Protocol, settings: Settings) -> Json:
     """Envoy's own answers, in Triton's form: a sentence in grpc-message, or `{"error": …}`."""
 
-    def mapper(code: int, grpc_status: int, text: str) -> Json:
+    def mapper(which: Json, text: str, grpc_status: int, *, shed: bool = False) -> Json:
+        headers = {
+            **({"grpc-status": str(grpc_status)} if protocol == "grpc" else {}),
+            **({"retry-after": str(RETRY_AFTER_S)} if shed else {}),
+        }
         body = (
             {"text_format_source": {"inline_string": text}} if protocol == "grpc" else {"json_format": {"error": text}}
         )
+        added = [
+            {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            for name, value in headers.items()
+        ]
         return {
-            "filter": {
-                "status_code_filter": {
-                    "comparison": {"op": "EQ", "value": {"default_value": code, "runtime_key": "unset"}},
-                }
-            },
+            "filter": which,
             "body_format_override": body,
-            **(
-                {
-                    "headers_to_add": [
-                        {
-                            "header": {"key": "grpc-status", "value": str(grpc_status)},
-                            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                        }
-                    ]
-                }
-                if protocol == "grpc"
-                else {}
-            ),
+            **({"status_code": 429} if shed and protocol == "http" else {}),
+            **({"headers_to_add": added} if added else {}),
         }
+
+    def code(number: int) -> Json:
+        value = {"default_value": number, "runtime_key": "unset"}
+        return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
     unknown = (
         f"no route for '%REQ({ROUTE_KEY})%': the model is not known, none of its versions "
         "is stable yet, or this version may not be asked for"
     )
     too_large = f"the request is larger than the gateway's limit of {settings.max_request_bytes} bytes"
-    mappers = [mapper(403, 7, NOT_OFFERED), mapper(404, 5, unknown), mapper(413, 8, too_large)]
+    mappers = [
+        mapper(SHED, SHED_TEXT, 8, shed=True),
+        mapper(NO_MEMORY, "the gateway is short of memory and takes no new requests", 8, shed=True),
+        mapper(code(403), NOT_OFFERED, 7),
+        mapper(code(404), unknown, 5),
+        mapper(code(413), too_large, 8),
+    ]
     if protocol == "grpc":
-        return {"mappers": [*mappers, mapper(400, 3, "%LOCAL_REPLY_BODY%")]}
+        return {"mappers": [*mappers, mapper(code(400), "%LOCAL_REPLY_BODY%", 3)]}
     return {"mappers": mappers, "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}

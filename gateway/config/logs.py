@@ -10,6 +10,27 @@ DECIDED = (f"%DYNAMIC_METADATA({METADATA}:model)%", f"%DYNAMIC_METADATA({METADAT
 """Model and version of what the Python side decided."""
 
 
+def _details(text: str) -> Json:
+    """An access-log filter that matches Envoy's details of a response."""
+    kind = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+    config = typed(kind, expression=f"response.code_details == '{text}'")
+    return {"extension_filter": {"name": "details", "typed_config": config}}
+
+
+SHED: Json = {
+    "and_filter": {
+        "filters": [
+            # The flag alone won't do: a request that fails gets it too where too many retries run already.
+            {"response_flag_filter": {"flags": ["UO"]}},
+            _details("upstream_reset_before_response_started{overflow}"),
+        ]
+    }
+}
+"""Matches what Envoy refuses since too many requests are in flight."""
+NO_MEMORY = _details("overload")
+"""Matches what Envoy refuses near `max_heap_bytes`."""
+
+
 def access_logs(protocol: Protocol, files: Files) -> list[Json]:
     """The loggers of one listener."""
     return [
@@ -23,6 +44,7 @@ def access_logs(protocol: Protocol, files: Files) -> list[Json]:
         ),
         _logger("led", statistics(protocol, *LED), decided=False),
         _logger("decided", statistics(protocol, *DECIDED), decided=True),
+        {"name": "shed", "filter": SHED, "typed_config": shed(protocol)},
     ]
 
 
@@ -30,12 +52,13 @@ def _logger(name: str, config: Json, *, decided: bool | None = None) -> Json:
     """A logger, for all requests or only for those that the Python side did or did not decide about."""
     if decided is None:
         return {"name": name, "typed_config": config}
-    matcher = {"filter": METADATA, "path": [{"key": "version"}], "value": {"present_match": True}}
+    # Envoy asks a matcher here only where the value is there, and looks past its `invert`.
+    value = {"present_match": True} if decided else {"string_match": {"exact": ""}}
     return {
         "name": name,
         "filter": {
             "metadata_filter": {
-                "matcher": {**matcher, **({} if decided else {"invert": True})},
+                "matcher": {"filter": METADATA, "path": [{"key": "version"}], "value": value},
                 "match_if_key_not_found": not decided,
             }
         },
@@ -74,9 +97,9 @@ def statistics(protocol: Protocol, model: str, version: str) -> Json:
     """Requests and their latency by model, version and code, for `/stats/prometheus` of Envoy's admin port.
 
     The tags are never what a client says, which could make series without end: they come from the table. What took no
-    route of a model is counted under "-".
+    route of a model is counted with empty ones.
     """
-    tags = [{"name": "model", "value_format": model}, {"name": "version", "value_format": version}]
+    tags = _tags(model, version)
     code = "%GRPC_STATUS(SNAKE_STRING)%" if protocol == "grpc" else "%RESPONSE_CODE%"
     own = [{"name": "protocol", "value_format": protocol}]
     return typed(
@@ -92,3 +115,17 @@ def statistics(protocol: Protocol, model: str, version: str) -> Json:
             {"stat": {"name": "duration", "tags": tags}, "unit": "Milliseconds", "value_format": "%DURATION%"},
         ],
     )
+
+
+def shed(protocol: Protocol) -> Json:
+    """Requests that were refused since too many are in flight, by model and version."""
+    tags = [*_tags(*LED), {"name": "protocol", "value_format": protocol}]
+    return typed(
+        "envoy.extensions.access_loggers.stats.v3.Config",
+        stats_scope={"prefix": "model"},
+        counters=[{"stat": {"name": "shed", "tags": tags}, "value_fixed": 1}],
+    )
+
+
+def _tags(model: str, version: str) -> list[Json]:
+    return [{"name": "model", "value_format": model}, {"name": "version", "value_format": version}]

@@ -61,12 +61,16 @@ SIDE_RETRIES: Json = {
 
 
 class Lead(NamedTuple):
-    """Where requests for one key go, and what the script is told about it (lead.lua). `base` None: the Python side."""
+    """Where requests for one key go, and what the script is told about it (lead.lua). `base` None: the Python side.
+
+    `high`: what the model's priority is.
+    """
 
     base: str | None
     stable: str = ""
     here: tuple[int, ...] = ()
     there: tuple[int, ...] = ()
+    high: bool = False
 
 
 def leads_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, Lead]:
@@ -74,8 +78,9 @@ def leads_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, Lead]:
 
     `bases` are the clusters of the pools. Thousands of models have one route each, so these are what costs.
     """
+    high = route.priority == "high"
     if route.sequence_idle_s is not None:
-        return {route.model: Lead(None)}  # what belongs to a sequence is led by the Python side
+        return {route.model: Lead(None, high=high)}  # what belongs to a sequence is led by the Python side
     pools = {target.version: target.pool for target in route.targets} | dict(route.pinned)
     led = {version: bases.get(pool) if pool is not None else None for version, pool in sorted(pools.items())}
     if not led:
@@ -87,8 +92,8 @@ def leads_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, Lead]:
     shares = " ".join(f"{target.weight_percent}:{target.version}" for target in route.targets)
     stable = shares if len(route.targets) != 1 else str(route.targets[0].version)
     return {
-        route.model: Lead(main, stable, here, there),
-        **{f"{route.model}/{version}": Lead(led[version]) for version in there},
+        route.model: Lead(main, stable, here, there, high),
+        **{f"{route.model}/{version}": Lead(led[version], high=high) for version in there},
     }
 
 
@@ -96,7 +101,7 @@ def leads_of(route: Route, bases: Mapping[str, str]) -> Mapping[str, Lead]:
 def _shape(lead: Lead, protocol: Protocol) -> str:
     """The action for such a key, with a mark where the model's name belongs."""
     about = {"model": MARK, "stable": lead.stable, "here": _spaced(lead.here), "there": _spaced(lead.there)}
-    action: Json = {"timeout": "0s"}
+    action: Json = {"timeout": "0s", **({"priority": "HIGH"} if lead.high else {})}
     if lead.base is not None:
         action["cluster"] = cluster(lead.base, protocol)
     else:

@@ -38,7 +38,7 @@ def test_bootstrap(golden: SnapshotAssertion) -> None:
 
 
 def test_clusters(golden: SnapshotAssertion) -> None:
-    assert cluster_list(["pool-a"], {"grpc": 1, "http": 2}, FILES) == golden
+    assert cluster_list({"pool-a": ("r1", "r2")}, {"grpc": 1, "http": 2}, FILES, Settings()) == golden
 
 
 def test_members(golden: SnapshotAssertion) -> None:
@@ -54,6 +54,7 @@ def test_routes(golden: SnapshotAssertion) -> None:
         "canary": Route(model="canary", targets=canary, pinned={1: "a", 2: "b"}),
         "sequences": route("sequences", 1, pool="a", idle_s=60.0),
         "cold": route("cold", 1, pool=None),
+        "high": replace(route("high", 1, pool="a"), priority="high"),
     }
     texts = RouteWriter().write(routes, BASES, "v")
     assert {protocol: json.loads(text) for protocol, text in texts.items()} == golden
@@ -66,6 +67,11 @@ def test_routes(golden: SnapshotAssertion) -> None:
         (route("m", 2, 1, pool=None), {"m": Lead(None, "2", (1, 2))}),
         (route("m", 2, 1, pool="gone"), {"m": Lead(None, "2", (1, 2))}),
         (route("m", 1, pool="a", idle_s=1.0), {"m": Lead(None)}),
+        (replace(route("m", 1, pool=None), priority="high"), {"m": Lead(None, "1", (1,), high=True)}),
+        (
+            Route(model="m", pinned={3: "a", 4: "b"}, priority="high"),
+            {"m": Lead("pool-a", "", (3,), (4,), high=True), "m/4": Lead("pool-b", high=True)},
+        ),
         (Route(model="m"), {}),
         (Route(model="m", pinned={3: "a", 4: "b"}), {"m": Lead("pool-a", "", (3,), (4,)), "m/4": Lead("pool-b")}),
         (
@@ -80,7 +86,7 @@ def test_routes(golden: SnapshotAssertion) -> None:
             {"m": Lead("pool-b", "40:1 60:2", (2,), (1, 7)), "m/1": Lead("pool-a"), "m/7": Lead(None)},
         ),
     ],
-    ids=["one-pool", "cold", "unknown-pool", "sequences", "nothing", "no-stable", "canary"],
+    ids=["one-pool", "cold", "unknown-pool", "sequences", "high-cold", "high", "nothing", "no-stable", "canary"],
 )
 def test_where_requests_go(given: Route, leads: dict[str, Lead]) -> None:
     assert leads_of(given, BASES) == leads

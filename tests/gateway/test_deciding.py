@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from controlplane.core.errors import InvalidInput, NotFound, Unavailable
+from controlplane.core.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from controlplane.core.messages import Demand
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from gateway import wire
-from gateway.holding import Holding, Overloaded
+from gateway.holding import Holding
 from gateway.http_side import TooLarge, sequence_mark
 from gateway.resolving import Resolved, by_rendezvous, resolve, share
 from gateway.sequences import Seat, SequenceMark, Sequences
@@ -263,6 +264,108 @@ async def test_a_model_that_is_taken_away_ends_the_wait() -> None:
     holding.update(RouteTable())
     with pytest.raises(NotFound):
         await held
+
+
+def cold(*models: str, high: tuple[str, ...] = ()) -> RouteTable:
+    """These models are known and loaded nowhere; those in `high` are of high priority."""
+    routes = {name: Route(model=name, pinned={1: None}) for name in models}
+    routes |= {name: Route(model=name, pinned={1: None}, priority="high") for name in high}
+    return RouteTable(routes=routes)
+
+
+class Held:
+    """Requests that are held, by model."""
+
+    def __init__(self, table: RouteTable, **settings: int) -> None:
+        self.holding = Holding(Settings(**settings), table, lambda: None)  # type: ignore[arg-type]
+        self.tasks: list[tuple[str, asyncio.Task[Resolved]]] = []
+
+    async def ask(self, model: str, count: int = 1, size_bytes: int = 1) -> None:
+        for _ in range(count):
+            job = self.holding.route(model, "1", size_bytes=size_bytes, remaining_s=None)
+            self.tasks.append((model, asyncio.ensure_future(job)))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def waiting(self) -> dict[str, int]:
+        return {each.model: each.waiting for each in self.holding.demand}
+
+    async def refused(self) -> list[str]:
+        """Whose requests were refused, in the order in which they came."""
+        over = [(model, task) for model, task in self.tasks if task.done()]
+        assert all(isinstance(task.exception(), Overloaded) for _, task in over)
+        return [model for model, _ in over]
+
+    async def end(self) -> None:
+        for _, task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in self.tasks), return_exceptions=True)
+        assert (self.holding.waiting, self.holding.waiting_bytes, self.holding.demand) == (0, 0, ())
+
+
+async def test_a_flood_for_one_model_keeps_nobody_elses_request_out() -> None:
+    held = Held(cold("flood", "a", "b"), held_total=6)
+    await held.ask("flood", 9)
+    assert held.waiting() == {"flood": 6}
+    await held.ask("a")
+    await held.ask("b", 2)
+    assert held.waiting() == {"a": 1, "b": 2, "flood": 3}
+    assert [task.done() for _, task in held.tasks[:6]] == [False] * 3 + [True] * 3  # the latest go, the first stay
+    await held.ask("a", 9)
+    await held.ask("b", 9)
+    assert held.waiting() == {"a": 2, "b": 2, "flood": 2}
+    await held.end()
+
+
+async def test_a_flood_of_bytes_keeps_nobody_elses_request_out() -> None:
+    held = Held(cold("flood", "a"), held_bytes=100)
+    await held.ask("flood", 12, size_bytes=10)
+    assert held.holding.waiting_bytes == 100
+    await held.ask("a", size_bytes=45)
+    assert (held.waiting(), held.holding.waiting_bytes) == ({"a": 1, "flood": 5}, 95)
+    await held.ask("a", size_bytes=45)  # it has its share
+    await held.ask("a", size_bytes=101)
+    assert held.waiting() == {"a": 1, "flood": 5}
+    await held.end()
+
+
+async def test_high_priority_is_refused_last() -> None:
+    held = Held(cold("normal", high=("high",)), held_total=4)
+    await held.ask("high", 2)
+    await held.ask("normal", 4)
+    assert held.waiting() == {"high": 2, "normal": 2}
+    await held.ask("high", 3)
+    assert held.waiting() == {"high": 4}
+    await held.ask("normal", 2)
+    assert held.waiting() == {"high": 4}
+    assert sorted(await held.refused()) == ["high"] + ["normal"] * 6
+    await held.end()
+
+
+async def test_room_that_was_taken_away_is_taken_once() -> None:
+    held = Held(cold("flood", "a"), held_total=2)
+    await held.ask("flood", 2)
+    await held.ask("a")
+    last = held.tasks[1][1]
+    with pytest.raises(Overloaded, match="flood has the most of them"):
+        await last
+    assert held.holding.waiting == 2
+    await held.end()
+
+
+async def test_when_to_ask_again_follows_the_last_start() -> None:
+    held = Held(cold("a", "b"), held_per_model=1)
+    with pytest.raises(Overloaded) as first:
+        await asyncio.gather(*(held.holding.route("a", "1", size_bytes=1, remaining_s=None) for _ in range(2)))
+    assert first.value.retry_after_s == 10  # no start has been seen yet
+    await held.ask("a")
+    served = RouteTable(endpoints={"a": A}, pools={"p": ("a",)}, routes={"a": Route(model="a", pinned={1: "p"})})
+    held.holding.update(replace(served, routes={**cold("b").routes, **served.routes}))
+    await held.ask("b", 2)
+    error = held.tasks[-1][1].exception()
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == 1  # that one took no time
+    await held.end()
 
 
 async def test_held_bytes_are_bounded() -> None:

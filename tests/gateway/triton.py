@@ -88,6 +88,29 @@ class TritonPythonModel:
         return None
 """
 
+# Answers once the file `open` lies in its repository; says in a file how many have begun.
+GATED = """
+import os
+import time
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.folder = args["model_repository"]
+        self.version = int(args["model_version"])
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            data = pb.get_input_tensor_by_name(request, "IN").as_numpy()
+            while not os.path.exists(self.folder + "/open"):
+                time.sleep(0.005)
+            answers.append(pb.InferenceResponse([
+                pb.Tensor("OUT", data), pb.Tensor("VERSION", np.array([self.version], dtype=np.int32))]))
+        return answers
+"""
+
 # The sum of a sequence's inputs so far.
 SUM = """
 import os
@@ -151,6 +174,7 @@ MODELS: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "other": (ECHO, PLAIN, (1,)),
     "repeat": (REPEAT, DECOUPLED, (1,)),
     "slow": (SLOW, DECOUPLED, (1,)),
+    "gated": (GATED, PLAIN, (1,)),
     "sum": (SUM, SEQUENCE % "TYPE_UINT64", (1,)),
     "sumtext": (SUM, TEXT_SEQUENCE, (1,)),
 }
