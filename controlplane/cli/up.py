@@ -11,16 +11,21 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 import httpx2
 
+from controlplane.cli.arguments import dry_run_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
 from controlplane.local.home import Home
 from controlplane.local.processes import HOME_VARIABLE
 from controlplane.local.supervisor import LOCK_VARIABLE, Supervisor, owned, owner
 from controlplane.local.system import System, load_system, read_system
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
 
 LOOK_S = 0.25
 NEXT = "next: "
@@ -32,8 +37,11 @@ NEXT = "next: "
 @click.option("-d", "--detach", is_flag=True, help="Return when it is ready; `ctl down` ends it.")
 @click.option("--registry", "registry", help="Where models are kept: a folder or s3://bucket/prefix.")
 @click.option("--timeout", "timeout_s", type=float, default=120.0, show_default=True, help="Seconds to wait with -d.")
+@dry_run_option
 @pass_context
-def up(context: Context, file: Path | None, detach: bool, registry: str | None, timeout_s: float) -> None:
+def up(
+    context: Context, *, file: Path | None, detach: bool, registry: str | None, timeout_s: float, dry_run: bool
+) -> None:
     """Start a system on this machine: registry, controller, gateway, replicas.
 
     Without -f: what this home had the last time, at first a directory registry and one fleet of one replica. It runs in
@@ -47,6 +55,11 @@ def up(context: Context, file: Path | None, detach: bool, registry: str | None, 
         system = replace(system, registry=registry if "://" in registry else str(Path(registry).resolve()))
     if known is not None and LOCK_VARIABLE not in os.environ:
         _say(f"defined as the last time ({home.system_file}); -f FILE defines it anew")
+    if dry_run:
+        from controlplane.cli.would import print_start
+
+        print_start(home, system, gateway_settings(system))
+        return
     if detach:
         _detach(home, system, file, registry, timeout_s)
         return
@@ -57,9 +70,16 @@ def up(context: Context, file: Path | None, detach: bool, registry: str | None, 
 
 def place_gateway_settings(system: System, home: Home) -> None:
     """Leave the gateway's settings in its folder. Wrong ones are refused, before anything is started."""
+    from gateway.settings import write_settings
+
+    write_settings(home.gateway, gateway_settings(system))
+
+
+def gateway_settings(system: System) -> Settings:
+    """The gateway's settings as the system has them. Raises InvalidEntry or InvalidInput for wrong ones."""
     from pydantic import TypeAdapter, ValidationError
 
-    from gateway.settings import Settings, check, write_settings
+    from gateway.settings import Settings, check
 
     try:
         settings = TypeAdapter(Settings).validate_python(dict(system.gateway))
@@ -70,7 +90,7 @@ def place_gateway_settings(system: System, home: Home) -> None:
         )
         raise InvalidEntry("the system", problems) from error
     check(settings)
-    write_settings(home.gateway, settings)
+    return settings
 
 
 class _Interrupted(Exception):

@@ -7,9 +7,13 @@ import platform
 import click
 
 import controlplane
+from controlplane.cli.output import output_option, show_one
 
 
 @click.command()
-def version() -> None:
+@output_option
+def version(output: str) -> None:
     """Print the version of this program and of Python."""
-    click.echo(f"ctl {controlplane.__version__} (Python {platform.python_version()})")
+    number, python = controlplane.__version__, platform.python_version()
+    data = {"version": number, "python": python}
+    show_one(data, number, output, lambda: click.echo(f"ctl {number} (Python {python})"))

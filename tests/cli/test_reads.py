@@ -256,6 +256,13 @@ def test_the_version_is_told(ctl: Ctl, arguments: tuple[str, ...]) -> None:
     assert ctl(*arguments).out.startswith("ctl 0.")
 
 
+def test_the_version_is_data_too(ctl: Ctl) -> None:
+    told = ctl("version", "-o", "json").data
+    assert told == yaml.safe_load(ctl("version", "-o", "yaml").out)
+    assert ctl("version", "-o", "name").out == f"{told['version']}\n"
+    assert set(told) == {"version", "python"}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete(shell: str) -> None:
     answer = run("-m", "controlplane.cli.main", "completion", shell)

@@ -1,0 +1,88 @@
+"""What `ctl up` and `ctl down` would do, and that they do not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlplane.local import processes
+from controlplane.local.home import Home
+from controlplane.local.supervisor import owned
+from tests.cli.conftest import Ctl
+
+SYSTEM = """
+registry: models
+fleets: [{name: cpu, replicas: {min: 1, max: 3}}, {name: gpu, gpus: 2, memory_bytes: 8 GiB}]
+gateway: {grpc_port: 9001, http_port: 0}
+"""
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_what_would_be_started_is_shown_and_nothing_is(ctl: Ctl, home: Home, tmp_path: Path) -> None:
+    (tmp_path / "system.yaml").write_text(SYSTEM)
+    before = files(tmp_path)
+    shown = ctl("up", "-f", "system.yaml", "--dry-run")
+    assert shown.status == 0, shown.err
+    for text in (str(tmp_path / "models"), "fleet cpu", "1 to 3 replicas", "8.0 GiB", "2 GPUs", "gRPC port 9001"):
+        assert text in shown.out
+    assert "nothing was changed" in shown.err
+    assert ctl("up", "-d", "--dry-run").status == 0
+    assert files(tmp_path) == before
+    assert not list(processes.of_home(home.root))
+
+
+@pytest.mark.parametrize(
+    ("definition", "field"),
+    [
+        ("fleets: []", "fleets"),
+        ("gateway: {grpc_port: 9, http_port: 9}", "http_port"),
+        ("gateway: {no_such: 1}", "gateway.no_such"),
+        ("registry: s3://UPPER/x", "registry"),
+    ],
+)
+def test_a_wrong_definition_is_refused(ctl: Ctl, tmp_path: Path, definition: str, field: str) -> None:
+    (tmp_path / "system.yaml").write_text(definition)
+    refused = ctl("up", "-f", "system.yaml", "--dry-run")
+    assert (refused.status, refused.out) == (2, "")
+    assert field in refused.err
+
+
+def test_a_home_in_use_is_refused_and_what_runs_there_is_shown(ctl: Ctl, home: Home) -> None:
+    assert "nothing is running" in ctl("down", "--dry-run").err
+    child, _ = processes.start(
+        ["sleep", "600"], home=home.root, log_file=home.logs / "sleep.log", environment=dict(os.environ)
+    )
+    try:
+        with owned(home):
+            assert ctl("up", "--dry-run").status == 5
+            shown = ctl("down", "--dry-run")
+        assert shown.status == 0
+        assert shown.out.splitlines()[1].split() == [str(child.pid), "sleep"]
+        assert child.poll() is None, "it goes on"
+    finally:
+        child.kill()
+        child.wait(10)
+
+
+def test_whoever_owns_the_home_is_named(ctl: Ctl, home: Home) -> None:
+    home.prepare()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom controlplane.local.home import Home\n"
+        "from controlplane.local.supervisor import owned\n"
+        "with owned(Home(Path(sys.argv[1]))):\n    print('owned', flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(home.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "owned\n"
+        assert f"{process.pid}".ljust(7) in ctl("down", "--dry-run").out
+        assert "ctl up" in ctl("down", "--dry-run").out
+        process.communicate("", timeout=20)
