@@ -7,7 +7,7 @@ import sys
 
 from examples.interrupts import interruptible
 
-BENCHMARKS = ("controller_cycle", "artifact_sync", "throughput", "gateway_cpu", "gateway_routes")
+BENCHMARKS = ("controller_cycle", "artifact_sync", "throughput", "gateway_cpu", "gateway_routes", "autoscaling")
 
 
 def main() -> int:

@@ -192,6 +192,8 @@ def _show(trace: Trace, setting: Setting, outcomes: list[Outcome], comparison: C
             note(f"{name} reaches that with no setting tried; its best is {comparison.best[name].share:.3%}")
     if comparison.closed is not None:
         note(f"of the replica-hours between the HPA and the oracle {comparison.closed:.0%} are saved")
+    if comparison.closed_at_goal is not None:
+        note(f"where these only just reach the goal, it is {comparison.closed_at_goal:.0%}")
 
 
 def _data(
@@ -216,7 +218,11 @@ def _data(
             "goal_share": shape.goal.share,
         },
         "outcomes": rows,
-        **({} if comparison is None else {"gap_closed": comparison.closed}),
+        **(
+            {}
+            if comparison is None
+            else {"gap_closed": comparison.closed, "gap_closed_at_goal": comparison.closed_at_goal}
+        ),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,23 +31,20 @@ Told = Callable[[str], None]
 class Comparison:
     """`ours`, and of each peer the cheapest outcome with at least `ours.share` (None: none reaches it).
 
-    `closed`: which part of the replica-hours between the HPA and the oracle is saved; None where there is no such gap.
+    `best`: of each peer the outcome with the greatest share. `closed`: which part of the replica-hours between the HPA
+    and the oracle is saved, 1 as much as the oracle does, below 0 worse than the HPA; None where there is no such gap.
+    `closed_at_goal`: the same against peers that only just reach the goal, where `ours` reaches it.
     """
 
     ours: Outcome
     peers: Mapping[str, Outcome | None]
     best: Mapping[str, Outcome]
-    """Of each peer the outcome with the greatest share."""
-
-    @property
-    def closed(self) -> float | None:
-        """1: as good as the oracle; 0: no better than the HPA; below: worse."""
-        return closed(self.ours, self.peers)
+    closed: float | None
+    closed_at_goal: float | None
 
 
-def closed(ours: Outcome, peers: Mapping[str, Outcome | None]) -> float | None:
+def closed(ours: Outcome, hpa: Outcome | None, oracle: Outcome | None) -> float | None:
     """Which part of the gap between the HPA and the oracle `ours` closes."""
-    hpa, oracle = peers["HPA, in flight"], peers["oracle"]
     if hpa is None or oracle is None or hpa.replica_hours - oracle.replica_hours <= SAME:
         return None
     return (hpa.replica_hours - ours.replica_hours) / (hpa.replica_hours - oracle.replica_hours)
@@ -76,43 +73,44 @@ class Bench:
         run = replay(self.trace, self.setting, policy)
         return outcome(run, self.trace, self.setting.shape.goal, warm_up_s=self.warm_up_s, tuned=policy.tuned)
 
-    def peers(self, share: float) -> dict[str, list[Outcome]]:
-        """Outcomes of every peer at many settings; of the fixed number and the oracle, those around `share`."""
+    def hpa(self) -> list[Outcome]:
+        """Outcomes of the HPA at many targets."""
+        return [self.of(Hpa(target * self.setting.slots)) for target in HPA_TARGETS]
+
+    def keda(self) -> list[Outcome]:
+        """Outcomes of KEDA at many targets, each with several least numbers of replicas."""
         slots = self.setting.slots
         mean = float(self.trace.work_s.sum(dtype=np.float64)) / max(self.trace.length_s, 1.0) / slots
         leasts = sorted({math.ceil(each * mean) for each in KEDA_LEAST})
-        return {
-            "fixed": list(self._fixed(share)),
-            "HPA, in flight": [self.of(Hpa(target * slots)) for target in HPA_TARGETS],
-            "KEDA, queue length": [self.of(Keda(target * slots, least)) for target in KEDA_TARGETS for least in leasts],
-            "oracle": list(self._oracle(share)),
-        }
+        return [self.of(Keda(target * slots, least)) for target in KEDA_TARGETS for least in leasts]
 
-    def _fixed(self, share: float) -> Iterator[Outcome]:
-        """Halving: the least number that reaches the share is among them."""
+    def fixed(self, share: float) -> list[Outcome]:
+        """Outcomes of fixed numbers; the least that reaches a share is among them."""
+        found = []
         low, high = 0, max(math.ceil(concurrency(self.trace).max() / self.setting.slots) + 1, 1)
         while low < high:
             middle = (low + high) // 2
-            made = self.of(Fixed(middle))
-            yield made
-            if (made.share or 0.0) >= share:
+            found.append(self.of(Fixed(middle)))
+            if (found[-1].share or 0.0) >= share:
                 high = middle
             else:
                 low = middle + 1
-        yield self.of(Fixed(high))
+        return [*found, self.of(Fixed(high))]
 
-    def _oracle(self, share: float) -> Iterator[Outcome]:
+    def oracle(self, share: float) -> list[Outcome]:
+        """Outcomes of plans that know the future, around a share."""
+        found = []
         limit_s = goal_s(self.setting.shape.goal) or 0.0
         for name, demand in shapes(self.trace, self.setting.slots, limit_s):
             low, high = math.log(LEAST_FACTOR), math.log(MOST_FACTOR)
             for _ in range(TRIES):
                 middle = (low + high) / 2
-                made = self.of(scheduled(demand, math.exp(middle), self.setting, name))
-                yield made
-                if (made.share or 0.0) >= share:
+                found.append(self.of(scheduled(demand, math.exp(middle), self.setting, name)))
+                if (found[-1].share or 0.0) >= share:
                     high = middle
                 else:
                     low = middle
+        return found
 
 
 def cheapest(outcomes: Sequence[Outcome], share: float) -> Outcome | None:
@@ -124,9 +122,22 @@ def cheapest(outcomes: Sequence[Outcome], share: float) -> Outcome | None:
 def compare(bench: Bench) -> Comparison:
     """The controller's policy against its peers, at the share that it reaches."""
     ours = bench.ours()
-    made = bench.peers(ours.share or 0.0)
+    share, goal = ours.share or 0.0, bench.setting.shape.goal.share
+    made = {
+        "fixed": bench.fixed(share),
+        "HPA, in flight": bench.hpa(),
+        "KEDA, queue length": bench.keda(),
+        "oracle": bench.oracle(share),
+    }
+    peers = {name: cheapest(outcomes, share) for name, outcomes in made.items()}
+    at_goal = None
+    if share >= goal:
+        planned = [*made["oracle"], *bench.oracle(goal)]
+        at_goal = closed(ours, cheapest(made["HPA, in flight"], goal), cheapest(planned, goal))
     return Comparison(
         ours=ours,
-        peers={name: cheapest(outcomes, ours.share or 0.0) for name, outcomes in made.items()},
+        peers=peers,
         best={name: max(outcomes, key=lambda each: each.share or 0.0) for name, outcomes in made.items()},
+        closed=closed(ours, peers["HPA, in flight"], peers["oracle"]),
+        closed_at_goal=at_goal,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,14 +43,20 @@ class Controller:
     _executed: dict[int, tuple[float, float]] = field(default_factory=dict)
     _waited: Integers | None = None
     _turn: int = 0
+    _keys: tuple[Key, ...] = field(init=False)
+    _manifests: Mapping[Key, tuple[str, Manifest]] = field(init=False)
+    _record: FleetRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        """What stays the same."""
+        self._keys = tuple(Key(model, 1) for model in self.models)
+        self._manifests = {key: (key.model, _manifest(key, self.setting.slots)) for key in self._keys}
+        self._record = FleetRecord(shape=self.setting.shape, start_s=self.setting.start_s)
 
     def desired(self, seen: Seen) -> int:
         """Measure, and decide."""
-        now = self.origin + seen.now
-        shape = self.setting.shape
-        record = FleetRecord(shape=shape, start_s=self.setting.start_s)
-        keys = [Key(model, 1) for model in self.models]
-        intervals = self._intervals(seen, keys, now)
+        now, keys, record = self.origin + seen.now, self._keys, self._record
+        intervals = self._intervals(seen, now)
         if self._turn % BATCHES_EVERY == 0:
             pages = {
                 keys[index]: {1: Executions(size=1, count=count, total_s=total_s)}
@@ -62,13 +68,13 @@ class Controller:
         self.load = self._meter.measure(
             record,
             intervals,
-            manifests={key: (key.model, self._manifest(key)) for key in keys},
+            manifests=self._manifests,
             serving=frozenset(intervals),
             held=held,
             now=now,
         )
         self.decision, self.scaler = decide(
-            shape,
+            record.shape,
             limits_of(record, now),
             self.load,
             self.scaler,
@@ -78,16 +84,13 @@ class Controller:
         )
         return self.decision.desired
 
-    def _manifest(self, key: Key) -> Manifest:
-        instances = (InstanceGroup(kind="CPU", count=self.setting.slots),)
-        return Manifest(entry=Entry(name=key.model, backend="python", instances=instances), files=())
-
-    def _intervals(self, seen: Seen, keys: Sequence[Key], now: float) -> dict[str, Interval]:
+    def _intervals(self, seen: Seen, now: float) -> dict[str, Interval]:
         """What each server would have counted in the step: what it answered, and its part of what waits."""
-        done = self._answered(seen)
+        done, keys = self._answered(seen), self._keys
         models = len(keys)
         codes = done.replica * models + done.model
-        size = (max([*seen.serving, *done.replica.tolist()], default=0) + 1) * models
+        most = max(int(done.replica.max(initial=0)), *seen.serving, 0)
+        size = (most + 1) * models
         count, wait_s, work_s = (
             np.bincount(codes, weights=weights, minlength=size).reshape(-1, models)
             for weights in (None, done.wait_s, done.work_s)
@@ -99,9 +102,9 @@ class Controller:
         self._waited = seen.waiting.copy()
         intervals = {}
         # Who is on its way out still tells what it answered; nothing waits there.
-        for replica in sorted({*seen.serving, *done.replica.tolist()}):
+        for replica in sorted({*seen.serving, *np.flatnonzero(count.any(axis=1)).tolist()}):
             part = (replica in seen.serving) / max(len(seen.serving), 1)
-            asked = np.flatnonzero(count[replica] + before + seen.waiting).tolist()
+            asked = (count[replica] + before + seen.waiting).nonzero()[0].tolist()
             intervals[str(replica)] = Interval(
                 at=now,
                 window_s=STEP_S,
@@ -127,6 +130,11 @@ class Controller:
         done = begun.end_us <= seen.now * 1e6
         self._flying = [_chosen(begun, ~done)]
         return _chosen(begun, done)
+
+
+def _manifest(key: Key, slots: int) -> Manifest:
+    entry = Entry(name=key.model, backend="python", instances=(InstanceGroup(kind="CPU", count=slots),))
+    return Manifest(entry=entry, files=())
 
 
 def _joined(parts: Sequence[Begun]) -> Begun:

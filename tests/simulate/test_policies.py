@@ -122,10 +122,9 @@ def test_the_cheapest_that_reaches_a_share_is_taken() -> None:
     ("ours", "hpa", "oracle", "part"), [(6, 10, 5, 0.8), (10, 10, 5, 0.0), (11, 10, 5, -0.2), (5, 5, 5, None)]
 )
 def test_the_part_of_the_gap_that_is_closed(ours: float, hpa: float, oracle: float, part: float | None) -> None:
-    peers = {"HPA, in flight": made_outcome(hpa, 1), "oracle": made_outcome(oracle, 1)}
-    found = closed(made_outcome(ours, 1), peers)
+    found = closed(made_outcome(ours, 1), made_outcome(hpa, 1), made_outcome(oracle, 1))
     assert found == (part if part is None else pytest.approx(part))
-    assert closed(made_outcome(1, 1), {**peers, "oracle": None}) is None
+    assert closed(made_outcome(ours, 1), made_outcome(hpa, 1), None) is None
 
 
 def test_a_comparison_is_at_one_share() -> None:
