@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from controlplane.core.analogs import Features, Moment
 from controlplane.core.models import Cost
+
+if TYPE_CHECKING:
+    from controlplane.core.snapshot import Key  # which has loads in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +24,8 @@ class Load:
     requests that met the goal (None: there were none). `complete` False: a replica that serves has not told lately.
     `start_s`: how long a replica takes from its start to its first answer (`started`: a start was seen). `slack_s`: how
     long a request may wait. `moments` and `features`: the past and the present (see `analogs`). `costs` of executions
-    are by version digest.
+    are by version digest. By version: `copies`, how many its own load has lately kept busy at most, and `use`, how
+    often it is asked (see `popularity`).
     """
 
     at: float
@@ -38,6 +43,8 @@ class Load:
     moments: Sequence[Moment] = ()
     features: Features = (0.0, 0.0, 0.0)
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    copies: Mapping[Key, float] = field(default_factory=dict)
+    use: Mapping[Key, float] = field(default_factory=dict)
 
     @property
     def asked(self) -> bool:

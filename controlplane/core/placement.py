@@ -16,6 +16,9 @@ from controlplane.core.snapshot import Key, Place, Reason
 SPREAD_RESERVE = 0.1
 """The share of a replica's memory that copies beyond `min_copies` leave free, so that a new model finds room."""
 
+FAR_LESS = 2.0
+"""A spare copy leaves for one that is asked so many times as often; less would be to and fro."""
+
 
 class Rank(IntEnum):
     """How important a version is. The lower takes room from the higher when it must."""
@@ -32,7 +35,8 @@ class Want:
     """A version that a fleet shall serve, on `minimum` to `maximum` replicas (None: wherever there is room).
 
     `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
-    asks for no new copy at all.
+    asks for no new copy at all. Who makes room is who is asked least (`use`), then who was asked longest ago. `hot`:
+    its load needs more copies than its entry asks for; spare copies of others may leave for them.
     """
 
     key: Key
@@ -42,6 +46,8 @@ class Want:
     maximum: int | None = None
     requires: tuple[Key, ...] = ()
     last_used_at: float = 0.0
+    use: float = 0.0
+    hot: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +112,7 @@ class _Placer:
         leaving_before: frozenset[Place],
         clashes: Mapping[tuple[Key, Key], str],
     ) -> None:
-        self.wants = {want.key: want for want in sorted(wants, key=lambda w: (w.rank, -w.last_used_at, w.key))}
+        self.wants = {want.key: want for want in sorted(wants, key=lambda w: (w.rank, -w.use, -w.last_used_at, w.key))}
         self.sizes = sizes
         self.clash_texts = clashes
         self.clashes: dict[Key, set[Key]] = {}
@@ -247,24 +253,25 @@ class _Placer:
 
     def _wait_for_room(self, want: Want) -> bool:
         """Where room is being made already, or where making it does the least harm; counts as unplaced until then."""
-        if want.rank >= Rank.AUTO:
+        if want.rank >= Rank.AUTO and not (want.hot and self.copies.get(want.key)):
             return False
-        best: tuple[tuple[int, int, float, int, str], _Room, list[Key]] | None = None
+        best: tuple[tuple[int, int, float, float, int, str], _Room, list[Key]] | None = None
         for name, room in self.rooms.items():
             if not self._admits(want, room):
                 continue
             missing = self._bytes(self._need(want, room)) - room.free_soon
             if missing <= 0:
                 victims: list[Key] = []
-                cost = (-1, -9, 0.0, 0, name)
+                cost = (-1, -9, 0.0, 0.0, 0, name)
             else:
                 found = self._victims(want, room, missing)
                 if found is None:
                     continue
                 victims = found
-                newest = max(self._last_used(key) for key in victims)
                 only = sum(self._is_last_copy(key) for key in victims)
-                cost = (min(only, 1), -min(self.wants[key].rank for key in victims), newest, len(victims), name)
+                use = sum(self.wants[key].use for key in victims)
+                newest = max(self._last_used(key) for key in victims)
+                cost = (min(only, 1), -min(self.wants[key].rank for key in victims), use, newest, len(victims), name)
             if best is None or cost < best[0]:
                 best = (cost, room, victims)
         if best is None:
@@ -284,10 +291,16 @@ class _Placer:
         evictable = [
             key
             for key in room.held - room.going
-            if key in self.wants and self.wants[key].rank > max(want.rank, Rank.DEMAND) and key not in protected
+            if key in self.wants and key not in protected and self._makes_room(key, want)
         ]
         evictable.sort(
-            key=lambda key: (self._is_last_copy(key), -self.wants[key].rank, self._last_used(key), key),
+            key=lambda key: (
+                self._is_last_copy(key),
+                -self.wants[key].rank,
+                self.wants[key].use,
+                self._last_used(key),
+                key,
+            ),
         )
         victims: list[Key] = []
         for key in evictable:
@@ -296,6 +309,14 @@ class _Placer:
             victims.append(key)
             missing -= self.sizes.get(key, 0)
         return victims if missing <= 0 else None
+
+    def _makes_room(self, key: Key, want: Want) -> bool:
+        other = self.wants[key]
+        if other.rank > max(want.rank, Rank.DEMAND):
+            return True
+        # One more copy of what is asked much is worth the spare copy of what is asked far less.
+        spare = other.rank is Rank.AUTO and not self._is_last_copy(key) and not other.hot
+        return want.hot and spare and other.use * FAR_LESS < want.use
 
     def _requires(self, key: Key) -> tuple[Key, ...]:
         want = self.wants.get(key)

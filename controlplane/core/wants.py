@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +12,10 @@ from controlplane.core.models import Model
 from controlplane.core.placement import Rank, Want
 from controlplane.core.routing import Serving
 from controlplane.core.snapshot import Key
+
+MANY = 1 << 30
+HOT_MARGIN = 1.2
+"""So many times what its load keeps busy is what a version gets in copies."""
 
 
 def serving_of(model: Model, census: Census) -> Serving:
@@ -78,6 +83,10 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
         minimum = maximum = 1
     elif how.load == "on_demand" and maximum is None:
         maximum = minimum
+    if key.version == serving.stable:
+        minimum = max(minimum, min(_busy(key, fleet, census), how.max_copies or MANY))
+        maximum = None if maximum is None else max(minimum, maximum)
+    load = census.snapshot.loads.get(fleet)
     return Want(
         key=key,
         size_bytes=census.size_bytes(key, fleet),
@@ -86,4 +95,13 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
         maximum=maximum,
         requires=census.requires(key),
         last_used_at=census.last_used.get(key, 0.0),
+        use=load.use.get(key, 0.0) if load is not None else 0.0,
+        hot=minimum > max(how.min_copies, 1),
     )
+
+
+def _busy(key: Key, fleet: str, census: Census) -> int:
+    """How many copies a version's own load needs; no more than there are replicas."""
+    load = census.snapshot.loads.get(fleet)
+    busy = load.copies.get(key, 0.0) if load is not None else 0.0
+    return min(math.ceil(busy * HOT_MARGIN), len(census.by_fleet.get(fleet, ())))

@@ -12,6 +12,7 @@ from controlplane.core.capacity import all_it_can, fit, instances_of, per_s
 from controlplane.core.entry import Entry
 from controlplane.core.load import Load
 from controlplane.core.models import Cost, FleetRecord, Manifest
+from controlplane.core.popularity import Popularity
 from controlplane.core.snapshot import Key
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
@@ -20,6 +21,9 @@ from controlplane.metrics.readings import Interval
 START_S = 10.0
 """How long a start is taken to last while none was seen."""
 STARTS_KEPT = 5
+PEAK_FADES = 0.98
+"""What is left of a version's highest demand after a step without any: half of it after a minute or so."""
+A_LITTLE = 0.01
 ENOUGH = 20.0
 """So many executions tell what one costs; fewer don't, if something is known from before."""
 
@@ -34,6 +38,8 @@ class LoadMeter:
     """How long the last starts took, in seconds."""
     load: Load | None = None
     _past: Past | None = None
+    _popularity: Popularity = field(default_factory=Popularity)
+    _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
 
     def costs(self, record: FleetRecord, manifests: Mapping[Key, tuple[str, Manifest]]) -> dict[Key, Cost]:
@@ -92,14 +98,13 @@ class LoadMeter:
                 told += counted.success
                 met += counted.success if _is_met(counted, record) else 0.0
         known = [key for key in {*arrived, *waiting} if key in costs]
-        if goal.in_flight is not None:
-            demand = in_flight / goal.in_flight
-        else:
-            demand = sum(arrived[key] / per_s(costs[key], goal, *copy_of(key)) for key in known if arrived[key])
+        each = {key: arrived[key] / per_s(costs[key], goal, *copy_of(key)) for key in known if arrived[key]}
+        demand = sum(each.values()) if goal.in_flight is None else in_flight / goal.in_flight
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
         past = self._remember(demand, start_s, slack_s)
+        self._remember_models(each, {key: rate * self.step_s for key, rate in arrived.items()}, manifests)
         complete = serving <= {name for name, each in intervals.items() if now - each.at <= 2 * self.step_s}
         self.load = Load(
             at=now,
@@ -117,8 +122,19 @@ class LoadMeter:
             moments=tuple(past.moments),
             features=past.features(),
             costs={manifests[key][0]: cost for key, cost in costs.items()},
+            copies=dict(self._copies),
+            use=self._popularity.counts(),
         )
         return self.load
+
+    def _remember_models(
+        self, demand: Mapping[Key, float], asked: Mapping[Key, float], manifests: Mapping[Key, tuple[str, Manifest]]
+    ) -> None:
+        """What each version's load keeps busy, as the most of late, and how often each is asked."""
+        self._popularity.add(asked, loaded=len(manifests))
+        faded = {key: most * PEAK_FADES for key, most in self._copies.items()}
+        most = {key: max(faded.get(key, 0.0), demand.get(key, 0.0)) for key in {*faded, *demand}}
+        self._copies = {key: count for key, count in most.items() if count > A_LITTLE}
 
     def _remember(self, demand: float, start_s: float, slack_s: float) -> Past:
         if self._past is None:

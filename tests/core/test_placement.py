@@ -145,3 +145,24 @@ def test_memory_is_never_promised_twice(held: list[set[Key]], ranks: dict[Key, R
     for key, name in result.leaving:
         assert key in result.holds[name]
         assert key not in ranks or ranks[key] in (Rank.AUTO, Rank.KEEP), "only the less important makes room"
+
+
+def test_who_is_asked_least_leaves_and_not_who_was_asked_longest_ago() -> None:
+    wants = [
+        want(A, use=50.0, last_used_at=1, maximum=1),
+        want(B, use=2.0, last_used_at=9, maximum=1),
+        want(C, Rank.DEMAND),
+    ]
+    assert set(placed([slot("r0", A, B)], wants).leaving) == {Place(B, "r0")}
+
+
+def test_a_spare_copy_makes_room_for_what_is_asked_far_more() -> None:
+    def wants(use: float) -> list[Want]:
+        return [want(A, use=use, minimum=2, hot=True, size=60), want(B, use=10.0, size=60)]
+
+    slots = [slot("r0", A), slot("r1", B), slot("r2", B)]
+    hot = placed(slots, wants(use=30.0))
+    assert len(hot.leaving) == 1 and {place.key for place in hot.leaving} == {B}
+    assert hot.unplaced[A].code == "WAITS_FOR_ROOM"
+    assert not placed(slots, wants(use=15.0)).leaving, "not for what is asked hardly more"
+    assert not placed([slot("r0", A), slot("r1", B)], wants(use=30.0)).leaving, "and never somebody's last one"
