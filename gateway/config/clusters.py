@@ -9,14 +9,46 @@ from gateway.config.names import PROTOCOLS, Files, Json, Protocol, any_cluster, 
 from gateway.settings import Settings
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+OUTLIERS: Json = {
+    # Connections that fail.
+    "consecutive_local_origin_failure": 2,
+    "enforcing_consecutive_local_origin_failure": 100,
+    "split_external_local_origin_errors": True,
+    # Answers that are errors (`_errors`), as of a replica whose GPU is broken: it is live, answers at once, and would
+    # be preferred for that. A pool serves many models, and one that fails everywhere must not put replicas away: so
+    # there have to be many in a row. Then little else is asked there, and half of the replicas are enough for that.
+    "consecutive_5xx": 30,
+    "enforcing_consecutive_5xx": 100,
+    "enforcing_success_rate": 0,
+    "enforcing_consecutive_gateway_failure": 0,
+    # Live is not well: the health check of a replica that fails all inferences goes on to pass.
+    "successful_active_health_check_uneject_host": False,
+    "interval": "1s",
+    "base_ejection_time": "2s",
+    "max_ejection_time": "30s",
+    # Of one replica none, of two or three one.
+    "max_ejection_percent": 50,
+}
 SHARED = 16384
 """Requests in flight at the Python side, which has limits of its own for each model, or in calls about the server."""
 
 
-def protocol_options(protocol: Protocol) -> Json:
+def protocol_options(protocol: Protocol, **more: Json) -> Json:
     """HTTP/2 for gRPC, HTTP/1.1 for the rest."""
     config: Json = {"http2_protocol_options": {}} if protocol == "grpc" else {"http_protocol_options": {}}
-    return {HTTP_OPTIONS: typed(HTTP_OPTIONS, explicit_http_config=config)}
+    return {HTTP_OPTIONS: typed(HTTP_OPTIONS, explicit_http_config=config, **more)}
+
+
+def _errors(protocol: Protocol) -> Json:
+    """Which answers speak against a replica: those with which Triton says that an inference failed.
+
+    Not UNAVAILABLE or 503: so it refuses what its queues can't hold, and to put away a replica that has too much to do
+    would give the others even more.
+    """
+    header = {"name": "grpc-status", "string_match": {"safe_regex": {"regex": "2|13"}}}
+    if protocol == "http":
+        header = {"name": ":status", "string_match": {"exact": "500"}}
+    return {"error_matcher": {"http_response_headers_match": {"headers": [header]}}}
 
 
 def thresholds(normal: int, high: int) -> Json:
@@ -47,7 +79,7 @@ def pool_cluster(name: str, protocol: Protocol, files: Files, circuit_breakers: 
         type="EDS",
         lb_policy="LEAST_REQUEST",
         connect_timeout="1s",
-        typed_extension_protocol_options=protocol_options(protocol),
+        typed_extension_protocol_options=protocol_options(protocol, outlier_detection=_errors(protocol)),
         eds_cluster_config={
             "service_name": name,
             "eds_config": {
@@ -57,7 +89,8 @@ def pool_cluster(name: str, protocol: Protocol, files: Files, circuit_breakers: 
         },
         ignore_health_on_host_removal=True,
         # Below this share of healthy members the health check is not believed: a busy machine fails it for all of them.
-        common_lb_config={"healthy_panic_threshold": {"value": 10}},
+        # Envoy joins changes of health within this window; as long as that, a replica put away again gets requests.
+        common_lb_config={"healthy_panic_threshold": {"value": 10}, "update_merge_window": "0.05s"},
         health_checks=[
             {
                 "timeout": "1s",
@@ -71,20 +104,7 @@ def pool_cluster(name: str, protocol: Protocol, files: Files, circuit_breakers: 
                 "http_health_check": {"path": "/v2/health/live", "codec_client_type": "HTTP1"},
             }
         ],
-        outlier_detection={
-            "consecutive_5xx": 1000,
-            "enforcing_consecutive_5xx": 0,
-            "enforcing_success_rate": 0,
-            "consecutive_gateway_failure": 1000,
-            "enforcing_consecutive_gateway_failure": 0,
-            "consecutive_local_origin_failure": 2,
-            "enforcing_consecutive_local_origin_failure": 100,
-            "split_external_local_origin_errors": True,
-            "interval": "1s",
-            "base_ejection_time": "1s",
-            "max_ejection_time": "10s",
-            "max_ejection_percent": 50,
-        },
+        outlier_detection=OUTLIERS,
         circuit_breakers=circuit_breakers,
     )
 

@@ -111,6 +111,34 @@ class TritonPythonModel:
         return answers
 """
 
+# Does what the file `mood` in its repository says: fails, or takes so many seconds.
+MOODY = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.file = args["model_repository"] + "/mood"
+        self.version = int(args["model_version"])
+
+    def execute(self, requests):
+        try:
+            with open(self.file) as file:
+                mood = file.read()
+        except FileNotFoundError:
+            mood = "0"
+        if mood == "fail":
+            raise RuntimeError("in a bad mood")
+        time.sleep(float(mood))
+        return [
+            pb.InferenceResponse([
+                pb.Tensor("OUT", pb.get_input_tensor_by_name(request, "IN").as_numpy()),
+                pb.Tensor("VERSION", np.array([self.version], dtype=np.int32))])
+            for request in requests
+        ]
+"""
+
 # The sum of a sequence's inputs so far.
 SUM = """
 import os
@@ -175,6 +203,7 @@ MODELS: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "repeat": (REPEAT, DECOUPLED, (1,)),
     "slow": (SLOW, DECOUPLED, (1,)),
     "gated": (GATED, PLAIN, (1,)),
+    "moody": (MOODY, PLAIN, (1,)),
     "sum": (SUM, SEQUENCE % "TYPE_UINT64", (1,)),
     "sumtext": (SUM, TEXT_SEQUENCE, (1,)),
 }

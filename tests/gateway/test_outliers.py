@@ -1,0 +1,145 @@
+"""Replicas that answer errors, hang or are slow: the others take their share, and they get it back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from tests.gateway.asking import ask, ask_http
+from tests.gateway.running import Running, route, table
+from tests.gateway.triton import Triton
+from tests.gateway.waiting import wait_for
+
+ROW = 30
+"""Errors in a row after which a replica is put away."""
+
+
+@pytest.fixture(autouse=True)
+def served(gateway: Running, tritons: tuple[Triton, Triton]) -> Iterator[None]:
+    """A pool that is new to Envoy, and servers in a good mood again afterwards."""
+    gateway.controller.put(table())
+    wait_for(lambda: not _hosts(gateway, "grpc"), "the clusters of the test before to go")
+    gateway.controller.put(table(*(each.endpoint for each in tritons), moody=route("moody"), echo=route("echo", 2)))
+    yield
+    for each in tritons:
+        _mood(each, None)
+
+
+def _mood(triton: Triton, mood: str | None) -> None:
+    file = triton.models / "moody" / "mood"
+    if mood is None:
+        file.unlink(missing_ok=True)
+    else:
+        beside = file.with_suffix(".new")
+        beside.write_text(mood)
+        beside.replace(file)
+
+
+def _hosts(gateway: Running, protocol: str) -> dict[str, dict[str, Any]]:
+    """What Envoy knows of a pool's replicas: their health, and their statistics by name."""
+    clusters = httpx2.get(f"{gateway.admin}/clusters?format=json").json()["cluster_statuses"]
+    return {
+        host["hostname"]: {
+            **host.get("health_status", {}),
+            **{stat["name"]: int(stat.get("value", 0)) for stat in host["stats"]},
+        }
+        for cluster in clusters
+        if cluster["name"].startswith("pool-") and cluster["name"].endswith(protocol)
+        for host in cluster.get("host_statuses", [])
+    }
+
+
+def _away(gateway: Running, protocol: str) -> set[str]:
+    return {name for name, host in _hosts(gateway, protocol).items() if host.get("failed_outlier_check")}
+
+
+def _failures(gateway: Running, protocol: str, count: int) -> int:
+    """How many of so many requests fail."""
+    failed = 0
+    with gateway.grpc() as grpc, gateway.http() as http:
+        for _ in range(count):
+            try:
+                ask(grpc, "moody") if protocol == "grpc" else ask_http(http, "moody")
+            except InferenceServerException as error:
+                assert "in a bad mood" in str(error)
+                failed += 1
+    return failed
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_replica_that_answers_errors_is_put_away_and_comes_back(
+    gateway: Running, tritons: tuple[Triton, Triton], protocol: str
+) -> None:
+    broken = tritons[0]
+    _mood(broken, "fail")
+    wait_for(lambda: _failures(gateway, protocol, 1) and _away(gateway, protocol) == {broken.name}, "it to be put away")
+    # It is live, and answers at once; the one that is well answers all the same.
+    assert _hosts(gateway, protocol)[broken.name].get("failed_active_health_check") is None
+    asked = _hosts(gateway, protocol)[broken.name]["rq_total"]
+    assert asked <= 2 * ROW
+    _mood(broken, None)
+    wait_for(lambda: not _away(gateway, protocol), "it to be tried again", timeout_s=60)
+    assert _failures(gateway, protocol, 50) == 0
+    assert _hosts(gateway, protocol)[broken.name]["rq_total"] > asked
+
+
+def test_they_are_never_all_put_away(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    for each in tritons:
+        _mood(each, "fail")
+    assert _failures(gateway, "grpc", 6 * ROW) == 6 * ROW
+    assert len(_away(gateway, "grpc")) <= 1
+    for each in tritons:
+        _mood(each, None)
+    assert _failures(gateway, "grpc", 20) == 0
+
+    gateway.controller.put(table(tritons[0].endpoint, moody=route("moody")))
+    _mood(tritons[0], "fail")
+    assert _failures(gateway, "grpc", 3 * ROW) == 3 * ROW  # with the replica's own words
+    assert not any(host.get("failed_outlier_check") for host in _hosts(gateway, "grpc").values())
+
+
+def test_a_model_that_often_fails_puts_no_replica_away(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    for each in tritons:
+        _mood(each, "fail")
+    with gateway.grpc() as client:
+        for _ in range(3 * ROW):
+            assert _failures(gateway, "grpc", 3) == 3
+            assert [ask(client, "echo") for _ in range(2)] == [2, 2]
+    assert not _away(gateway, "grpc")
+
+
+def test_a_replica_that_hangs_gets_nothing_new(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    hanging = tritons[0]
+
+    def healthy() -> bool:
+        return not _hosts(gateway, "grpc")[hanging.name].get("failed_active_health_check")
+
+    os.kill(hanging.process.pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: not healthy(), "Envoy to see that it hangs", timeout_s=60)
+        with gateway.grpc() as client:
+            for _ in range(50):
+                assert ask(client, "echo") == 2
+    finally:
+        os.kill(hanging.process.pid, signal.SIGCONT)
+    wait_for(healthy, "it to be back", timeout_s=60)
+    before = _hosts(gateway, "grpc")[hanging.name]["rq_total"]
+    assert _failures(gateway, "grpc", 50) == 0
+    assert _hosts(gateway, "grpc")[hanging.name]["rq_total"] > before
+
+
+def test_a_slow_replica_gets_less(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    slow = tritons[0]
+    _mood(slow, "0.05")
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: _failures(gateway, "grpc", 100), range(4))) == [0] * 4
+    counts = {name: host["rq_total"] for name, host in _hosts(gateway, "grpc").items()}
+    assert sum(counts.values()) == 400
+    assert counts[slow.name] < 120, counts  # taken in turn it would be 200
