@@ -55,7 +55,8 @@ def moving(requests: int, exponent: float, random: np.random.Generator, every: i
     parts = [
         (random.choice(MODELS, every, p=zipf(exponent)) + 20 * step) % MODELS for step in range(-(-requests // every))
     ]
-    return np.concatenate(parts)[:requests]
+    made: Trace = np.concatenate(parts)[:requests]
+    return made
 
 
 def lru(trace: Trace, room: int, counted: int) -> float:

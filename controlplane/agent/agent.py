@@ -55,6 +55,7 @@ class Agent:
         """Whether the assignment came from the controller, and its download addresses were good when last used."""
         self._stop = asyncio.Event()
         self._ordered_to_stop = False
+        self._leaked_bytes = 0
         self._keepers: dict[str, Keeper] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None]
@@ -68,6 +69,7 @@ class Agent:
             witness=self._witness,
             is_ready=self._is_ready,
             changed=self._changed,
+            leaked=self._leaks,
             expired=self._expired,
         )
         self._sync: SyncLoop[ReplicaReport, Assignment] = SyncLoop(
@@ -134,6 +136,7 @@ class Agent:
             capabilities=status.capabilities,
             copies=tuple(copy for _, keeper in sorted(self._keepers.items()) for copy in keeper.copies()),
             crashes=status.crashes,
+            leaked_bytes=self._leaked_bytes,
             disk_free_bytes=self._store.free_bytes(),
         )
 
@@ -206,6 +209,9 @@ class Agent:
         self._poke = None
         self._sync.poke()
 
+    def _leaks(self, size_bytes: int) -> None:
+        self._leaked_bytes = max(0, self._leaked_bytes + size_bytes)
+
     def _expired(self) -> None:
         """A download address is refused: an agent that holds no assignment is sent a fresh one."""
         self._current = False
@@ -253,6 +259,7 @@ class Agent:
             if verdict.guilty is not None:
                 guilty[verdict.guilty.model][verdict.guilty.version] = f"{verdict.reason} ({death.reason})"
         self._witness.forget()
+        self._leaked_bytes = 0
         for model, keeper in list(self._keepers.items()):
             keeper.server_down(guilty.get(model, {}))
         self._changed()

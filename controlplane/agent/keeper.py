@@ -31,7 +31,8 @@ SERVER_MOVES_S = 10.0
 class Surroundings:
     """What the keepers of a replica share.
 
-    `changed` is called at each change that a report shows, `expired` when a download address is refused.
+    `changed` is called at each change that a report shows, `leaked` with the bytes that an unloading did not give back
+    (negative: more than was expected), `expired` when a download address is refused.
     """
 
     settings: Settings
@@ -41,6 +42,7 @@ class Surroundings:
     witness: Witness
     is_ready: Callable[[Key], bool]
     changed: Callable[[], None]
+    leaked: Callable[[int], None]
     expired: Callable[[], None]
 
 
@@ -264,6 +266,8 @@ class Keeper:
             if self.held[number].failure is None:
                 self._change(number, doing="unloading", proved=False)
         self._log.info("unloading", versions=going)
+        expected = sum(self.held[number].memory_bytes or 0 for number in going)
+        before = await asyncio.to_thread(self._around.server.memory_bytes) if expected else 0
         try:
             if step.versions:
                 await self._around.server.serve(self.model, self._manifests(step.versions), self._around.store.path)
@@ -275,6 +279,9 @@ class Keeper:
             self._log.warning("unloading failed, and is tried again", versions=going, reason=str(error))
             await self._wait(self._around.settings.retry_min_s)
         else:
+            if expected:
+                after = await asyncio.to_thread(self._around.server.memory_bytes)
+                self._around.leaked(expected - (before - after))
             for number in going:
                 self._change(number, loaded=False, proved=False, memory_bytes=None)
         finally:

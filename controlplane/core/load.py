@@ -10,7 +10,7 @@ from controlplane.core.analogs import Features, Moment
 from controlplane.core.models import Cost
 
 if TYPE_CHECKING:
-    from controlplane.core.snapshot import Key  # which has loads in it
+    from controlplane.core.snapshot import Key, Reason  # which has loads in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,8 @@ class Scaler:
     `began`: when it first saw a load; `at`: which one it saw last, and `need` what it made of it, in replicas, from
     `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at `adjusted_at`.
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
-    `idle_since`: since when nothing has been asked.
+    `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
+    and why; `replaced_at`: when the last such one was chosen.
     """
 
     began: float | None = None
@@ -70,3 +71,5 @@ class Scaler:
     adjusted_at: float = 0.0
     wants: tuple[tuple[float, int], ...] = ()
     idle_since: float | None = None
+    replacing: tuple[str, Reason] | None = None
+    replaced_at: float = 0.0

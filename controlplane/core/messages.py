@@ -43,7 +43,8 @@ class ReplicaReport:
     """An agent's report. `epoch` and `generation` are those of the assignment it holds; 0 and 0: none yet.
 
     `incarnation` changes with each start of the agent. `crashes` counts unexpected ends of the server since the agent
-    took it over, `reason` says why the server is not ready.
+    took it over, `leaked_bytes` what unloading models did not give back since the server's start; `reason` says why the
+    server is not ready.
     """
 
     replica: str
@@ -58,6 +59,7 @@ class ReplicaReport:
     capabilities: Capabilities | None = None
     copies: tuple[Copy, ...] = ()
     crashes: int = 0
+    leaked_bytes: int = 0
     disk_free_bytes: int | None = None
 
 

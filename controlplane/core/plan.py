@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from controlplane.core.actions import Action, FinishRollout, RecordFleet
 from controlplane.core.census import Census
+from controlplane.core.fitness import unfit
 from controlplane.core.fleets import quarantine_of
 from controlplane.core.limits import limits_of
 from controlplane.core.load import Scaler
@@ -108,17 +109,23 @@ class _Planner:
 
     def _resize(self, fleet: str, *, needed: bool) -> Changes:
         snapshot, record, replicas = self.snapshot, self.snapshot.fleets[fleet], self.census.by_fleet.get(fleet, ())
-        decision, self.scalers[fleet] = decide(
+        load, scaler = snapshot.loads.get(fleet), snapshot.scalers.get(fleet, Scaler())
+        staying = [each for each in replicas if each.name not in snapshot.stopping]
+        if scaler.replacing is None or scaler.replacing[0] not in {each.name for each in staying}:
+            found = unfit(staying, record.shape, load, replaced_at=scaler.replaced_at, now=self.now)
+            at = self.now if found is not None else scaler.replaced_at
+            scaler = replace(scaler, replacing=found, replaced_at=at)
+        decision, scaler = decide(
             record.shape,
             limits_of(record, self.now),
-            snapshot.loads.get(fleet),
-            snapshot.scalers.get(fleet, Scaler()),
-            present=sum(each.name not in snapshot.stopping for each in replicas),
+            load,
+            scaler,
+            present=len(staying) - (scaler.replacing is not None),
             needed=needed,
             now=self.now,
         )
-        self.decisions[fleet] = decision
-        changes = resize(fleet, decision, replicas, snapshot, self.census.lost)
+        self.decisions[fleet], self.scalers[fleet] = decision, scaler
+        changes = resize(fleet, decision, replicas, snapshot, lost=self.census.lost, replacing=scaler.replacing)
         self.actions += changes.actions
         self.reasons[f"fleet/{fleet}"].append(changes.reason)
         for name, reason in changes.stopping.items():

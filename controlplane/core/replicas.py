@@ -22,14 +22,25 @@ class Changes:
 
 
 def resize(
-    fleet: str, decision: Decision, replicas: Sequence[ReplicaView], snapshot: Snapshot, lost: frozenset[str]
+    fleet: str,
+    decision: Decision,
+    replicas: Sequence[ReplicaView],
+    snapshot: Snapshot,
+    *,
+    lost: frozenset[str],
+    replacing: tuple[str, Reason] | None = None,
 ) -> Changes:
     """Bring a fleet to the size that was decided. Whoever is on its way out and was not told to stop yet, comes back
-    before a new one is started."""
+    before a new one is started. While one is being replaced there is one more, until enough others are up."""
     desired = decision.desired
+    out, why = replacing or ("", decision.reason)
     leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
     stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
     staying = sorted((each for each in replicas if each.name not in stopping), key=_worth)
+    if any(each.name == out for each in staying) and desired:
+        staying.sort(key=lambda each: each.name == out)  # it leaves first
+        if sum(is_up(each) for each in staying if each.name != out) < desired:
+            desired += 1
     actions: list[Action] = []
     if len(staying) < desired:
         may = stopping.keys() - snapshot.stopped - lost
@@ -42,7 +53,7 @@ def resize(
             name = f"{fleet}-{next(numbers)}"
             actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
     elif snapshot.settled:
-        stopping |= {each.name: leaving for each in staying[desired:]}
+        stopping |= {each.name: why if each.name == out else leaving for each in staying[desired:]}
     for each in replicas:
         if each.name not in stopping:
             continue
@@ -51,6 +62,8 @@ def resize(
         elif each.name in lost:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent and was to leave"))
     text = f"{_shall(fleet, len(staying), desired)}: {decision.reason.text}"
+    if desired > decision.desired:
+        text += f"; one more while {why.text}"
     return Changes(reason=Reason(code=decision.reason.code, text=text), actions=tuple(actions), stopping=stopping)
 
 

@@ -54,7 +54,8 @@ class ReplicaView:
     """A replica as the controller knows it.
 
     `report` None: known only from a gateway's table or from the fleet backend. `copies` are by version; `ordered` is
-    what the latest assignment says (None: this controller has not ordered anything of it yet).
+    what the latest assignment says (None: this controller has not ordered anything of it yet). `crashed_at`: when its
+    server ended unexpectedly, as far back as this controller has seen.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ReplicaView:
     endpoint: Endpoint | None = None
     copies: Mapping[Key, Copy] = field(default_factory=dict)
     ordered: frozenset[Key] | None = None
+    crashed_at: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 def status(controller: Controller, now: float) -> dict[str, Any]:
     """The controller itself."""
-    memory = controller.memory
+    memory, source = controller.memory, controller.measuring.scraper
     return {
         "epoch": controller.orders.epoch,
         "settled": memory.settled,
         "up_s": round(now - memory.started_at, 1),
         "planned_s_ago": None if controller.planned_at is None else round(now - controller.planned_at, 1),
-        "problems": {**memory.problems, **({"planning": controller.problem} if controller.problem else {})},
+        "problems": {
+            **memory.problems,
+            **({"planning": controller.problem} if controller.problem else {}),
+            **({"Prometheus": source.problem} if source.problem else {}),
+        },
         "models": len(memory.models),
         "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),
         "replicas_wanted": sum(each.desired for each in memory.last_plan.decisions.values()),
@@ -217,14 +221,15 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     if name not in controller.memory.shapes:
         raise NotFound(f"there is no fleet {name!r}", remedy="`ctl get fleets` lists them")
     subjects = [f"fleet/{name}"]
-    subjects += [f"replica/{each.name}" for each in controller.snapshot.replicas.values() if each.fleet == name]
+    there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
+    subjects += [f"replica/{each.name}" for each in there]
     reasons: Mapping[str, Any] = controller.memory.last_plan.reasons
-    return {
-        **_fleet(controller, name),
-        "reasons": [
-            {"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())
-        ],
-    }
+    told = [{"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())]
+    for each in there:
+        if each.report is None or each.report.server != "ready":
+            state = f"{each.report.server}: {each.report.reason}" if each.report else "not heard from yet"
+            told.append({"code": "NOT_READY", "text": f"{each.name} is {state.removesuffix(': ')}"})
+    return {**_fleet(controller, name), "reasons": told}
 
 
 def routes(controller: Controller, now: float) -> list[dict[str, Any]]:

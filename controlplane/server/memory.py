@@ -14,6 +14,7 @@ from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import GatewayView, Key, ReplicaView, Settings, Snapshot
 from controlplane.server.orders import Orders
 
+CRASHES_KEPT = 10
 UNREAD = "unread"
 """In place of a digest that can't be known because the model's document can't be read."""
 
@@ -47,6 +48,7 @@ class Memory:
     loads: dict[str, Load] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
     """When each replica was started, until its first model is ready."""
+    crashed_at: dict[str, tuple[float, ...]] = field(default_factory=dict)
     last_plan: Plan = field(default_factory=Plan)
     settled: bool = False
 
@@ -54,6 +56,10 @@ class Memory:
 
     def hear_replica(self, report: ReplicaReport, now: float) -> None:
         """Take an agent's report."""
+        before = self.reports.get(report.replica)
+        if before is not None and before[0].incarnation == report.incarnation and report.crashes > before[0].crashes:
+            times = (now,) * (report.crashes - before[0].crashes)
+            self.crashed_at[report.replica] = (*self.crashed_at.get(report.replica, ()), *times)[-CRASHES_KEPT:]
         self.reports[report.replica] = (report, now)
 
     def hear_gateway(self, report: GatewayReport, orders: Orders, now: float) -> HeardGateway:
@@ -82,6 +88,7 @@ class Memory:
         self.reports.pop(name, None)
         self.backend_replicas.pop(name, None)
         self.started.pop(name, None)
+        self.crashed_at.pop(name, None)
 
     # The snapshot.
 
@@ -142,6 +149,7 @@ class Memory:
                 endpoint=report.endpoint,
                 copies=dict(_copies(report, orders)),
                 ordered=orders.ordered(name),
+                crashed_at=self.crashed_at.get(name, ()),
             )
         return views
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controlplane.core.entry import Serving
+from controlplane.core.load import Load
 from controlplane.core.messages import Demand
 from controlplane.core.snapshot import Key
 from tests.core.world import World, ensemble, manifest
@@ -289,3 +290,49 @@ def test_a_manifest_of_another_model_is_not_served() -> None:
     rollout = world.registry.models["m"].rollout
     assert rollout is not None and rollout.state == "failed" and "somebody-else" in rollout.reason
     assert all(foreign not in replica.copies for replica in world.replicas.values())
+
+
+# Replicas that are replaced.
+
+
+def test_a_replica_whose_server_keeps_ending_is_replaced_make_before_break() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    for _ in range(3):
+        world.replicas["cpu-0"].crash()
+        world.run(6)
+    assert "cpu-2" in world.replicas, "the new one comes first"
+    seen = set()
+    for _ in range(60):
+        world.run(1)
+        seen.add(len(world.served(key)))
+    assert set(world.replicas) == {"cpu-1", "cpu-2"}
+    assert world.served(key) == {"cpu-1", "cpu-2"}
+    assert min(seen) >= 1
+    for _ in range(3):
+        world.replicas["cpu-2"].crash()
+        world.run(6)
+    assert set(world.replicas) == {"cpu-1", "cpu-2"}, "not one after the other: the next one has to wait"
+
+
+def test_a_replica_that_loses_memory_is_replaced_in_a_quiet_moment() -> None:
+    world = World(replicas=2)
+    promoted(world)
+    world.replicas["cpu-1"].leaked_bytes = 200 << 20
+    world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0, demand=1.5)
+    world.run()
+    assert set(world.replicas) == {"cpu-0", "cpu-1"}, "not while it is needed"
+    world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0, demand=0.3)
+    world.run(80)
+    assert set(world.replicas) == {"cpu-0", "cpu-2"}
+
+
+def test_a_hot_model_gets_more_copies_and_a_cold_one_fewer() -> None:
+    world = World(replicas=3, memory_mib=150)
+    cold, hot = promoted(world, "cold"), promoted(world, "hot")
+    assert (len(world.served(cold)), len(world.served(hot))) == (2, 1)
+    world.memory.loads["cpu"] = Load(
+        at=world.now, step_s=2.0, demand=1.5, copies={hot: 1.5, cold: 0.1}, use={hot: 100.0, cold: 1.0}
+    )
+    world.run(80)
+    assert (len(world.served(cold)), len(world.served(hot))) == (1, 2), "nobody's last copy leaves for it"

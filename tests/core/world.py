@@ -127,6 +127,8 @@ class Replica:
     assignment: Assignment | None = None
     server: Any = "starting"
     silent: bool = False
+    crashes: int = 0
+    leaked_bytes: int = 0
 
     def take(self, assignment: Assignment | None) -> None:
         if assignment is None:
@@ -161,6 +163,7 @@ class Replica:
 
     def crash(self) -> None:
         self.server = "starting"
+        self.crashes += 1
         self.copies = {key: replace(copy, state="pending") for key, copy in self.copies.items()}
 
     def report(self) -> ReplicaReport:
@@ -174,6 +177,8 @@ class Replica:
             endpoint=Endpoint(replica=self.name, host="127.0.0.1", grpc_port=1000 + self.number, http_port=1),
             capabilities=Capabilities(server_version="2.51.0", backends=("python",)),
             copies=tuple(self.copies.values()),
+            crashes=self.crashes,
+            leaked_bytes=self.leaked_bytes,
         )
 
 

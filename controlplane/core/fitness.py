@@ -1,0 +1,38 @@
+"""Which replicas are to be replaced by new ones: those whose server keeps ending, and those that lose memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from controlplane.core.load import Load
+from controlplane.core.models import FleetShape
+from controlplane.core.snapshot import Reason, ReplicaView
+
+FLAPS = 3
+"""So many unexpected ends within `FLAPS_WITHIN_S`, and it is not trusted any more."""
+FLAPS_WITHIN_S = 600.0
+LEAK = 0.1
+"""A replica that has lost this share of its memory is replaced in a quiet moment."""
+QUIET = 0.5
+"""A moment is quiet while what arrives keeps no more than this share of the replicas busy."""
+REPLACE_EVERY_S = 600.0
+"""At most one replacement of a fleet within this time: what makes servers end may not be the replica's fault."""
+
+
+def unfit(
+    replicas: Iterable[ReplicaView], shape: FleetShape, load: Load | None, *, replaced_at: float, now: float
+) -> tuple[str, Reason] | None:
+    """The replica of a fleet that is to be replaced next, and why; None if none is."""
+    here = sorted(replicas, key=lambda each: each.name)
+    for each in here:
+        crashes = sum(now - at <= FLAPS_WITHIN_S for at in each.crashed_at)
+        if crashes >= FLAPS and now - replaced_at > REPLACE_EVERY_S:
+            text = f"{each.name} is replaced: its server ended unexpectedly {crashes} times in a short time"
+            return each.name, Reason(code="FLAPPING", text=text)
+    quiet = load is not None and load.complete and load.demand <= QUIET * len(here)
+    for each in here:
+        leaked = each.report.leaked_bytes if each.report is not None else 0
+        if quiet and leaked > LEAK * shape.memory_bytes and now - replaced_at > REPLACE_EVERY_S:
+            text = f"{each.name} is replaced: {leaked >> 20} MiB did not come back when models were unloaded"
+            return each.name, Reason(code="LEAKING", text=text)
+    return None
