@@ -14,16 +14,21 @@ from controlplane.cli.output import output_option, show_one
 def status(context: Context, output: str) -> None:
     """Show where the registry, the controller and the gateway are, and how they are."""
     from controlplane.cli.addresses import gateway_addresses
+    from controlplane.local.metrics import prometheus_url, shown_url
     from controlplane.local.supervisor import owner
+    from controlplane.local.system import load_system
 
     addresses = gateway_addresses(context.home)
     with context.reader() as reader:
         state = reader.get("/v1/status")
+    system = load_system(context.home)
+    prometheus = prometheus_url(system.metrics, context.home) if system is not None else None
     data = {
         "home": str(context.home.root),
         "registry": context.find_registry(),
         "grpc": addresses.grpc,
         "http": addresses.http,
+        "prometheus": shown_url(prometheus) if prometheus else None,
         "supervisor": owner(context.home),
         **state,
     }
@@ -33,6 +38,10 @@ def status(context: Context, output: str) -> None:
         click.echo(f"gateway    gRPC {addresses.grpc}, HTTP http://{addresses.http}, ready: {state['gateways_ready']}")
         click.echo(f"controller epoch {state['epoch']}, up {state['up_s']:.0f} s")
         click.echo(f"replicas   {state['replicas_ready']} of {state['replicas_wanted']} ready")
+        if system is not None and prometheus is not None:
+            whose = "started by `ctl up`" if system.metrics.program else "yours"
+            for_what = "signals come from it" if system.metrics.source == "prometheus" else "for you to look at"
+            click.echo(f"prometheus {data['prometheus']} ({whose}; {for_what})")
         for key, problem in state["problems"].items():
             click.echo(f"problem    {key}: {problem}")
         if data["supervisor"] is None:

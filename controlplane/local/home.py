@@ -51,6 +51,16 @@ class Home:
         return self.root / "gateway"
 
     @property
+    def prometheus(self) -> Path:
+        """The folder of the Prometheus that `ctl up` starts, if it does: its configuration, its data."""
+        return self.root / "prometheus"
+
+    @property
+    def prometheus_file(self) -> Path:
+        """Where that Prometheus answers: its URL, one line."""
+        return self.prometheus / "url"
+
+    @property
     def logs(self) -> Path:
         """One log file for each process."""
         return self.root / "logs"

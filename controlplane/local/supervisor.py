@@ -61,6 +61,8 @@ class Supervisor:
         for state in ("epoch.json", "served.json"):
             (self.home.gateway / state).unlink(missing_ok=True)  # and so may these; whom they lead to is gone
         save_system(system, self.home)
+        if system.metrics.program is not None:
+            self.parts.append(_Part("prometheus", "controlplane.metrics.program"))
         for part in self.parts:
             self._start(part)
         return left

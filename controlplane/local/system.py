@@ -1,4 +1,4 @@
-"""The definition of a local system: which registry, which gateway, which fleets. Read from YAML, kept as JSON."""
+"""A local system's definition: its registry, gateway, fleets, source of metrics. Read from YAML, kept as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from controlplane.core.models import FleetShape
 from controlplane.entry.document import EMPTY, read_document
 from controlplane.entry.problems import problem_of
 from controlplane.entry.wording import size_bytes
+from controlplane.local import metrics
 from controlplane.local.home import Home, replace_file
+from controlplane.local.metrics import MetricsSettings
 from controlplane.local.scaling import Limits, LimitsOrCount, ScalingSettings, windows
 from controlplane.local.scaling import problems as scaling_problems
 
@@ -82,6 +84,7 @@ class System:
     fleets: tuple[FleetSettings, ...] = (FleetSettings(name="default"),)
     gateway: Mapping[str, Any] = field(default_factory=dict)
     controller: ControllerSettings = field(default_factory=ControllerSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -90,12 +93,13 @@ class _SystemFile:
     fleets: tuple[FleetSettings, ...] = (FleetSettings(name="default"),)
     gateway: dict[str, Any] = field(default_factory=dict)
     controller: ControllerSettings = field(default_factory=ControllerSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
 
 def read_system(path: Path | None, home: Home) -> System:
     """The system that a YAML file defines; without one, a directory registry and one fleet of one replica.
 
-    A registry given as a relative path is relative to the file. Raises InvalidInput or InvalidEntry.
+    A registry or a program given as a relative path is relative to the file. Raises InvalidInput or InvalidEntry.
     """
     document = EMPTY
     if path is not None:
@@ -110,10 +114,15 @@ def read_system(path: Path | None, home: Home) -> System:
         problems = tuple(problem_of(each, document.lines, _SystemFile) for each in error.errors(include_url=False))
         raise InvalidEntry(subject, problems) from error
     _check_fleets(file.fleets, subject)
+    measured = metrics.located(file.metrics, path.parent if path is not None else Path())
+    if found := tuple(metrics.problems(measured)):
+        raise InvalidEntry(subject, found)
     registry = file.registry or str(home.registry.resolve())
     if path is not None and file.registry is not None and "://" not in file.registry:
         registry = str((path.parent / file.registry).resolve())
-    return System(registry=registry, fleets=file.fleets, gateway=file.gateway, controller=file.controller)
+    return System(
+        registry=registry, fleets=file.fleets, gateway=file.gateway, controller=file.controller, metrics=measured
+    )
 
 
 def _check_fleets(fleets: tuple[FleetSettings, ...], subject: str) -> None:

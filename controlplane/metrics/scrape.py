@@ -22,6 +22,8 @@ class Scraper:
     def __init__(self) -> None:
         self.intervals: dict[str, Interval] = {}
         """By replica."""
+        self.problem = ""
+        """Always empty: each server answers for itself."""
 
     async def scrape(self, urls: Mapping[str, str]) -> None:
         """Read every server's metrics page. `urls` is by replica; replicas that are not in it are forgotten."""

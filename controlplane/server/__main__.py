@@ -21,6 +21,7 @@ from controlplane.fleet.local import LocalFleet
 from controlplane.local.home import Home, write_private
 from controlplane.local.system import System, load_system
 from controlplane.logs import configure
+from controlplane.metrics.source import source_of
 from controlplane.registry import open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
@@ -46,6 +47,7 @@ async def serve(home: Home, system: System) -> None:
         settings=Settings(drain_s=system.controller.drain_s, warm_s=system.controller.warm_s),
         poll_s=system.controller.poll_s,
         clash=compatible,
+        source=source_of(system.metrics, home),
     )
     listener = _listen(system.controller.port)
     server = uvicorn.Server(

@@ -24,6 +24,7 @@ from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, 
 from controlplane.server import explain
 from controlplane.server.controller import Controller
 from controlplane.server.openapi import document
+from controlplane.server.targets import targets
 from controlplane.server.top import top
 
 log = structlog.get_logger(__name__)
@@ -91,6 +92,7 @@ def make_app(controller: Controller, token: str) -> Starlette:
             Route("/v1/fleets/{name}/explain", explain_fleet),
             Route("/v1/routes", read(explain.routes)),
             Route("/v1/top", read(top)),
+            Route("/v1/targets", read(targets)),
         ],
         middleware=[Middleware(_RequireToken, token=token)],
         exception_handlers={ControlPlaneError: _as_response},

@@ -15,6 +15,8 @@ from controlplane.core.models import FleetShape, Manifest
 from controlplane.core.plan import Plan, plan
 from controlplane.core.snapshot import Key, Settings, Snapshot
 from controlplane.fleet.protocol import FleetBackend
+from controlplane.metrics.scrape import Scraper
+from controlplane.metrics.source import Source
 from controlplane.registry.registry import Registry
 from controlplane.server.acting import Actor
 from controlplane.server.measuring import Measuring
@@ -45,6 +47,7 @@ class Controller:
         settings: Settings,
         poll_s: float,
         clash: Callable[[Manifest, Manifest], str | None],
+        source: Source | None = None,
     ) -> None:
         self.memory = Memory(started_at=time.time(), settings=settings, shapes=shapes)
         self.orders = Orders(epoch, self._wanted)
@@ -53,7 +56,7 @@ class Controller:
         self.problem = ""
         """Why planning fails at present."""
         self.snapshot = Snapshot()
-        self.measuring = Measuring(self.memory, lambda: self.snapshot, self.wake)
+        self.measuring = Measuring(self.memory, lambda: self.snapshot, self.wake, source or Scraper())
         self._registry = registry
         self._backend = backend
         self._clash = clash

@@ -12,7 +12,7 @@ from controlplane.core.fleets import fleet_of
 from controlplane.core.models import FleetRecord, Manifest
 from controlplane.core.snapshot import Key, Snapshot
 from controlplane.metrics.loads import LoadMeter
-from controlplane.metrics.scrape import Scraper
+from controlplane.metrics.source import Source
 from controlplane.server.memory import Memory
 
 STEP_S = 2.0
@@ -24,8 +24,10 @@ BATCHES_EVERY = 5
 class Measuring:
     """Keeps `memory.loads` current. `snapshot` gives the latest snapshot, `changed` is called when there is news."""
 
-    def __init__(self, memory: Memory, snapshot: Callable[[], Snapshot], changed: Callable[[], None]) -> None:
-        self.scraper = Scraper()
+    def __init__(
+        self, memory: Memory, snapshot: Callable[[], Snapshot], changed: Callable[[], None], source: Source
+    ) -> None:
+        self.scraper = source
         self.meters: dict[str, LoadMeter] = {name: LoadMeter(step_s=STEP_S) for name in memory.shapes}
         """By fleet."""
         self._memory = memory

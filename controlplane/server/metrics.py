@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from controlplane.core.capacity import instances_of
 from controlplane.core.plan import Plan
 from controlplane.core.snapshot import Snapshot
 
@@ -30,6 +33,12 @@ class Metrics:
         self._copies = Gauge(
             "ctl_copies", "Loaded versions by fleet and state", ["fleet", "state"], registry=self._registry
         )
+        self._instances = Gauge(
+            "ctl_instances",
+            "Instances that one copy of a version has",
+            ["fleet", "model", "version"],
+            registry=self._registry,
+        )
         self._leaving = Gauge("ctl_leaving", "Versions on their way out of a replica", registry=self._registry)
 
     def cycle(self, snapshot: Snapshot, plan: Plan, duration_s: float) -> None:
@@ -43,16 +52,27 @@ class Metrics:
         self._leaving.set(len(plan.leaving))
         replicas: dict[tuple[str, str], int] = {}
         copies: dict[tuple[str, str], int] = {}
+        instances: dict[tuple[str, str, str], int] = {}
         for replica in snapshot.replicas.values():
             server = replica.report.server if replica.report else "unknown"
             replicas[replica.fleet, server] = replicas.get((replica.fleet, server), 0) + 1
-            for copy in replica.copies.values():
+            record = snapshot.fleets.get(replica.fleet)
+            for key, copy in replica.copies.items():
                 copies[replica.fleet, copy.state] = copies.get((replica.fleet, copy.state), 0) + 1
-        for gauge, counts in ((self._replicas, replicas), (self._copies, copies)):
-            gauge.clear()
-            for labels, count in counts.items():
-                gauge.labels(*labels).set(count)
+                manifest = snapshot.manifest(key)
+                if manifest is not None and record is not None:
+                    named = (replica.fleet, key.model, str(key.version))
+                    instances[named] = instances_of(manifest.entry, record.capabilities)
+        _set(self._replicas, replicas.items())
+        _set(self._copies, copies.items())
+        _set(self._instances, instances.items())
 
     def expose(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _set(gauge: Gauge, counts: Iterable[tuple[tuple[str, ...], int]]) -> None:
+    gauge.clear()
+    for labels, count in counts:
+        gauge.labels(*labels).set(count)

@@ -19,6 +19,7 @@ _READS = {
     "/v1/fleets": "Each fleet: its size, memory, what its servers can do.",
     "/v1/fleets/{name}/explain": "Why a fleet is as it is.",
     "/v1/routes": "The route table.",
+    "/v1/targets": "The servers' metrics pages, for Prometheus' HTTP service discovery (http_sd_configs).",
     "/v1/top": "How fleets and models fare: load, queues, batches, sizes, and each fleet's next decision.",
 }
 
