@@ -221,14 +221,15 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     if name not in controller.memory.shapes:
         raise NotFound(f"there is no fleet {name!r}", remedy="`ctl get fleets` lists them")
     subjects = [f"fleet/{name}"]
-    subjects += [f"replica/{each.name}" for each in controller.snapshot.replicas.values() if each.fleet == name]
+    there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
+    subjects += [f"replica/{each.name}" for each in there]
     reasons: Mapping[str, Any] = controller.memory.last_plan.reasons
-    return {
-        **_fleet(controller, name),
-        "reasons": [
-            {"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())
-        ],
-    }
+    told = [{"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())]
+    for each in there:
+        if each.report is None or each.report.server != "ready":
+            state = f"{each.report.server}: {each.report.reason}" if each.report else "not heard from yet"
+            told.append({"code": "NOT_READY", "text": f"{each.name} is {state.removesuffix(': ')}"})
+    return {**_fleet(controller, name), "reasons": told}
 
 
 def routes(controller: Controller, now: float) -> list[dict[str, Any]]:
