@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controlplane.cli.arguments import MODEL, Mention, dry_run_option, reason_option
+from controlplane.cli.arguments import ASSIGNMENT, MODEL, Mention, dry_run_option, reason_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import DRY_RUN, Column, Kind, changed, output_option, show_one, show_rows
 from controlplane.core.errors import InvalidInput
@@ -20,7 +20,7 @@ ALIASES = Kind(
 
 @click.command()
 @click.argument("name", type=MODEL)
-@click.argument("assignment", metavar="[ALIAS=VERSION]", required=False)
+@click.argument("assignment", metavar="[ALIAS=VERSION]", type=ASSIGNMENT, required=False)
 @click.option("--delete", is_flag=True, help="Remove the alias (give only its name).")
 @reason_option
 @dry_run_option

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from controlplane.cli.context import DEFAULT_HOME, Context
-from controlplane.core.errors import ControlPlaneError
-from controlplane.local.home import Home
+from controlplane.cli import suggestions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -52,7 +50,7 @@ class MentionType(click.ParamType[Mention]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Offer the versions and aliases that there are."""
-        return [CompletionItem(each) for each in _versions(ctx) if each.startswith(incomplete)]
+        return [CompletionItem(each) for each in suggestions.mentions(ctx, incomplete)]
 
 
 class DurationType(click.ParamType[float]):
@@ -73,42 +71,22 @@ class DurationType(click.ParamType[float]):
 MENTION, DURATION = MentionType(), DurationType()
 
 
-class ModelType(click.ParamType[str]):
-    """A model's name."""
+class NameType(click.ParamType[str]):
+    """A name, of which the shell offers those that there are."""
 
-    name = "model"
+    def __init__(self, name: str, suggest: suggestions.Suggest) -> None:
+        self.name = name
+        self._suggest = suggest
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer the models that there are."""
-        return [CompletionItem(each) for each in _models(ctx) if each.startswith(incomplete)]
+        """Offer what begins so."""
+        return [CompletionItem(each) for each in self._suggest(ctx, incomplete)]
 
 
-MODEL = ModelType()
-
-
-def _models(ctx: click.Context) -> list[str]:
-    from controlplane.registry.layout import MODELS, name_in
-
-    try:
-        listed = _context(ctx).registry().store.list(MODELS)
-        return [name for each in listed if (name := name_in(each.key, MODELS))]
-    except ControlPlaneError:
-        return []
-
-
-def _versions(ctx: click.Context) -> list[str]:
-    try:
-        models = _context(ctx).registry().models()
-    except ControlPlaneError:
-        return []
-    return [
-        f"{model.name}@{each}"
-        for model in models
-        for each in (*(each.number for each in model.versions if each.deleted_at is None), *model.aliases)
-    ]
-
-
-def _context(ctx: click.Context) -> Context:
-    """The global options, from what has been typed so far: while completing, no command runs."""
-    root = ctx.find_root().params
-    return Context(Home(root.get("home") or DEFAULT_HOME), root.get("registry_url"))
+MODEL = NameType("model", suggestions.models)
+MODEL_OR_MENTION = NameType("model", suggestions.models_or_mentions)
+VERSION = NameType("version", suggestions.versions)
+ASSIGNMENT = NameType("assignment", suggestions.assignments)
+FLEET = NameType("fleet", suggestions.fleets)
+REPLICA = NameType("replica", suggestions.replicas)
+EXPLAINED = NameType("name", suggestions.explained)

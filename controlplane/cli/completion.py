@@ -17,4 +17,6 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise InvalidInput(f"there is no completion for {shell}")
+    if shell == "bash":  # else an `@` would split a word, and what is after it would never be completed
+        click.echo("COMP_WORDBREAKS=${COMP_WORDBREAKS//@/}")
     click.echo(kind(ctl, {}, "ctl", "_CTL_COMPLETE").source())

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from controlplane.cli.arguments import MENTION, MODEL, Mention
+from controlplane.cli.arguments import FLEET, MENTION, MODEL, REPLICA, Mention
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.get import FLEETS, REPLICAS, ROUTES, VERSIONS, named, read_fleets
 from controlplane.cli.output import (
@@ -110,7 +110,7 @@ def version(context: Context, mention: Mention, output: str) -> None:
 
 
 @describe.command()
-@click.argument("name")
+@click.argument("name", type=REPLICA)
 @output_option
 @pass_context
 def replica(context: Context, name: str, output: str) -> None:
@@ -121,7 +121,7 @@ def replica(context: Context, name: str, output: str) -> None:
 
 
 @describe.command()
-@click.argument("name")
+@click.argument("name", type=FLEET)
 @output_option
 @pass_context
 def fleet(context: Context, name: str, output: str) -> None:

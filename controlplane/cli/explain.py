@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controlplane.cli.arguments import MODEL
+from controlplane.cli.arguments import EXPLAINED
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import Column, Kind, output_option, show_one, show_rows
 
@@ -15,7 +15,7 @@ REASONS = Kind(
 
 
 @click.command()
-@click.argument("what", metavar="[model|fleet] NAME", type=MODEL, nargs=-1, required=True)
+@click.argument("what", metavar="[model|fleet] NAME", type=EXPLAINED, nargs=-1, required=True)
 @output_option
 @pass_context
 def explain(context: Context, what: tuple[str, ...], output: str) -> None:

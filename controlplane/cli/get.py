@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from controlplane.cli.arguments import MODEL
+from controlplane.cli.arguments import FLEET, MODEL, REPLICA
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import Column, Kind, Row, note, output_option, show_rows, size, when
 from controlplane.core.errors import NotFound, Unavailable
@@ -157,7 +157,7 @@ def versions(context: Context, names: tuple[str, ...], deleted: bool, output: st
 
 
 @get.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=REPLICA)
 @output_option
 @pass_context
 def replicas(context: Context, names: tuple[str, ...], output: str) -> None:
@@ -167,7 +167,7 @@ def replicas(context: Context, names: tuple[str, ...], output: str) -> None:
 
 
 @get.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=FLEET)
 @output_option
 @pass_context
 def fleets(context: Context, names: tuple[str, ...], output: str) -> None:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli.arguments import DURATION, MODEL, Mention, Reference, dry_run_option, reason_option
+from controlplane.cli.arguments import (
+    DURATION,
+    MODEL,
+    MODEL_OR_MENTION,
+    VERSION,
+    Mention,
+    Reference,
+    dry_run_option,
+    reason_option,
+)
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import DRY_RUN, Row, changed, note, output_option, show_one
 from controlplane.core.errors import InvalidInput
@@ -46,8 +55,8 @@ def rollout_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@VERSION]", type=MODEL)
-@click.argument("version", required=False)
+@click.argument("name", metavar="NAME[@VERSION]", type=MODEL_OR_MENTION)
+@click.argument("version", type=VERSION, required=False)
 @rollout_options
 def promote(
     context: Context,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controlplane.cli.arguments import MENTION, Mention
+from controlplane.cli.arguments import FLEET, MENTION, Mention
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.fleets import fleet_for, none_looked_at, render_for
 from controlplane.cli.output import note, output_option, show_one, size
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("mention", metavar="MODEL@VERSION", type=MENTION)
-@click.option("--fleet", help="For this fleet's servers; without it, for those that the entry means.")
+@click.option("--fleet", type=FLEET, help="For this fleet's servers; without it, for those that the entry means.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the directory here, with its files.")
 @output_option
 @pass_context

@@ -7,7 +7,7 @@ from functools import partial
 
 import click
 
-from controlplane.cli.arguments import MENTION, Mention, Reference, dry_run_option
+from controlplane.cli.arguments import FLEET, MENTION, Mention, Reference, dry_run_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import changed, output_option, show_one
 from controlplane.core.errors import NotFound
@@ -16,7 +16,7 @@ from controlplane.core.models import FleetRecord, Quarantine
 
 @click.command()
 @click.argument("mention", metavar="MODEL@VERSION", type=MENTION)
-@click.option("--fleet", help="On this fleet; without it, on every fleet that has quarantined it.")
+@click.option("--fleet", type=FLEET, help="On this fleet; without it, on every fleet that has quarantined it.")
 @dry_run_option
 @output_option
 @pass_context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controlplane.cli.arguments import FLEET
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.fleets import check
 from controlplane.cli.importing import importing
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="ENTRY", type=click.Path(path_type=Path))
 @click.argument("path", metavar="[PATH]", type=click.Path(path_type=Path), required=False)
 @click.option("--name", help="The model's name, if the entry does not say it.")
-@click.option("--fleet", help="Check for this fleet's servers.")
+@click.option("--fleet", type=FLEET, help="Check for this fleet's servers.")
 @output_option
 @pass_context
 def validate(

@@ -270,14 +270,6 @@ def test_shells_complete(shell: str) -> None:
     assert "_CTL_COMPLETE" in answer.stdout
 
 
-@pytest.mark.usefixtures("two_versions")
-def test_models_are_completed(tmp_path: Path) -> None:
-    answer = run(
-        "-m", "controlplane.cli.main", _CTL_COMPLETE="bash_complete", COMP_WORDS="ctl describe model m", COMP_CWORD="3"
-    )  # fmt: skip
-    assert answer.stdout == "plain,m\n"
-
-
 def test_every_command_has_help() -> None:
     from controlplane.cli.commands import COMMANDS
     from controlplane.cli.main import main
