@@ -1,7 +1,9 @@
-"""The OpenAPI document of the controller's API, made from the message types themselves."""
+"""The OpenAPI document of the controller's API, made from the message types themselves; it is `docs/openapi.json`, too."""
 
 from __future__ import annotations
 
+import json
+import sys
 from functools import cache
 from typing import Any
 
@@ -109,3 +111,12 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
 _ERRORS = {
     "4XX": {"description": "Refused.", "content": _content({"$ref": "#/components/schemas/Error"})},
 }
+
+
+def document_text() -> str:
+    """The document as it is published."""
+    return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document_text())
