@@ -1,4 +1,4 @@
-"""The OpenAPI document of the controller's API, made from the message types themselves; it is `docs/openapi.json`, too."""
+"""The OpenAPI document of the controller's API, made from the message types themselves (docs/openapi.json)."""
 
 from __future__ import annotations
 
