@@ -363,10 +363,18 @@ async def test_the_asyncio_client(gateway: Running) -> None:
         assert [float(each.as_numpy("OUT")[0]) for each in answers] == [float(i) for i in range(10)]
 
 
+def counted(gateway: Running, model: str) -> int:
+    """Requests that the statistics have of a model, whatever their version and code."""
+    text = httpx2.get(f"{gateway.admin}/stats/prometheus").text
+    lines = [line for line in text.splitlines() if line.startswith(f'envoy_model_requests{{model="{model}"')]
+    return sum(int(line.rpartition(" ")[2]) for line in lines)
+
+
 def test_the_access_log_and_statistics_say_who_served(gateway: Running) -> None:
+    before = counted(gateway, "echo"), counted(gateway, "")
     with gateway.grpc() as grpc:
         ask(grpc, "echo", request_id="x")
-        ask(grpc, "echo", compression_algorithm="gzip")
+        ask(grpc, "echo", compression_algorithm="gzip", values=(1.0,) * 1000)  # worth compressing
 
     def lines() -> list[dict[str, Any]]:
         text = (gateway.home.gateway / "access.log").read_text()
@@ -384,6 +392,8 @@ def test_the_access_log_and_statistics_say_who_served(gateway: Running) -> None:
     text = httpx2.get(f"{gateway.admin}/stats/prometheus").text
     assert 'envoy_model_requests{model="echo",version="2",protocol="grpc",code="OK"}' in text
     assert "nobody" not in text
+    wait_for(lambda: counted(gateway, "echo") >= before[0] + 2, "the requests to be counted")
+    assert (counted(gateway, "echo"), counted(gateway, "")) == (before[0] + 2, before[1]), "each once"
 
 
 def test_health_and_metrics(gateway: Running) -> None:
