@@ -16,30 +16,29 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton_http
 
 from controlplane.local import processes
 from controlplane.local.home import Home
 from controlplane.local.supervisor import owner
 from examples import models
 from examples.drawing import image
-from examples.file_types import best, features, labels_of
+from examples.elastic import follow
+from examples.file_types import features, labels_of
 from examples.interrupts import undisturbed
 from examples.speech import heard, hum, voice
+from examples.traffic import GRPC_CLIENTS, HTTP_CLIENTS, Traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / ".demo"
 HOME = DEMO / "home"
-GRPC_CLIENTS, HTTP_CLIENTS = 12, 4
 FILES = 400
 
 
@@ -107,81 +106,13 @@ def alone() -> Iterator[None]:
         yield
 
 
-class Traffic:
-    """Clients that classify files without a pause, over gRPC and HTTP, and count what comes back."""
-
-    def __init__(self, grpc: str, http: str, files: list[tuple[str, bytes]], labels: list[str]) -> None:
-        self._grpc, self._http, self._labels = grpc, http, labels
-        self._inputs = [(name, features(content)) for name, content in files]
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self.answers: dict[str, str] = {}
-        self.by_version: Counter[str] = Counter()
-        self.by_protocol: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
-        self._threads = [threading.Thread(target=self._ask, args=(n, self._over_grpc)) for n in range(GRPC_CLIENTS)]
-        self._threads += [threading.Thread(target=self._ask, args=(n, self._over_http)) for n in range(HTTP_CLIENTS)]
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def total(self) -> int:
-        """Requests answered so far."""
-        with self._lock:
-            return sum(self.by_version.values())
-
-    def wait_for(self, requests: int, deadline_s: float = 60.0) -> None:
-        """Until so many more requests have been answered."""
-        wanted, deadline = self.total() + requests, time.monotonic() + deadline_s
-        while self.total() < wanted and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    def _ask(self, number: int, ask: Callable[[], Iterator[Callable[[Any], tuple[str, Any]]]]) -> None:
-        position = number * 31
-        for infer in ask():
-            while not self._stop.is_set():
-                name, made = self._inputs[position % len(self._inputs)]
-                position += 1
-                try:
-                    version, scores = infer(made[None, :])
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure to be reported
-                    with self._lock:
-                        self.failures[str(error)[:120]] += 1
-                    continue
-                label, _ = best(scores[0], self._labels)
-                with self._lock:
-                    self.answers[name] = label
-                    self.by_version[version] += 1
-                    self.by_protocol[ask.__name__.removeprefix("_over_")] += 1
-
-    def _over_grpc(self) -> Iterator[Callable[[Any], tuple[str, Any]]]:
-        with contextlib.closing(triton_grpc.InferenceServerClient(self._grpc)) as client:
-
-            def infer(made: Any) -> tuple[str, Any]:
-                given = triton_grpc.InferInput("bytes", made.shape, "INT32")
-                given.set_data_from_numpy(made)
-                result = client.infer("magika", [given], client_timeout=30)
-                return result.get_response().model_version, result.as_numpy("target_label")
-
-            yield infer
-
-    def _over_http(self) -> Iterator[Callable[[Any], tuple[str, Any]]]:
-        with contextlib.closing(triton_http.InferenceServerClient(self._http)) as client:
-
-            def infer(made: Any) -> tuple[str, Any]:
-                given = triton_http.InferInput("bytes", made.shape, "INT32")
-                given.set_data_from_numpy(made)
-                result = client.infer("magika", [given])
-                return result.get_response()["model_version"], result.as_numpy("target_label")
-
-            yield infer
+def on_fleet(folder: Path, fleet: str) -> Path:
+    """A copy of a model's folder for a fleet, whose name it gets."""
+    copy = folder.with_name(fleet)
+    shutil.copytree(folder, copy)
+    entry = (copy / "model.yaml").read_text().replace(f"name: {folder.name}\n", f"name: {fleet}\nfleet: {fleet}\n")
+    (copy / "model.yaml").write_text(entry)
+    return copy
 
 
 def files_of_the_clone() -> list[tuple[str, bytes]]:
@@ -280,16 +211,17 @@ def show() -> int:
     for name in ("magika", "silero-vad", "ocr-detection"):
         ctl("register", name, inside(folders[name]), "--reason", "demo")
     ctl("register", "magika", inside(folders["magika-1.0.3"]), "--reason", "the newer release")
+    ctl("register", "elastic", inside(on_fleet(folders["magika"], "elastic")), "--reason", "demo: on another fleet")
 
     heading("promote: loaded, proved, routed; then `stable` moves")
-    for name in ("magika", "silero-vad", "ocr-detection"):
+    for name in ("magika", "silero-vad", "ocr-detection", "elastic"):
         ctl("promote", name, "1")
 
     addresses = json.loads(ctl("status", "-o", "json", quiet=True))
     grpc, http = addresses["grpc"], addresses["http"]
     files, labels = files_of_the_clone(), labels_of(folders["magika"] / "labels.txt")
     heading(f"classify {len(files)} files of this clone, {GRPC_CLIENTS} gRPC and {HTTP_CLIENTS} HTTP clients")
-    with Traffic(grpc, http, files, labels) as traffic:
+    with Traffic(grpc, http, "magika", files, labels) as traffic:
         traffic.wait_for(600)
         say(f"{traffic.total()} answers from version {', '.join(sorted(traffic.by_version))}; now, under load:")
         ctl("promote", "magika", "2", "--reason", "demo")
@@ -304,8 +236,11 @@ def show() -> int:
     ctl("get", "routes")
     replicas = json.loads(ctl("get", "replicas", "-o", "json", quiet=True))
     report(traffic, files, replicas, grpc)
+
+    heading("replicas follow the load: a fleet of none to three")
+    elastic = follow(Traffic(grpc, http, "elastic", files, labels), ctl, say)
     say(f"\nin {time.monotonic() - started:.0f} s; the home was {inside(HOME)}")
-    return 1 if traffic.failures else 0
+    return 1 if traffic.failures or elastic.failures else 0
 
 
 def report(traffic: Traffic, files: list[tuple[str, bytes]], replicas: list[dict[str, Any]], grpc: str) -> None:

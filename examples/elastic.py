@@ -1,0 +1,57 @@
+"""Shows a fleet that follows its load: from nothing to several replicas, and back to nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from examples.traffic import Traffic
+
+FLEET = "elastic"
+LOOK_EVERY_S = 0.5
+DEADLINE_S = 60.0
+BUSY_S = 8.0
+"""How long the clients ask."""
+
+
+def follow(traffic: Traffic, ctl: Callable[..., str], say: Callable[..., None]) -> Traffic:
+    """Ask a fleet that has no replica, and print a line whenever its size changes, until it has none again."""
+    watch = _Watch(ctl, say)
+    watch.until(lambda fleet: fleet["replicas"] == 0, "nothing was asked for a while")
+    ctl("get", "fleets")
+    say("clients begin to ask; nobody is there to answer yet, so their requests are held")
+    with traffic:
+        watch.until(lambda fleet: traffic.total() > 0, "the first answer")
+        ends = time.monotonic() + BUSY_S
+        watch.until(lambda fleet: time.monotonic() > ends, "the clients have asked for a while")
+        ctl("top", "--once")
+    say(f"{traffic.total()} answers, {sum(traffic.failures.values())} failures; the clients have gone")
+    watch.until(lambda fleet: fleet["replicas"] == 0, "nothing was asked for a while")
+    ctl("explain", "fleet", FLEET)
+    return traffic
+
+
+class _Watch:
+    def __init__(self, ctl: Callable[..., str], say: Callable[..., None]) -> None:
+        self._ctl, self._say = ctl, say
+        self._seen: tuple[int, int] | None = None
+        self._began = time.monotonic()
+
+    def until(self, done: Callable[[dict[str, Any]], bool], what: str) -> None:
+        """Look again and again; SystemExit when it takes too long."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            told = json.loads(self._ctl("top", "-o", "json", quiet=True))
+            fleet = next(each for each in told["fleets"] if each["name"] == FLEET)
+            seen = (fleet["ready"], fleet["desired"])
+            if seen != self._seen:
+                self._seen = seen
+                at = time.monotonic() - self._began
+                self._say(f"{at:5.1f} s  {seen[0]} ready of {seen[1]} wanted: {fleet['reason']}")
+            if done(fleet):
+                return
+            if time.monotonic() > deadline:
+                raise SystemExit(f"fleet {FLEET}: waited {DEADLINE_S:.0f} s in vain until {what}")
+            time.sleep(LOOK_EVERY_S)
