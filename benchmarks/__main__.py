@@ -7,7 +7,15 @@ import sys
 
 from examples.interrupts import interruptible
 
-BENCHMARKS = ("controller_cycle", "artifact_sync", "throughput", "gateway_cpu", "gateway_routes", "autoscaling")
+BENCHMARKS = (
+    "controller_cycle",
+    "artifact_sync",
+    "throughput",
+    "gateway_cpu",
+    "gateway_routes",
+    "held_requests",
+    "autoscaling",
+)
 
 
 def main() -> int:

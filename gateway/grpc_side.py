@@ -10,6 +10,7 @@ import structlog
 
 from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, Overloaded, Unavailable
 from gateway import wire
+from gateway.config.clusters import SHARED
 from gateway.config.names import MODEL_CALLS, SERVICE, STREAM_CALL
 from gateway.forwarding import Destination, Forwarding
 from gateway.metadata import Metadata, passed_on, served
@@ -128,6 +129,10 @@ async def serve(forwarding: Forwarding, settings: Settings, port: int) -> tuple[
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.max_ping_strikes", 0),
+                # The library cancels calls at random where more than a thousand have come that nobody has looked at
+                # yet: a burst for a cold model. Envoy and Holding bound them, and say so.
+                ("grpc.server.max_pending_requests", 4 * SHARED),
+                ("grpc.server.max_pending_requests_hard_limit", 4 * SHARED),
             ]
         )
         server.add_generic_rpc_handlers((GrpcSide(forwarding),))

@@ -71,6 +71,16 @@ def own_triton(tmp_path: Path) -> Iterator[Triton]:
         server.stop()
 
 
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Running]:
+    """A gateway that the test may break."""
+    running = Running(tmp_path / "home", held_per_model=8000, held_total=8000)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 def test_promotion_under_load(gateway: Running, full_table: RouteTable) -> None:
     gateway.controller.put(full_table)
     seen = []
@@ -130,6 +140,27 @@ def test_cold_requests_wait_and_ask_once(gateway: Running, full_table: RouteTabl
     demands = [each.demand for each in gateway.controller.reports[reports:] if each.demand]
     assert {(each.model, each.version) for demand in demands for each in demand} == {("echo", 2)}
     wait_for(lambda: _waiting(gateway) == 0, "nobody to wait any more")
+
+
+def test_a_burst_for_a_cold_model(fresh: Running, full_table: RouteTable) -> None:
+    """More than the library itself would take at once; none is lost, and each is answered."""
+    count, connections = 4000, 8
+    fresh.controller.put(replace(full_table, routes={"echo": route("echo", 2, pool=None)}))
+
+    async def many() -> list[int]:
+        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+        clients = [grpcaio.InferenceServerClient(fresh.grpc_url, channel_args=own) for _ in range(connections)]
+        asked = [clients[i % connections].infer("echo", grpc_input()) for i in range(count)]
+        tasks = [asyncio.ensure_future(each) for each in asked]
+        try:
+            await asyncio.to_thread(wait_for, lambda: _waiting(fresh) == count, "all to be held", timeout_s=60)
+            fresh.controller.order(full_table)
+            return [int(each.as_numpy("VERSION")[0]) for each in await asyncio.gather(*tasks)]
+        finally:
+            for each in clients:
+                await each.close()
+
+    assert asyncio.run(many()) == [2] * count
 
 
 def _ask_http_once(gateway: Running) -> int:
@@ -274,16 +305,6 @@ def test_orders_of_an_older_epoch_are_refused(gateway: Running, full_table: Rout
     wait_for(lambda: any(each.table is not None for each in gateway.controller.reports), "the table to be reported")
     reported = [each.table for each in gateway.controller.reports if each.table is not None]
     assert reported[-1].routes == full_table.routes
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Running]:
-    """A gateway that the test may break."""
-    running = Running(tmp_path / "home")
-    try:
-        yield running
-    finally:
-        running.stop()
 
 
 def test_envoy_dies(fresh: Running, full_table: RouteTable) -> None:
