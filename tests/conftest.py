@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from stamina.instrumentation import set_on_retry_hooks
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +17,4 @@ def logging_restored() -> Iterator[None]:
     yield
     root.handlers[:], root.level = handlers, level
     structlog.reset_defaults()
+    set_on_retry_hooks(None)

@@ -46,7 +46,12 @@ class Context:
         from controlplane.registry import open_registry
 
         configure(level=logging.WARNING)
-        return open_registry(self.find_registry())
+        registry = open_registry(self.find_registry())
+        if registry.url.startswith("s3://"):
+            from controlplane.cli.retries import tell_retries
+
+            tell_retries(registry.url)
+        return registry
 
     def find_registry(self) -> str:
         """The registry's address. Raises Unavailable where none is named and there is no home."""

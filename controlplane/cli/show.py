@@ -41,7 +41,7 @@ def model_row(model: Model) -> dict[str, Any]:
 
 
 def version_row(registry: Registry, model: Model, version: Version, *, full: bool) -> dict[str, Any]:
-    """A version; with `full` also what its manifest says in short."""
+    """A version; with `full` also what its manifest says in short, and the entry's labels below the version's own."""
     row = {
         "model": model.name,
         "version": version.number,
@@ -62,6 +62,7 @@ def version_row(registry: Registry, model: Model, version: Version, *, full: boo
                 "fleet": manifest.entry.fleet,
                 "files": len(manifest.files),
                 "size_bytes": manifest.size_bytes,
+                "labels": {**manifest.entry.labels, **version.labels},
             }
     return row
 

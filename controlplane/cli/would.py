@@ -37,6 +37,7 @@ def print_start(home: Home, system: System, gateway: Settings) -> None:
             "gateway",
             f"address {gateway.address}, gRPC port {_port(gateway.grpc_port)}, HTTP port {_port(gateway.http_port)}",
         ),
+        *([("prometheus", system.metrics.program)] if system.metrics.program else []),
         *((f"fleet {fleet.name}", _fleet(fleet)) for fleet in system.fleets),
     ]
     print_table(("PART", "WHAT"), rows)

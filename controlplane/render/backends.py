@@ -17,7 +17,7 @@ class BackendFacts:
     """What is known of a backend.
 
     `model_filename` is its default file, `companions` what must lie beside it (by suffix), `gpu` and `cpu` the kinds of
-    instance it can have, the accelerators what `optimization` may name.
+    instance it can have, the accelerators what `optimization` may name, `cuda_graphs` whether it takes those.
     """
 
     model_filename: str
@@ -26,6 +26,7 @@ class BackendFacts:
     cpu: bool = True
     gpu_accelerators: tuple[str, ...] = ()
     cpu_accelerators: tuple[str, ...] = ()
+    cuda_graphs: bool = False
     decoupled: bool = False
 
 
@@ -34,7 +35,7 @@ BACKENDS: dict[Backend, BackendFacts] = {
     "onnxruntime": BackendFacts(
         model_filename="model.onnx", gpu_accelerators=("tensorrt", "cuda"), cpu_accelerators=("openvino",)
     ),
-    "tensorrt": BackendFacts(model_filename="model.plan", cpu=False),
+    "tensorrt": BackendFacts(model_filename="model.plan", cpu=False, cuda_graphs=True),
     "pytorch": BackendFacts(model_filename="model.pt"),
     "openvino": BackendFacts(model_filename="model.xml", companions=(".bin",), gpu=False),
     "ensemble": BackendFacts(model_filename="", gpu=False),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import stamina
 import yaml
 
 from controlplane.core.models import FleetRecord
@@ -95,6 +96,31 @@ def test_without_a_home_a_registry_may_be_named_and_an_entry_checked(
     assert ctl(*nowhere, "--registry", tmp_path / "r", "register", "m", model_file).status == 0
     assert ctl(*nowhere, "validate", "ensemble.yaml").status == 0
     assert ctl(*nowhere, "validate", "ensemble.yaml", "--fleet", "cpu").status == 1
+
+
+def test_a_store_that_is_away_is_told_in_sentences(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with stamina.set_testing(True, attempts=3):
+        answer = ctl("--registry", "s3://models/x", "get", "models")
+    assert (answer.status, answer.out) == (1, "")
+    note, error, remedy = answer.err.splitlines()
+    assert note == "s3://models/x can't be reached just now; trying again …"
+    assert error.startswith("error[UNAVAILABLE]: s3://models does not answer")
+    assert "AWS_ENDPOINT_URL_S3" in remedy
+
+
+def test_the_labels_of_an_entry_are_shown_below_the_version_s_own(ctl: Ctl, model_file: Path, tmp_path: Path) -> None:
+    entry_file = tmp_path / "model.yaml"
+    entry_file.write_text("name: m\nlabels: {team: vision, task: scaling}\n")
+    assert ctl("register", "m", model_file, "--entry", entry_file, "--label", "team=speech").status == 0
+    assert "task=scaling,team=speech" in ctl("get", "versions", "-o", "wide").out
+    assert "task=scaling,team=speech" in ctl("describe", "version", "m@1").out
+    assert ctl("get", "versions", "-o", "json").data[0]["labels"] == {"team": "speech", "task": "scaling"}
 
 
 @pytest.mark.usefixtures("two_versions")

@@ -155,6 +155,19 @@ CASES: dict[str, tuple[dict[str, Any], Capabilities, str]] = {
         PYTHON_ONLY,
         "optimization.cpu_accelerators[0]",
     ),
+    **{
+        f"cuda-graphs-of-{backend}": (
+            {"backend": backend, "optimization": Optimization(cuda_graphs=True)},
+            NVIDIA,
+            "optimization.cuda_graphs",
+        )
+        for backend in ("python", "onnxruntime", "pytorch", "openvino")
+    },
+    "cuda-graphs-in-raw-config": (
+        {"config": "optimization { cuda { graphs: true } }"},
+        PYTHON_ONLY,
+        "config: optimization.cuda_graphs",
+    ),
     # It kills the server.
     "warm-up-larger-than-max": (warm(batch_size=16), PYTHON_ONLY, "warmup[0].batch_size"),
     "warm-up-batch-without-batching": (

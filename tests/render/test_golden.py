@@ -71,7 +71,6 @@ EVERYTHING: dict[str, Any] = {
     "optimization": Optimization(
         graph_level=1,
         priority="MAX",
-        cuda_graphs=True,
         gpu_accelerators=(Accelerator(name="tensorrt", parameters={"precision_mode": "FP16"}),),
         cpu_accelerators=(Accelerator(name="openvino"),),
         input_pinned_memory=True,
@@ -114,7 +113,12 @@ CASES: dict[str, tuple[dict[str, Any], Capabilities]] = {
     "onnxruntime-stateful": (STATEFUL, NVIDIA),
     "onnxruntime-stateful-behind-python": (STATEFUL, PYTHON_ONLY),
     "tensorrt": (
-        {"backend": "tensorrt", "max_batch_size": 8, "instances": (InstanceGroup(kind="GPU", count=2),)},
+        {
+            "backend": "tensorrt",
+            "max_batch_size": 8,
+            "instances": (InstanceGroup(kind="GPU", count=2),),
+            "optimization": Optimization(cuda_graphs=True),
+        },
         NVIDIA,
     ),
     "pytorch": ({"backend": "pytorch", "outputs": (dataclasses.replace(Y, name="y__0"),)}, NVIDIA),

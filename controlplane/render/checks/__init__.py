@@ -34,6 +34,7 @@ CHECKS: tuple[Callable[[Case], Iterator[InvalidInput]], ...] = (
     instances.gpus,
     instances.rate_limits,
     instances.accelerators,
+    instances.cuda_graphs,
     files.model_file,
     files.labels,
     files.reserved,

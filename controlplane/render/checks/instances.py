@@ -1,4 +1,4 @@
-"""Instances, GPUs, rate limits, accelerators."""
+"""Instances, GPUs, rate limits, accelerators, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -118,3 +118,16 @@ def accelerators(case: Case) -> Iterator[InvalidInput]:
                     f"{accelerator.name!r}; it has: {', '.join(has) or 'none'}",
                     "use one of those, or leave it out",
                 )
+
+
+def cuda_graphs(case: Case) -> Iterator[InvalidInput]:
+    """Every backend but TensorRT's ignores them without a word."""
+    wanted = case.config.optimization.cuda.graphs
+    if wanted and not BACKENDS[case.entry.backend].cuda_graphs and case.entry.backend != "ensemble":
+        having = ", ".join(name for name, facts in BACKENDS.items() if facts.cuda_graphs)
+        yield case.finding(
+            "optimization",
+            ".cuda_graphs",
+            f"the {case.entry.backend} backend has no CUDA graphs; it would ignore this. Those that have: {having}",
+            "leave it out, or convert the model for one of those",
+        )
