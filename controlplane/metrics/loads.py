@@ -24,8 +24,8 @@ STARTS_KEPT = 5
 PEAK_FADES = 0.98
 """What is left of a version's highest demand after a step without any: half of it after a minute or so."""
 A_LITTLE = 0.01
-ENOUGH = 20.0
-"""So many executions tell what one costs; fewer don't, if something is known from before."""
+ENOUGH, ENOUGH_S = 20.0, 10.0
+"""So many executions tell what one costs, or so many seconds of them: the first after a load are slow."""
 
 
 @dataclass(slots=True)
@@ -43,14 +43,14 @@ class LoadMeter:
     _seen: dict[str, float] = field(default_factory=dict)
 
     def costs(self, record: FleetRecord, manifests: Mapping[Key, tuple[str, Manifest]]) -> dict[Key, Cost]:
-        """What executions cost, as measured, or as the fleet's record remembers."""
+        """What executions cost, as measured, or as the fleet's record remembers. Too few tell nothing."""
         found: dict[Key, Cost] = {}
         for key, (digest, _) in manifests.items():
             measured = fit(self.batches.totals.get(key, {}).values())
-            known = record.costs.get(digest)
-            cost = measured if known is None or (measured is not None and measured.executions >= ENOUGH) else known
-            if cost is not None:
-                found[key] = cost
+            if measured is not None and _is_enough(measured):
+                found[key] = measured
+            elif digest in record.costs:
+                found[key] = record.costs[digest]
         return found
 
     def start_s(self, record: FleetRecord) -> float:
@@ -143,6 +143,10 @@ class LoadMeter:
             self._past.reset(start_s, slack_s)
         self._past.add(demand)
         return self._past
+
+
+def _is_enough(cost: Cost) -> bool:
+    return cost.executions >= ENOUGH or cost.executions * cost.of(1) >= ENOUGH_S
 
 
 def _is_met(counted: Counters, record: FleetRecord) -> bool:

@@ -150,3 +150,20 @@ def test_a_version_that_was_loaded_anew_counts_from_zero() -> None:
     after = {1: Executions(size=1, count=2, total_s=2.0)}
     assert since(after, before) == after
     assert since({**before, 1: Executions(size=1, count=10, total_s=10.0)}, before)[1].count == 1
+
+
+@pytest.mark.parametrize(
+    ("executions", "each_s", "known"),
+    [
+        pytest.param(3, 0.5, False, id="the first ones after a load"),
+        pytest.param(20, 0.01, True, id="many"),
+        pytest.param(3, 5.0, True, id="few, but long"),
+    ],
+)
+def test_what_an_execution_costs_is_known_from_enough_of_them(executions: int, each_s: float, known: bool) -> None:
+    meter = LoadMeter(step_s=2.0)
+    meter.batches.take({"a": {M: {1: Executions(size=1, count=executions, total_s=executions * each_s)}}})
+    load = measure(meter, record=replace(RECORD, costs={}), a=interval(Counters(success=4)))
+    assert (load.demand > 0, bool(load.costs)) == (known, known)
+    recorded = measure(meter, a=interval(Counters(success=4), at=NOW + 2), now=NOW + 2)
+    assert recorded.demand > 0, "what is on record is known anyway"
