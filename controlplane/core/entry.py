@@ -207,8 +207,8 @@ class Serving(_Strict):
     """How many copies, and when.
 
     `auto`: loaded when promoted, may leave when others need the memory, comes back on demand. `always`: stays.
-    `on_demand`: loaded by the first request. `max_copies` absent: as many replicas as have room. `priority`: when there is
-    more than the replicas can do, requests for models of `high` priority are refused last.
+    `on_demand`: loaded by the first request. `max_copies` absent: as many replicas as have room. `priority`: when there
+    is more than the replicas can do, requests for models of `high` priority are refused last.
     """
 
     load: Load = "auto"

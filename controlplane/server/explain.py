@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from controlplane.core.batching import Batching
+from controlplane.core.batching import explain as explain_batching
 from controlplane.core.capacity import instances_of
 from controlplane.core.errors import NotFound
 from controlplane.core.messages import Copy
@@ -91,9 +94,36 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             for reason in (
                 *_how_it_is(controller, controller.snapshot.models[name]),
                 *(reason for subject in subjects for reason in reasons.get(subject, ())),
+                *_batching(controller, controller.snapshot.models[name]),
             )
         ],
     }
+
+
+def _batching(controller: Controller, document: Model) -> Iterator[Reason]:
+    """Which batches the stable version is executed in, and whether they should be others."""
+    if document.stable is None:
+        return
+    key = Key(document.name, document.stable)
+    manifest = controller.snapshot.manifest(key)
+    for fleet, meter in controller.measuring.meters.items():
+        record, executions = controller.snapshot.fleets.get(fleet), meter.batches.totals.get(key)
+        if manifest is None or record is None or not executions:
+            continue
+        goal, digest = record.shape.goal, controller.snapshot.digest(key) or ""
+        costs = meter.costs(record, {key: (digest, manifest)})
+        duties = [
+            found["duty_cycle"]
+            for replica in controller.snapshot.replicas
+            if (found := _signals(controller, replica, key, 0.0)) is not None and "duty_cycle" in found
+        ]
+        measured = Batching(
+            executions=tuple(executions.values()),
+            cost=costs.get(key),
+            duty=sum(duties) / len(duties) if duties else None,
+            limit_ms=goal.queue_ms or goal.latency_ms or math.inf,
+        )
+        yield from explain_batching(manifest.entry, measured)
 
 
 def _how_it_is(controller: Controller, document: Model) -> Iterator[Reason]:
