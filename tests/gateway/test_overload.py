@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -139,18 +140,22 @@ def test_grpc_requests_are_shed_while_full_and_admitted_again(
                     client.infer(model, grpc_input(), client_timeout=30)
                 assert refused.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
             assert [ask(client, "other") for _ in range(20)] == [1] * 20  # of high priority
+            told: queue.Queue[object] = queue.Queue()
+            client.start_stream(lambda result, error: told.put(error), headers={"x-model-name": "echo"})
+            assert f"replicas of echo {REFUSED}" in str(told.get(timeout=30))  # before its first message
+            client.stop_stream()
             assert _trailer(gateway, "echo", "retry-after") == "1"
         finally:
             gate.touch()
         assert [each.result() for each in full.answers] == [1] * LIMIT
         assert ask(client, "echo") == 2
     after = {model: _shed(gateway, model, "grpc") - count for model, count in before.items()}
-    assert after == {"gated": 1, "echo": 3, "other": 0}
+    assert after == {"gated": 1, "echo": 4, "other": 0}
     # Each was looked at once: what is refused is not sent again.
-    assert _stats(gateway, "pool-.*active_overflow") - overflows == 4
+    assert _stats(gateway, "pool-.*active_overflow") - overflows == 5
     assert _stats(gateway, "pool-.*upstream_rq_retry$") == retries
     lines = (gateway.home.gateway / "access.log").read_text
-    wait_for(lambda: lines().count('"flags":"UO"') >= 4, "the access log's lines")
+    wait_for(lambda: lines().count('"flags":"UO"') >= 5, "the access log's lines")
     line = next(json.loads(each) for each in lines().splitlines() if '"flags":"UO"' in each)
     assert (line["model"], line["grpc_status"]) == ("gated", "RESOURCE_EXHAUSTED")
 
