@@ -8,7 +8,8 @@ Stated for every figure: a replica works on 4 requests at once and takes 30 s to
 first 10 minutes are a warm-up for all and do not count. HPA, KEDA and the fixed number are set to the cheapest setting
 that brings as many requests in time as this autoscaler does; the oracle knows the future and is set so, too.
 
-Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal: the gap between HPA and oracle closed by 60 %.
+Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal: the share of requests reached, and the gap between
+HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ GOALS_S = (2.0, 10.0)
 MULTIPLIERS = (1, 10, 40)
 MOST_REQUESTS = 400_000
 """A larger multiple of a trace is left out: every comparison replays it 100 times and more."""
-CLOSED_GOAL = 0.6
+CLOSED_GOAL, NEAR_ORACLE = 0.6, 1.05
 
 
 def speed() -> bool:
@@ -45,14 +46,15 @@ def speed() -> bool:
     trace = diurnal(DAY_S, 1.002 * DAY_REQUESTS / DAY_S, mean_work_s=0.2)  # as many at least
     shape = FleetShape(name="day", min_replicas=1, max_replicas=100, goal=Goal(queue_ms=500, share=SHARE))
     setting = Setting(shape=shape, slots=SLOTS, start_s=START_S)
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     run = replay(trace, setting, Controller(setting))
-    took_s = time.perf_counter() - began
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - computed
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     made = outcome(run, trace, shape.goal)
     print(f"a day of {len(trace):,} requests, this autoscaler, {made.replica_hours:.0f} replica-hours")
     print(f"{'':20} {'measured':>9} {'limit':>7} {'ratio':>6}")
     print(f"{'seconds':20} {took_s:9.1f} {SPEED_LIMIT_S:7.0f} {took_s / SPEED_LIMIT_S:6.2f}")
+    print(f"{'of these, on a core':20} {cpu_s:9.1f}")
     print(f"{'memory, peak (MB)':20} {peak_mb:9.0f} {MEMORY_LIMIT_MB:7d} {peak_mb / MEMORY_LIMIT_MB:6.2f}", flush=True)
     return took_s < SPEED_LIMIT_S and peak_mb < MEMORY_LIMIT_MB
 
@@ -105,7 +107,9 @@ def verdict(made: Comparison) -> str:
 
 def is_good(made: Comparison) -> bool:
     """Whether the goal was reached, and the gap closed as far as it should be."""
-    return (made.ours.share or 0.0) >= SHARE and (made.closed is None or made.closed >= CLOSED_GOAL)
+    oracle = made.peers["oracle"]
+    is_near = oracle is not None and made.ours.replica_hours <= NEAR_ORACLE * oracle.replica_hours
+    return (made.ours.share or 0.0) >= SHARE and (is_near or (made.closed is not None and made.closed >= CLOSED_GOAL))
 
 
 def main() -> int:
@@ -123,7 +127,7 @@ def main() -> int:
         figures = ["-" if each is None else f"{each:.0%}" for each in (made.closed, made.closed_at_goal)]
         print(f"{name:48} {made.ours.share or 0.0:8.2%} {figures[0]:>7} {figures[1]:>12}")
     good = sum(is_good(made) for _, made in verdicts)
-    print(f"the goal reached and {CLOSED_GOAL:.0%} of the gap closed: {good} of {len(verdicts)}")
+    print(f"the goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle: {good} of {len(verdicts)}")
     return 0 if kept and good == len(verdicts) else 1
 
 

@@ -29,13 +29,13 @@ def diurnal(length_s: float, mean_per_s: float, seed: int = 1, mean_work_s: floa
 
 
 def bursts(length_s: float, mean_per_s: float, seed: int = 2) -> Trace:
-    """A steady half of the rate; bursts of 30 s to 2 min, at random times every 6 min or so, carry the other half."""
+    """Half of the rate, and every 6 min or so, at random, a burst: for 30 s to 2 min, at once 2 to 5 times as much."""
     random = np.random.default_rng(seed)
     rate_per_s = np.full(int(length_s / GRAIN_S), mean_per_s / 2)
     for begin in np.sort(random.uniform(0, length_s, int(length_s / 360))):
         first = int(begin / GRAIN_S)
         lasts = int(random.uniform(30, 120) / GRAIN_S)
-        rate_per_s[first : first + lasts] += mean_per_s * random.uniform(1, 4)
+        rate_per_s[first : first + lasts] += mean_per_s * random.uniform(0.5, 2)
     return by_rate("bursts", rate_per_s, seed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -123,11 +123,14 @@ def compare(bench: Bench) -> Comparison:
     """The controller's policy against its peers, at the share that it reaches."""
     ours = bench.ours()
     share, goal = ours.share or 0.0, bench.setting.shape.goal.share
+    fixed = bench.fixed(share)
+    # Who knows the future may as well choose a number that never changes.
+    steady = [replace(each, policy="oracle", tuned=f"always {each.tuned}") for each in fixed]
     made = {
-        "fixed": bench.fixed(share),
+        "fixed": fixed,
         "HPA, in flight": bench.hpa(),
         "KEDA, queue length": bench.keda(),
-        "oracle": bench.oracle(share),
+        "oracle": [*bench.oracle(share), *steady],
     }
     peers = {name: cheapest(outcomes, share) for name, outcomes in made.items()}
     at_goal = None

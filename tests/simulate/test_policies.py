@@ -137,5 +137,7 @@ def test_a_comparison_is_at_one_share() -> None:
     assert made.ours.share is not None
     for each in made.peers.values():
         assert each is None or (each.share or 0) >= made.ours.share
-    assert made.peers["oracle"] is not None
-    assert made.peers["fixed"] is not None
+    fixed, oracle = made.peers["fixed"], made.peers["oracle"]
+    assert fixed is not None
+    assert oracle is not None
+    assert oracle.replica_hours <= fixed.replica_hours, "a number that never changes is a plan, too"
