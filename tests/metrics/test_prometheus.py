@@ -13,9 +13,10 @@ import pytest
 
 from controlplane.core.snapshot import Key
 from controlplane.metrics.counters import Counters
-from controlplane.metrics.prometheus import PrometheusSource, Series, readings_of
+from controlplane.metrics.prometheus import PrometheusSource
 from controlplane.metrics.readings import Interval
 from controlplane.metrics.scrape import Scraper
+from controlplane.metrics.series import Series, readings_of
 from controlplane.metrics.source import Source
 from tests.prometheus import Page, Prometheus, prometheus
 from tests.waiting import until
@@ -225,6 +226,7 @@ def answer(*values: tuple[float, str], **labels: str) -> str:
         pytest.param("<html>", "can't be understood", id="no JSON"),
         pytest.param("{}", "can't be understood", id="another JSON"),
         pytest.param('{"data": {"result": [{"metric": {}, "value": [1, "2"]}]}}', "can't be understood", id="a vector"),
+        pytest.param('{"data":' * 100_000, "can't be understood", id="JSON without an end"),
         pytest.param('{"data": {"result": null}}', "can't be understood", id="null"),
         pytest.param(answer((2e9, "many")), "can't be understood", id="a value that is no number"),
     ],
@@ -254,7 +256,9 @@ def test_a_clock_ahead_is_not_believed(liar: Reader) -> None:
 def test_after_an_hour_away_the_interval_is_a_window_long_and_no_hour(liar: Reader) -> None:
     now = time.time()
     liar.target.text = answer((now - 3600, "5"))
-    liar.read()
+    last = liar.read()
+    liar.target.text = answer((now - 20, "1000"))
+    assert liar.read() is last, "one reading alone tells nothing, not even zero"
     liar.target.text = answer((now - 20, "1000"), (now - 10, "1010"), (now - 1, "1020"))
     interval = liar.read()
     assert interval is not None and interval.window_s == pytest.approx(19)
@@ -300,5 +304,4 @@ def series(at: float, value: float, **labels: str) -> Series:
     ],
 )
 def test_which_series_count(found: list[Series], success: float) -> None:
-    _, latest = readings_of(found, address="new:1")[-1]
-    assert latest == {M1: Counters(success=success)}
+    assert readings_of(found, address="new:1").latest == {M1: Counters(success=success)}

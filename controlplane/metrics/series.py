@@ -1,0 +1,92 @@
+"""From a Prometheus' series with the times of their samples to readings of replicas."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import MinLen
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from controlplane.core.snapshot import Key
+from controlplane.metrics.counters import FIELDS, Counters
+
+REPLICA_LABEL = "replica"
+
+
+@validated(frozen=True, slots=True)
+class Series:
+    """One series of an answer: its labels, and its samples (seconds since 1970, value), oldest first."""
+
+    metric: dict[str, str]
+    values: Annotated[list[tuple[float, float]], MinLen(1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """The oldest and the latest reading of one replica in what was asked for, with the times of their scrapes in
+    seconds since 1970; the same one twice where there is no second."""
+
+    first_at: float
+    first: Mapping[Key, Counters]
+    at: float
+    latest: Mapping[Key, Counters]
+
+
+_ANSWER = TypeAdapter(list[Series])
+
+
+def read_answer(answer: object, addresses: Mapping[str, str]) -> dict[str, Readings]:
+    """The readings of those replicas whose `addresses` (host:port) are given, from the result of a range query. Raises
+    ValueError for an answer that is none."""
+    try:
+        series = _ANSWER.validate_python(answer)
+    except ValidationError as error:
+        raise ValueError(error.errors(include_url=False)[0]["msg"]) from error
+    by_replica: dict[str, list[Series]] = defaultdict(list)
+    for each in series:
+        if each.metric.get(REPLICA_LABEL) in addresses:
+            by_replica[each.metric[REPLICA_LABEL]].append(each)
+    return {name: readings_of(found, address=addresses[name]) for name, found in by_replica.items()}
+
+
+def readings_of(series: Iterable[Series], *, address: str) -> Readings:
+    """The readings of one replica, from its series; there must be some.
+
+    A replica that was started again elsewhere leaves series of its earlier address, and two jobs may scrape it: one
+    target alone is read, at best the one at `address`, else the one that was scraped last. Series that stopped before
+    the others have vanished from the page.
+    """
+    targets: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    for each in series:
+        targets[each.metric.get("job", ""), each.metric.get("instance", "")].append(each)
+
+    def worth(target: tuple[str, str]) -> tuple[bool, float, tuple[str, str]]:
+        return target[1] == address, max(each.values[-1][0] for each in targets[target]), target
+
+    found = targets[max(targets, key=worth)]
+    at = max(each.values[-1][0] for each in found)
+    first_at = min(each.values[0][0] for each in found)
+    latest = _counters(found, at)
+    return Readings(
+        first_at=first_at, first=_counters(found, first_at) if first_at < at else latest, at=at, latest=latest
+    )
+
+
+def _counters(series: Sequence[Series], at: float) -> Mapping[Key, Counters]:
+    """What was scraped at that time. Series that differ only in labels that are not Triton's are copies of one."""
+    values: dict[tuple[str, Key, str], float] = {}
+    for each in series:
+        name, model = each.metric.get("__name__", "").removesuffix("_total"), each.metric.get("model")
+        version = each.metric.get("version", "")
+        value = next((number for when, number in each.values if when == at), math.nan)
+        if name in FIELDS and model is not None and version.isdigit() and math.isfinite(value):
+            values[name, Key(model, int(version)), each.metric.get("gpu_uuid", "")] = value
+    found: dict[Key, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for (name, key, _), value in values.items():
+        found[key][FIELDS[name]] += value
+    return {key: Counters(**fields) for key, fields in found.items()}
