@@ -1,7 +1,11 @@
-"""Synthetic traffic for simulations: a day's rise and fall, bursts, many models of unequal popularity."""
+"""Synthetic traffic for simulations: a day's rise and fall, bursts, many models of unequal popularity.
+
+Run ``python -m benchmarks.traffic diurnal`` (or bursts, zipf) for a trace that `ctl simulate` reads.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -51,9 +55,26 @@ def zipf(length_s: float, mean_per_s: float, models: int, seed: int = 3) -> Trac
 
 
 def synthetic() -> Mapping[str, Trace]:
-    """What is replayed where no recorded trace is given, and besides: two hours each, but for many models half one."""
+    """What is replayed besides recorded traces: two hours each, but for many models half one."""
     return {
         "diurnal, 20/s": diurnal(7200, 20.0),
         "bursts, 10/s": bursts(7200, 10.0),
         "Zipf, 100 models, 20/s": zipf(1800, 20.0, 100),
     }
+
+
+def main() -> int:
+    """Print one of them as CSV; 2 when none is named."""
+    traces = {name.split(",", maxsplit=1)[0].lower(): trace for name, trace in synthetic().items()}
+    if len(sys.argv) != 2 or sys.argv[1] not in traces:
+        print(f"usage: python -m benchmarks.traffic {'|'.join(traces)}", file=sys.stderr)
+        return 2
+    trace = traces[sys.argv[1]]
+    print("timestamp,model,work")
+    for at, model, work_s in zip(trace.arrival_s, trace.model, trace.work_s, strict=True):
+        print(f"{at:.3f},{trace.models[model]},{work_s:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

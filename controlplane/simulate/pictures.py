@@ -45,7 +45,7 @@ def check_plot(path: Path) -> None:
 
 
 def draw(path: Path, trace: Trace, setting: Setting, outcomes: Sequence[Outcome], title: str) -> None:
-    """Leave a picture of these outcomes, the first one drawn boldest."""
+    """Leave a picture of these outcomes, the first one drawn boldest. Raises InvalidInput where it can't be written."""
     from matplotlib import rc_context  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -86,8 +86,12 @@ def draw(path: Path, trace: Trace, setting: Setting, outcomes: Sequence[Outcome]
     above.set_xlim(0, trace.length_s / unit_s)
     below.set_ylim(bottom=LEAST_WAIT_S * 0.8)
     # Text stays text, and the same figures make the same file.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ctl"}):
-        figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    try:
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ctl"}):
+            figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    except OSError as error:
+        what = f"{path} can't be written: {error.strerror}"
+        raise InvalidInput(what, field="--plot", remedy="name another file") from error
 
 
 def _plain(axes: Axes) -> None:

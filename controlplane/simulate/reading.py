@@ -16,7 +16,7 @@ from controlplane.core.errors import InvalidInput
 from controlplane.simulate.columns import Column, numbers, times
 from controlplane.simulate.traces import Codes, Floats, Singles, Trace, trace_of
 
-ROWS = 200_000
+ROWS = 50_000
 """So many rows are parsed at once: a file is never in memory as text."""
 AZURE = ("timestamp", "contexttokens", "generatedtokens")
 MOONCAKE = ("timestamp", "input_length", "output_length")
@@ -134,20 +134,23 @@ def _chunks(
     """Blocks of rows, by column, with the numbers of their lines. Empty lines are no rows."""
     line = 1
     while block := list(itertools.islice(rows, ROWS)):
-        numbered = [(line + 1 + index, row) for index, row in enumerate(block) if row]
+        lines: Sequence[int] = range(line + 1, line + 1 + len(block))
         line += len(block)
-        for number, row in numbered:
-            if len(row) != width:
-                what = f"{name} has {len(row)} values in line {number} and {width} columns"
+        if set(map(len, block)) != {width}:
+            kept = [(number, row) for number, row in zip(lines, block, strict=True) if row]
+            wrong = next(((number, row) for number, row in kept if len(row) != width), None)
+            if wrong is not None:
+                what = f"{name} has {len(wrong[1])} values in line {wrong[0]} and {width} columns"
                 raise InvalidInput(what, field="--trace", remedy="give each line a value for each column")
-        if numbered:
-            yield [number for number, _ in numbered], list(zip(*(row for _, row in numbered), strict=True))
+            lines, block = [number for number, _ in kept], [row for _, row in kept]
+        if block:
+            yield lines, list(zip(*block, strict=True))
 
 
 def _read_json_lines(file: TextIO, name: str, service: Service, told: Progress) -> Trace:
     columns = _Columns()
     lines = ((number, text) for number, text in enumerate(file, 1) if text.strip())
-    while block := list(itertools.islice(lines, ROWS // 10)):
+    while block := list(itertools.islice(lines, ROWS // 5)):
         values = [_tokens(text, number, name) for number, text in block]
         table = np.array(values, np.float64)
         columns.add(table[:, 0] / 1e3, service.of_tokens(table[:, 1], table[:, 2]), None)

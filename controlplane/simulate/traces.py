@@ -14,6 +14,8 @@ from controlplane.core.errors import InvalidInput
 HOLE_S, HOLE_GAPS = 60.0, 50.0
 """A hole is a time without requests that is at least so long, and at least so many mean gaps."""
 HOLES_TOLD = 3
+MOST_DAYS = 31
+"""A longer trace would take hours, and most often is one with a wrong timestamp in it."""
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -70,6 +72,14 @@ def trace_of(
         notes.append(f"{early} requests were earlier than the one above them: sorted by time")
     first = float(at[0])
     arrival_s = at - first
+    if arrival_s[-1] > MOST_DAYS * 86_400:
+        index = int(np.argmax(np.diff(at)))
+        what = (
+            f"{name} spans {arrival_s[-1] / 86_400:.0f} days, and its longest hole is from {at[index]:.0f} to "
+            f"{at[index + 1]:.0f} (seconds{' since 1970' if dated else ''})"
+        )
+        remedy = f"leave out what is wrong, or give {MOST_DAYS} days at most"
+        raise InvalidInput(what, field="timestamp", remedy=remedy)
     notes += _holes(arrival_s)
     origin = first if dated else 0.0
     return Trace(

@@ -65,6 +65,7 @@ def test_what_can_be_read(
         ("timestamp\nyesterday\n", "timestamp", "'yesterday' in line 2"),
         ("timestamp\n2026-05-01T12:00:00\n17\n", "timestamp", "'17' in line 3"),
         ("timestamp\n17\n2026-05-01T12:00:00\n", "timestamp", "'2026-05-01T12:00:00' in line 3"),
+        ("timestamp\n1767225600\n1767225601\n0\n", "timestamp", "its longest hole is from 0 to 1767225600"),
         ("timestamp\n1767225600000\n", "timestamp", "'1767225600000' in line 2"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n1,many,2\n", "ContextTokens", "'many' in line 2"),
         ('{"timestamp": 0, "tokens": 3}\n', "--trace", "has timestamp, tokens, and no input_length, output_length"),
