@@ -105,7 +105,8 @@ class System:
         assert done.status == 0, f"ctl {' '.join(arguments)}: {done.status}\n{done.out}\n{done.err}"
         return done
 
-    def up(self) -> None:
+    def write_definition(self) -> Path:
+        """The definition's file; one that is there already stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "system.yaml"
         if not file.exists():
@@ -114,7 +115,10 @@ class System:
                 + "\ngateway: {grpc_port: 0, http_port: 0, cold_wait_s: 30}"
                 + "\ncontroller: {poll_s: 0.1, drain_s: 1}\n"
             )
-        self.ok("up", "-d", "-f", str(file))
+        return file
+
+    def up(self) -> None:
+        self.ok("up", "-d", "-f", str(self.write_definition()))
 
     def down(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,46 @@ def test_many_requests_to_an_empty_fleet_are_held_and_answered(system: System) -
     for thread in threads:
         thread.join(120)
     assert answers == [6.0] * 40
+
+
+def test_a_size_set_by_hand_comes_before_the_load(system: System) -> None:
+    system.ok("scale", "cpu", "2", "--for", "1h", "--reason", "a launch")
+    eventually(lambda: len(ready(system)) == 2, 60, "two replicas although nothing is asked")
+    assert "has set it to 2 until" in why(system) and "a launch" in why(system)
+    system.ok("scale", "cpu", "--auto")
+    eventually(lambda: not system.replicas(), 120, "none again")
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("controlplane.server", id="the controller"),
+        pytest.param("-m gateway", id="the gateway's Python part"),
+        pytest.param("controlplane.agent", id="an agent"),
+    ],
+)
+def test_what_is_killed_in_the_middle_of_scaling_fails_no_request(system: System, victim: str) -> None:
+    assert system.ask("slow") == (6.0, "1")  # what is held dies with the gateway: the load begins when nothing is
+    with Load(system, "slow", clients=16) as load:
+        eventually(lambda: len(system.replicas()) > 1, 120, "it has begun to grow")
+        system.kill(victim)
+        eventually(lambda: system.ctl("status").status == 0, 60, "the controller answers")
+        eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas all the same")
+        load.more(100)
+    assert not load.failures
+    eventually(lambda: len(ready(system)) <= 1, 120, "and it shrinks again")
+
+
+def test_a_start_that_always_fails_is_told_and_comes_right_when_its_cause_is_gone(tmp_path: Path) -> None:
+    system = System(tmp_path, "fleets: [{name: cpu, replicas: {min: 0, max: 2}, memory_bytes: 1Gi}]")
+    try:
+        folder = system.home.replica("cpu-0")
+        folder.mkdir(parents=True)
+        (folder / "models").write_text("in the way of the model repository")
+        system.ctl("up", "-d", "-f", str(system.write_definition()), "--timeout", "20")
+        eventually(lambda: "cpu-0 is down: it can't be started" in why(system), 60)
+        assert set(system.replicas()) == {"cpu-0"}, "nobody starts one after the other"
+        (folder / "models").unlink()
+        eventually(lambda: ready(system) == {"cpu-0"}, 120)
+    finally:
+        system.down()
