@@ -32,6 +32,8 @@ TIMEOUT_S = 10.0
 """After so long without a byte of it, an answer is given up."""
 MAX_AHEAD_S = 5.0
 """How much later than now a sample may be: a clock that goes further ahead would make what is old look new."""
+MAX_APART_S, SURE = 4.5, 3
+"""Scrapes that are further apart than this, this many times in a row, are too seldom to scale by (docs/metrics.md)."""
 SERIES = '{__name__=~"(?:' + "|".join(FIELDS) + f')(?:_total)?",{REPLICA_LABEL}!=""}}'
 
 
@@ -47,6 +49,8 @@ class PrometheusSource:
         self._timeout_s = timeout_s
         self._heard: dict[str, float] = {}
         """When there was last something new of each replica, or when it was first asked for (monotonic, in seconds)."""
+        self._seldom = 0
+        """So many times in a row all scrapes were far apart."""
         self._client: tuple[str, PrometheusConnect] | None = None
         self._asked_at = 0.0
         self._asking: asyncio.Task[dict[str, Readings]] | None = None
@@ -120,12 +124,19 @@ class PrometheusSource:
             elif each.at > known.at:
                 self._keep(name, known, each)
         silent = sorted(name for name, at in self._heard.items() if time.monotonic() - at > WINDOW_S)
+        apart_s = min((each.apart_s for each in readings.values() if each.apart_s is not None), default=None)
+        if apart_s is not None:
+            self._seldom = self._seldom + 1 if apart_s > MAX_APART_S else 0
         if ahead_s:
             self._say(f"its clock is {ahead_s:.0f} s ahead of this machine's: not believed")
         elif silent:
             self._say(
                 f"it has nothing new of {', '.join(silent[:3])}{', …' if len(silent) > 3 else ''}, which run: does it "
                 "scrape what /v1/targets lists? (docs/metrics.md)"
+            )
+        elif self._seldom >= SURE:
+            self._say(
+                "it scrapes too seldom for anything to be made smaller: let it scrape every 2 s (docs/metrics.md)"
             )
         else:
             self._say("")

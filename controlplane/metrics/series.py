@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 from annotated_types import MinLen
@@ -29,12 +30,14 @@ class Series:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
     """The oldest and the latest reading of one replica in what was asked for, with the times of their scrapes in
-    seconds since 1970; the same one twice where there is no second."""
+    seconds since 1970; the same one twice where there is no second. `apart_s`: the shortest time between two scrapes;
+    None where there was one."""
 
     first_at: float
     first: Mapping[Key, Counters]
     at: float
     latest: Mapping[Key, Counters]
+    apart_s: float | None
 
 
 _ANSWER = TypeAdapter(list[Series])
@@ -71,9 +74,14 @@ def readings_of(series: Iterable[Series], *, address: str) -> Readings:
     found = targets[max(targets, key=worth)]
     at = max(each.values[-1][0] for each in found)
     first_at = min(each.values[0][0] for each in found)
+    times = sorted({when for when, _ in found[0].values})
     latest = _counters(found, at)
     return Readings(
-        first_at=first_at, first=_counters(found, first_at) if first_at < at else latest, at=at, latest=latest
+        first_at=first_at,
+        first=_counters(found, first_at) if first_at < at else latest,
+        at=at,
+        latest=latest,
+        apart_s=min((after - before for before, after in pairwise(times)), default=None),
     )
 
 
