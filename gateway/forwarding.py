@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controlplane.core.errors import InvalidInput, Overloaded, Unavailable
 from controlplane.core.routes import Endpoint
@@ -103,7 +103,8 @@ class Forwarding:
             )
 
     def _sequence(self, resolved: Resolved, mark: SequenceMark, seat: Seat | None) -> Destination:
-        replica = seat.replica if seat is not None else self.sequences.choose(resolved, mark)
+        fit = replace(resolved, members=self.replicas.well(resolved.members)) if mark.start else resolved
+        replica = seat.replica if seat is not None else self.sequences.choose(fit, mark)
         endpoint = self.holding.table.endpoints.get(replica) if replica is not None else None
         if replica is None or endpoint is None:
             raise Unavailable(

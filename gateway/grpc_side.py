@@ -19,9 +19,12 @@ from gateway.streams import Stream
 
 log = structlog.get_logger(__name__)
 
+INFER = f"{SERVICE}ModelInfer"
 ATTEMPTS = 3
 RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
 """What another replica may answer better: a stopping Triton says NOT_FOUND for a while."""
+FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+"""How Triton says that an inference failed."""
 
 
 def status_of(error: ControlPlaneError) -> grpc.StatusCode:
@@ -85,6 +88,8 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             try:
                 return await self._call(SERVICE + call, message, context, destination)
             except grpc.aio.AioRpcError as error:
+                if error.code() in FAILED:
+                    self._forwarding.replicas.heard(destination.endpoint, failed=True)
                 tried.append(destination.endpoint.replica)
                 other = self._forwarding.next(destination, tried) if error.code() in RETRIED else None
                 if other is None or len(tried) == ATTEMPTS:
@@ -99,6 +104,8 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             )
             try:
                 answer: bytes = await call
+                if method == INFER:
+                    self._forwarding.replicas.heard(destination.endpoint, failed=False)
             finally:
                 call.cancel()  # nothing happens to one that has ended; one whose client is gone ends now
         context.set_trailing_metadata(tuple(await call.trailing_metadata() or ()))

@@ -27,6 +27,7 @@ from gateway.sequences import NO_SEQUENCE, SequenceMark
 from gateway.settings import Settings
 
 PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>/.*)?")
+INFERENCES = ("/infer", "/generate", "/generate_stream")
 ATTEMPTS = 3
 NOT_PASSED = frozenset(
     {"host", "connection", "keep-alive", "transfer-encoding", "te", "upgrade", "accept-encoding", "content-length"}
@@ -139,6 +140,8 @@ class HttpSide:
                 client.build_request(request.method, url + rest + query, headers=headers, content=body), stream=True
             )
             counted = stack.pop_all()
+        if rest in INFERENCES:
+            self._forwarding.replicas.heard(endpoint, failed=answer.status_code == 500)
 
         kept = {name: value for name, value in answer.headers.items() if name not in NOT_PASSED - {"content-length"}}
         told = {

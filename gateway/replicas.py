@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,6 +16,11 @@ import httpx2
 from controlplane.core.routes import Endpoint
 from gateway.settings import Settings
 
+ERRORS_IN_ROW = 30
+AWAY_S, MOST_AWAY_S = 2.0, 30.0
+"""After so many failed inferences in a row a replica is put away for so long, longer each time: as in Envoy's
+clusters."""
+
 
 class Replicas:
     """Connections to replicas, kept while the replicas are in the table."""
@@ -23,6 +29,8 @@ class Replicas:
         self._limit = settings.max_request_bytes + (1 << 20)
         self._channels: dict[str, Any] = {}
         self._in_flight: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._away: dict[str, tuple[int, float]] = {}
         # A pool of connections that is not bounded here: Envoy bounds what comes in.
         self.http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(connect=2.0, read=settings.idle_timeout_s, write=settings.idle_timeout_s, pool=None),
@@ -39,11 +47,30 @@ class Replicas:
     def pick(self, members: Iterable[Endpoint], tried: Iterable[str] = ()) -> Endpoint | None:
         """The member with the fewest requests in flight from here; none that drains, none that was tried."""
         avoided = set(tried)
-        free = [each for each in members if not each.draining and each.replica not in avoided]
+        free = [each for each in self.well(members) if not each.draining and each.replica not in avoided]
         if not free:
             return None
         random.shuffle(free)
         return min(free, key=lambda each: self._in_flight[each.replica])
+
+    def well(self, members: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+        """The members without those that are put away; all of them where that would be more than half."""
+        known, now = tuple(members), time.monotonic()
+        left = tuple(each for each in known if self._away.get(each.replica, (0, 0.0))[1] <= now)
+        return left if 2 * len(left) >= len(known) else known
+
+    def heard(self, endpoint: Endpoint, *, failed: bool) -> None:
+        """A replica has answered an inference: with the error that it `failed`, or with anything else."""
+        name = endpoint.replica
+        if not failed:
+            self._errors.pop(name, None)
+            self._away.pop(name, None)
+            return
+        self._errors[name] += 1
+        times, until = self._away.get(name, (0, 0.0))
+        if self._errors[name] >= ERRORS_IN_ROW and until <= time.monotonic():
+            self._errors.pop(name)
+            self._away[name] = (times + 1, time.monotonic() + min(AWAY_S * (times + 1), MOST_AWAY_S))
 
     @contextlib.contextmanager
     def request(self, endpoint: Endpoint) -> Iterator[None]:
@@ -74,8 +101,13 @@ class Replicas:
         return self._channels[target]
 
     async def forget_others(self, endpoints: Iterable[Endpoint]) -> None:
-        """Close the channels to replicas that are gone; calls under way there may end first."""
-        wanted = {f"{each.host}:{each.grpc_port}" for each in endpoints}
+        """Close the channels to replicas that are gone, and forget them; calls under way there may end first."""
+        known = tuple(endpoints)
+        names = {each.replica for each in known}
+        for name in (self._errors.keys() | self._away.keys()) - names:
+            self._errors.pop(name, None)
+            self._away.pop(name, None)
+        wanted = {f"{each.host}:{each.grpc_port}" for each in known}
         for target in [target for target in self._channels if target not in wanted]:
             await self._channels.pop(target).close(grace=60.0)
 

@@ -22,6 +22,7 @@ from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from gateway import wire
 from gateway.holding import Holding
 from gateway.http_side import TooLarge, sequence_mark
+from gateway.replicas import ERRORS_IN_ROW, Replicas
 from gateway.resolving import Resolved, by_rendezvous, resolve, share
 from gateway.sequences import Seat, SequenceMark, Sequences
 from gateway.settings import Settings, read_settings, write_settings
@@ -125,6 +126,35 @@ def test_a_draining_replica_gets_no_new_sequence() -> None:
     goes_on = {sequences.choose(resolved(*members), SequenceMark(key=str(number))) for number in range(20)}
     assert goes_on == {"a", "b"}  # one that goes on is looked for where it may be
     assert sequences.choose(resolved(members[0]), SequenceMark(key="1", start=True)) is None
+
+
+async def test_replicas_that_fail_are_put_away_but_never_most_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("gateway.replicas.time.monotonic", lambda: now)
+    replicas, c = Replicas(Settings()), endpoint("c")
+
+    def fail(each: Endpoint, times: int = ERRORS_IN_ROW) -> None:
+        for _ in range(times):
+            replicas.heard(each, failed=True)
+
+    fail(A, ERRORS_IN_ROW - 1)
+    replicas.heard(A, failed=False)
+    fail(A, ERRORS_IN_ROW - 1)
+    assert replicas.well((A, B)) == (A, B)
+    fail(A, 1)
+    assert replicas.well((A, B)) == (B,)
+    assert replicas.well((A,)) == (A,)
+    fail(B)
+    assert replicas.well((A, B, c)) == (A, B, c)
+    now += 2.0
+    assert replicas.well((A, B)) == (A, B)
+    fail(A)
+    now += 2.0
+    assert replicas.well((A, B)) == (B,)  # longer each time
+    replicas.heard(B, failed=False)
+    await replicas.forget_others((B,))
+    assert replicas.well((A, B)) == (A, B)  # another one by that name
+    await replicas.close()
 
 
 def request(**parameters: Any) -> service_pb2.ModelInferRequest:

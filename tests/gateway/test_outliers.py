@@ -90,6 +90,16 @@ def test_a_replica_that_answers_errors_is_put_away_and_comes_back(
     assert _hosts(gateway, protocol)[broken.name]["rq_total"] > asked
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_python_side_puts_it_away_too(gateway: Running, tritons: tuple[Triton, Triton], protocol: str) -> None:
+    endpoints = [each.endpoint for each in tritons]
+    gateway.controller.put(table(*endpoints, moody=route("moody", idle_s=60.0)))
+    _mood(tritons[0], "fail")
+    assert _failures(gateway, protocol, 20) > 0
+    wait_for(lambda: _failures(gateway, protocol, 20) == 0, "the other one to take all", timeout_s=60)
+    _mood(tritons[0], None)
+
+
 def test_they_are_never_all_put_away(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
     for each in tritons:
         _mood(each, "fail")
@@ -100,6 +110,7 @@ def test_they_are_never_all_put_away(gateway: Running, tritons: tuple[Triton, Tr
     assert _failures(gateway, "grpc", 20) == 0
 
     gateway.controller.put(table(tritons[0].endpoint, moody=route("moody")))
+    wait_for(lambda: len(_hosts(gateway, "grpc")) == 1, "the pool of two to go")
     _mood(tritons[0], "fail")
     assert _failures(gateway, "grpc", 3 * ROW) == 3 * ROW  # with the replica's own words
     assert not any(host.get("failed_outlier_check") for host in _hosts(gateway, "grpc").values())
