@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controlplane.core.actions import Action, FinishRollout, RecordFleet
 from controlplane.core.census import Census
 from controlplane.core.fitness import unfit
 from controlplane.core.fleets import quarantine_of
-from controlplane.core.limits import limits_of
+from controlplane.core.limits import budget_of, limits_of
 from controlplane.core.load import Scaler
 from controlplane.core.models import Model
-from controlplane.core.placement import Placement, Slot, Want, place
+from controlplane.core.placement import Placement, Rank, Slot, Want, place
 from controlplane.core.replicas import Changes, depart, resize
 from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
@@ -58,6 +58,7 @@ class _Planner:
         self.now = now
         self.reasons: dict[str, list[Reason]] = defaultdict(list)
         self.actions: list[Action] = []
+        self.budget = budget_of(snapshot)
         self.decisions: dict[str, Decision] = {}
         self.scalers: dict[str, Scaler] = {}
         self.census = Census(snapshot, now)
@@ -66,10 +67,13 @@ class _Planner:
         census = self.census
         self.actions += census.crashed
         serving = {name: serving_of(model, census) for name, model in self.snapshot.models.items()}
-        needed = self._needed_fleets() | self._unknown_fleets()
-        changes = {name: self._resize(name, needed=name in needed) for name in sorted(self.snapshot.fleets)}
-        stopping = frozenset().union(*(each.stopping for each in changes.values()))
         wants = wants_of(serving.values(), census)
+        needed = self._needed_fleets() | self._unknown_fleets()
+        changes = {
+            name: self._resize(name, wants.get(name, []), needed=name in needed)
+            for name in sorted(self.snapshot.fleets)
+        }
+        stopping = frozenset().union(*(each.stopping for each in changes.values()))
         placements = {name: self._place(name, stopping, wants.get(name, [])) for name in self.snapshot.fleets}
         departures = depart(
             {name for name in stopping if self._is_replaced(name, stopping, placements)}, self.snapshot, self.now
@@ -107,7 +111,7 @@ class _Planner:
 
     # How many there are.
 
-    def _resize(self, fleet: str, *, needed: bool) -> Changes:
+    def _resize(self, fleet: str, wants: list[Want], *, needed: bool) -> Changes:
         snapshot, record, replicas = self.snapshot, self.snapshot.fleets[fleet], self.census.by_fleet.get(fleet, ())
         load, scaler = snapshot.loads.get(fleet), snapshot.scalers.get(fleet, Scaler())
         staying = [each for each in replicas if each.name not in snapshot.stopping]
@@ -115,15 +119,18 @@ class _Planner:
             found = unfit(staying, record.shape, load, replaced_at=scaler.replaced_at, now=self.now)
             at = self.now if found is not None else scaler.replaced_at
             scaler = replace(scaler, replacing=found, replaced_at=at)
+        present = len(staying) - (scaler.replacing is not None)
         decision, scaler = decide(
             record.shape,
-            limits_of(record, self.now),
+            self.budget.allows(limits_of(record, self.now), len(replicas), record.shape.gpus),
             load,
             scaler,
-            present=len(staying) - (scaler.replacing is not None),
+            present=present,
             needed=needed,
+            pinned=pinned_replicas(wants, record.shape.memory_bytes),
             now=self.now,
         )
+        self.budget.take(decision.desired - len(replicas), record.shape.gpus)
         self.decisions[fleet], self.scalers[fleet] = decision, scaler
         changes = resize(fleet, decision, replicas, snapshot, lost=self.census.lost, replacing=scaler.replacing)
         self.actions += changes.actions
@@ -377,6 +384,12 @@ class _Planner:
                         fleet=name, capabilities=capabilities, measured_bytes=news, costs=costs, start_s=start_s
                     )
                 )
+
+
+def pinned_replicas(wants: Sequence[Want], memory_bytes: int) -> int:
+    """How many replicas have room for what must be loaded: rollouts' targets and what is always loaded."""
+    pinned = sum(want.minimum * want.size_bytes for want in wants if want.rank <= Rank.ALWAYS)
+    return -(-pinned // memory_bytes)
 
 
 def _has_changed(measured: float, recorded: float) -> bool:

@@ -46,11 +46,13 @@ def decide(
     present: int,
     needed: bool,
     now: float,
+    pinned: int = 0,
 ) -> tuple[Decision, Scaler]:
     """How many replicas a fleet shall have now.
 
     `present` replicas are there or starting, and not on their way out. `needed`: one is waited for, whatever the load
-    says (by a rollout that has to prove its target, by a request for a cold model, or to see what it can do).
+    says (by a rollout that has to prove its target, by a request for a cold model, or to see what it can do). `pinned`
+    replicas have room for what must always be loaded.
     """
     fresh = load is not None and now - load.at <= STALE_STEPS * load.step_s
     if load is not None and fresh and load.at > scaler.at:
@@ -59,7 +61,7 @@ def decide(
         scaler = replace(scaler, idle_since=max(now, scaler.idle_since))  # what was waited for is to be of use
     if limits.least == limits.most:
         return Decision(desired=limits.least, reason=Reason(code="SIZE", text=limits.why)), scaler
-    floor = max(limits.least, 1) if needed else limits.least
+    floor = max(limits.least, 1 if needed else 0, pinned)
     if load is None or not fresh:
         desired = min(max(present, floor), limits.most)
         age = f"the last is {now - load.at:.0f} s old" if load is not None else "there is none yet"
@@ -89,6 +91,8 @@ def decide(
             next_at = max(at for at, count in wants if count > wanted) + rest_s
     clamped = min(max(desired, limits.least), limits.most)
     text = _text(shape, limits, load, scaler, code=code, wanted=wanted, desired=desired, needed=needed, rest_s=rest_s)
+    if pinned and wanted == pinned:
+        text += f"; what must always be loaded takes the memory of {pinned}"
     if next_desired is not None:
         next_desired = min(max(next_desired, limits.least), limits.most)
     if clamped == 1 == wanted and limits.least == 0 and scaler.idle_since is not None and not needed:

@@ -37,7 +37,8 @@ class Settings:
     unary request. `replica_lost_s`, `gateway_live_s`: how old a report may be before its sender no longer counts;
     `gateway_lost_s`: how long a silent gateway's routes are still honoured. `warm_s`: how long what was stable before
     stays loaded. `demand_s`: how long a request for a cold model counts. `settle_s`: how long a new controller waits
-    for those that it knows only from gateways' tables.
+    for those that it knows only from gateways' tables. `max_replicas`, `max_gpus`: the budget of all fleets together
+    (None: none).
     """
 
     drain_s: float = 30.0
@@ -47,6 +48,8 @@ class Settings:
     warm_s: float = 600.0
     demand_s: float = 5.0
     settle_s: float = 15.0
+    max_replicas: int | None = None
+    max_gpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

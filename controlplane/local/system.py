@@ -68,12 +68,15 @@ class FleetSettings:
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ControllerSettings:
-    """The controller: its port (0: any free one), how often it looks at the registry, and its times in seconds."""
+    """The controller: its port (0: any free one), how often it looks at the registry, its times in seconds, and the
+    budget of all fleets together."""
 
     port: Port = 0
     poll_s: Annotated[float, Ge(0.05)] = 0.5
     drain_s: Annotated[float, Ge(0)] = 30.0
     warm_s: Annotated[float, Ge(0)] = 600.0
+    max_replicas: Annotated[int, Ge(1)] | None = None
+    max_gpus: Annotated[int, Ge(0)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

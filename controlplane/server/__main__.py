@@ -44,7 +44,12 @@ async def serve(home: Home, system: System) -> None:
         epoch=epoch,
         shapes=shapes,
         backend=LocalFleet(home),
-        settings=Settings(drain_s=system.controller.drain_s, warm_s=system.controller.warm_s),
+        settings=Settings(
+            drain_s=system.controller.drain_s,
+            warm_s=system.controller.warm_s,
+            max_replicas=system.controller.max_replicas,
+            max_gpus=system.controller.max_gpus,
+        ),
         poll_s=system.controller.poll_s,
         clash=compatible,
         source=source_of(system.metrics, home),
@@ -87,7 +92,8 @@ def _address(url: str) -> ControllerAddress:
 
 
 def _listen(port: int) -> socket.socket:
-    listener = socket.socket()
+    # asyncio sends small answers at once (TCP_NODELAY) only on sockets that say that they are TCP.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
