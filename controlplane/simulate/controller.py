@@ -99,7 +99,8 @@ class Controller:
             known = self._executed.get(each, (0.0, 0.0))
             self._executed[each] = (known[0] + float(count[:, each].sum()), known[1] + float(work_s[:, each].sum()))
         before = self._waited if self._waited is not None else np.zeros(models, np.int64)
-        self._waited = seen.waiting.copy()
+        # What waits while nobody serves, waits at gateways: no server counts it.
+        self._waited = seen.waiting.copy() if seen.serving else None
         intervals = {}
         # Who is on its way out still tells what it answered; nothing waits there.
         for replica in sorted({*seen.serving, *np.flatnonzero(count.any(axis=1)).tolist()}):

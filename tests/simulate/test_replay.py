@@ -18,7 +18,7 @@ from controlplane.core.scaling import decide
 from controlplane.simulate.controller import Controller
 from controlplane.simulate.outcomes import outcome
 from controlplane.simulate.peers import Fixed
-from controlplane.simulate.policies import Seen
+from controlplane.simulate.policies import STEP_S, Seen
 from controlplane.simulate.replay import Run, Setting, replay
 from controlplane.simulate.traces import Trace, trace_of
 
@@ -214,9 +214,12 @@ def checked(trace: Trace, setting: Setting) -> tuple[Checked, Run]:
 
 
 def test_decisions_are_those_of_the_core() -> None:
-    policy, run = checked(bursts(), Setting(shape=fleet(least=1, most=6), slots=2, start_s=6.0))
+    trace = bursts()
+    policy, run = checked(trace, Setting(shape=fleet(least=1, most=6), slots=2, start_s=6.0))
     assert all(made == by_hand for made, by_hand in policy.decisions)
     assert len(set(run.present)) > 2, "it scales"
+    counted = sum(load.rate_per_s for load in policy.loads) * STEP_S
+    assert counted == pytest.approx(len(trace), rel=0.01), "what arrived, but for what is not answered in the end"
     assert list(run.present[1:]) == [made for made, _ in policy.decisions[: len(run.present) - 1]]
 
 
@@ -238,6 +241,7 @@ def test_from_zero_and_back_to_zero() -> None:
     assert (run.present[2], run.present[150]) == (1, 0)
     assert list(run.wait_s) == pytest.approx([7.0, 6.5, 7.0], abs=2.0)
     assert policy.loads[0].held == 2
+    assert sum(load.rate_per_s for load in policy.loads) * STEP_S == pytest.approx(3), "each is counted once"
 
 
 def test_models_are_counted_apart() -> None:
