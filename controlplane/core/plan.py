@@ -31,9 +31,9 @@ class Plan:
     """What shall be.
 
     `holds`: by replica, the versions its assignment names. `stop`: replicas whose assignment says stop. `leaving` and
-    `stopping` go into the next snapshot. `table` has no epoch and generation yet. `decisions` on sizes and `scalers`
-    (for the next snapshot) are by fleet, `reasons` by subject: ``model/NAME``,
-    ``version/NAME@N``, ``fleet/NAME``, ``replica/NAME``.
+    `stopping` go into the next snapshot. `table` has no epoch and generation yet. `placed`: how many versions are put
+    where they were not before. `decisions` on sizes and `scalers` (for the next snapshot) are by fleet, `reasons` by
+    subject: ``model/NAME``, ``version/NAME@N``, ``fleet/NAME``, ``replica/NAME``.
     """
 
     holds: Mapping[str, frozenset[Key]] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class Plan:
     leaving: Mapping[Place, float | None] = field(default_factory=dict)
     stopping: frozenset[str] = frozenset()
     table: RouteTable = field(default_factory=RouteTable)
+    placed: int = 0
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     scalers: Mapping[str, Scaler] = field(default_factory=dict)
     actions: tuple[Action, ...] = ()
@@ -103,6 +104,7 @@ class _Planner:
             leaving=leaving,
             stopping=stopping,
             table=table,
+            placed=sum(len(each.added) for each in placements.values()),
             decisions=self.decisions,
             scalers=self.scalers,
             actions=tuple(self.actions),

@@ -39,6 +39,30 @@ class Metrics:
             ["fleet", "model", "version"],
             registry=self._registry,
         )
+        self._desired = Gauge(
+            "ctl_fleet_desired_replicas", "Replicas that a fleet shall have", ["fleet"], registry=self._registry
+        )
+        self._demand = Gauge(
+            "ctl_fleet_busy_replicas", "Replicas that what arrives keeps busy", ["fleet"], registry=self._registry
+        )
+        self._backlog = Gauge(
+            "ctl_fleet_backlog_seconds",
+            "Work that waits, in seconds of one replica",
+            ["fleet"],
+            registry=self._registry,
+        )
+        self._held = Gauge(
+            "ctl_fleet_held_requests",
+            "Requests that wait at gateways for a replica",
+            ["fleet"],
+            registry=self._registry,
+        )
+        self._moves = Counter(
+            "ctl_placement_moves",
+            "Versions that were put on a replica, or that began to leave one",
+            ["what"],
+            registry=self._registry,
+        )
         self._leaving = Gauge("ctl_leaving", "Versions on their way out of a replica", registry=self._registry)
 
     def cycle(self, snapshot: Snapshot, plan: Plan, duration_s: float) -> None:
@@ -50,6 +74,14 @@ class Metrics:
         self._settled.set(snapshot.settled)
         self._models.set(len(snapshot.models))
         self._leaving.set(len(plan.leaving))
+        for fleet, decision in plan.decisions.items():
+            self._desired.labels(fleet).set(decision.desired)
+        for fleet, load in snapshot.loads.items():
+            self._demand.labels(fleet).set(load.demand)
+            self._backlog.labels(fleet).set(load.backlog_s)
+            self._held.labels(fleet).set(load.held)
+        self._moves.labels("placed").inc(plan.placed)
+        self._moves.labels("left").inc(len(plan.leaving.keys() - snapshot.leaving.keys()))
         replicas: dict[tuple[str, str], int] = {}
         copies: dict[tuple[str, str], int] = {}
         instances: dict[tuple[str, str, str], int] = {}
