@@ -19,7 +19,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 
 from controlplane.metrics.counters import FIELDS
 from controlplane.metrics.readings import Interval
-from controlplane.metrics.series import REPLICA_LABEL, Readings, read_answer
+from controlplane.metrics.series import REPLICA_LABEL, UP, Readings, read_answer
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ MAX_AHEAD_S = 5.0
 """How much later than now a sample may be: a clock that goes further ahead would make what is old look new."""
 MAX_APART_S, SURE = 4.5, 3
 """Scrapes that are further apart than this, this many times in a row, are too seldom to scale by (docs/metrics.md)."""
-SERIES = '{__name__=~"(?:' + "|".join(FIELDS) + f')(?:_total)?",{REPLICA_LABEL}!=""}}'
+SERIES = f'{{__name__=~"{UP}|(?:{"|".join(FIELDS)})(?:_total)?",{REPLICA_LABEL}!=""}}'
 
 
 class PrometheusSource:

@@ -17,6 +17,8 @@ from controlplane.core.snapshot import Key
 from controlplane.metrics.counters import FIELDS, Counters
 
 REPLICA_LABEL = "replica"
+UP = "up"
+"""Prometheus' own series of each scrape: 1 where it went well. A server without models has no other."""
 
 
 @validated(frozen=True, slots=True)
@@ -54,11 +56,12 @@ def read_answer(answer: object, addresses: Mapping[str, str]) -> dict[str, Readi
     for each in series:
         if each.metric.get(REPLICA_LABEL) in addresses:
             by_replica[each.metric[REPLICA_LABEL]].append(each)
-    return {name: readings_of(found, address=addresses[name]) for name, found in by_replica.items()}
+    readings = {name: readings_of(found, address=addresses[name]) for name, found in by_replica.items()}
+    return {name: each for name, each in readings.items() if each is not None}
 
 
-def readings_of(series: Iterable[Series], *, address: str) -> Readings:
-    """The readings of one replica, from its series; there must be some.
+def readings_of(series: Iterable[Series], *, address: str) -> Readings | None:
+    """The readings of one replica, from its series; None where no scrape went well.
 
     A replica that was started again elsewhere leaves series of its earlier address, and two jobs may scrape it: one
     target alone is read, at best the one at `address`, else the one that was scraped last. Series that stopped before
@@ -68,21 +71,29 @@ def readings_of(series: Iterable[Series], *, address: str) -> Readings:
     for each in series:
         targets[each.metric.get("job", ""), each.metric.get("instance", "")].append(each)
 
-    def worth(target: tuple[str, str]) -> tuple[bool, float, tuple[str, str]]:
-        return target[1] == address, max(each.values[-1][0] for each in targets[target]), target
+    times = {target: _times(found) for target, found in targets.items()}
 
-    found = targets[max(targets, key=worth)]
-    at = max(each.values[-1][0] for each in found)
-    first_at = min(each.values[0][0] for each in found)
-    times = sorted({when for when, _ in found[0].values})
-    latest = _counters(found, at)
+    def worth(target: tuple[str, str]) -> tuple[bool, float, tuple[str, str]]:
+        return target[1] == address, times[target][-1], target
+
+    best = max((target for target in targets if times[target]), key=worth, default=None)
+    if best is None:
+        return None
+    first_at, at = times[best][0], times[best][-1]
+    latest = _counters(targets[best], at)
     return Readings(
         first_at=first_at,
-        first=_counters(found, first_at) if first_at < at else latest,
+        first=_counters(targets[best], first_at) if first_at < at else latest,
         at=at,
         latest=latest,
-        apart_s=min((after - before for before, after in pairwise(times)), default=None),
+        apart_s=min((after - before for before, after in pairwise(times[best])), default=None),
     )
+
+
+def _times(series: Sequence[Series]) -> list[float]:
+    """When one target was scraped, oldest first: as `up` tells it, or, where that is not kept, as the samples do."""
+    up = [each for each in series if each.metric.get("__name__") == UP]
+    return sorted({when for each in up or series for when, value in each.values if not up or value == 1})
 
 
 def _counters(series: Sequence[Series], at: float) -> Mapping[Key, Counters]:

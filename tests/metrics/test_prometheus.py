@@ -152,6 +152,15 @@ def test_a_version_that_vanishes_from_the_page_is_gone_and_comes_back_from_zero(
     assert reader.until(lambda each: M2 in each.after).counted(M2).success == 1
 
 
+def test_a_server_without_models_is_read_too(reader: Reader) -> None:
+    reader.target.text = page()
+    gone = reader.until(lambda each: not each.after)
+    later = reader.until(lambda each: each.at > gone.at)
+    assert not later.after and not later.before
+    reader.target.text = page(v1=2)
+    assert reader.until(lambda each: M1 in each.after).counted(M1).success == 2
+
+
 def test_a_replica_that_comes_back_at_another_address_is_not_counted_twice(world: World, reader: Reader) -> None:
     reader.target = world.moved[reader.name]
     reader.target.text = page(v1=3)
@@ -322,6 +331,16 @@ def series(at: float, value: float, **labels: str) -> Series:
     return Series(metric=named, values=[(at, value)])
 
 
+def up(at: float, value: float, **labels: str) -> Series:
+    return Series(metric={"__name__": "up", "replica": "r", **labels}, values=[(at, value)])
+
+
+def test_who_was_never_scraped_well_was_not_read() -> None:
+    assert readings_of([up(12, 0)], address="new:1") is None
+    empty = readings_of([up(12, 1)], address="new:1")
+    assert empty is not None and empty.at == 12 and not empty.latest
+
+
 @pytest.mark.parametrize(
     ("found", "success"),
     [
@@ -339,8 +358,14 @@ def series(at: float, value: float, **labels: str) -> Series:
         ),
         pytest.param([series(12, 9, gpu_uuid="a"), series(12, 2, gpu_uuid="b")], 11, id="two GPUs add up"),
         pytest.param([series(12, 9), series(8, 5, version="2")], 9, id="what stopped has vanished"),
+        pytest.param(
+            [series(10, 1, instance="new:1"), up(12, 0, instance="new:1"), series(9, 8, instance="b")],
+            8,
+            id="a target whose scrapes fail is none",
+        ),
         pytest.param([series(12, 9), series(12, 5, version="latest")], 9, id="a version that is none"),
     ],
 )
 def test_which_series_count(found: list[Series], success: float) -> None:
-    assert readings_of(found, address="new:1").latest == {M1: Counters(success=success)}
+    readings = readings_of(found, address="new:1")
+    assert readings is not None and readings.latest == {M1: Counters(success=success)}
