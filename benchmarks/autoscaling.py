@@ -105,6 +105,20 @@ def verdict(made: Comparison) -> str:
     return f"goal {reached}; gap between HPA and oracle closed: {closed} at this share{at_goal}"
 
 
+def line(name: str, limit_s: float, made: Comparison) -> str:
+    """A comparison as a row of a table in Markdown."""
+    share = made.ours.share or 0.0
+    peers = [made.peers[each] for each in ("HPA, in flight", "KEDA, queue length", "fixed", "oracle")]
+    hours = [f"{each.replica_hours:.2f}" if each is not None else "never" for each in peers]
+    parts = [
+        "-" if each is None else f"{each:.0%}" if each > -1 else "worse than the HPA"
+        for each in (made.closed, made.closed_at_goal)
+    ]
+    in_time = f"{share:.2%}" if share >= SHARE else f"**{share:.2%}**"
+    cells = (name, f"{limit_s:g} s", in_time, f"{made.ours.replica_hours:.2f}", *hours, *parts)
+    return f"| {' | '.join(cells)} |"
+
+
 def is_good(made: Comparison) -> bool:
     """Whether the goal was reached, and the gap closed as far as it should be."""
     oracle = made.peers["oracle"]
@@ -121,13 +135,14 @@ def main() -> int:
         for limit_s in GOALS_S:
             made = case(trace, limit_s)
             show(name, trace, limit_s, made)
-            verdicts.append((f"{name}, {limit_s:g} s", made))
-    print(f"\n{'traffic and goal':48} {'in time':>8} {'closed':>7} {'at the goal':>12}")
-    for name, made in verdicts:
-        figures = ["-" if each is None else f"{each:.0%}" for each in (made.closed, made.closed_at_goal)]
-        print(f"{name:48} {made.ours.share or 0.0:8.2%} {figures[0]:>7} {figures[1]:>12}")
-    good = sum(is_good(made) for _, made in verdicts)
-    print(f"the goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle: {good} of {len(verdicts)}")
+            verdicts.append((name, limit_s, made))
+    print("\nAll of them, as in docs/autoscaling.md (replica-hours at one share; bold: the goal was missed)\n")
+    print("| traffic | goal | in time | this autoscaler | HPA | KEDA | fixed | oracle | gap closed | at the goal |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name, limit_s, made in verdicts:
+        print(line(name, limit_s, made))
+    good = sum(is_good(made) for _, _, made in verdicts)
+    print(f"\nthe goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle: {good} of {len(verdicts)}")
     return 0 if kept and good == len(verdicts) else 1
 
 
