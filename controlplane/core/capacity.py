@@ -7,6 +7,7 @@ and how much. It is fitted to what the server measured (Triton counts executions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -55,8 +56,9 @@ def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: int) ->
     """The mean time in the queue at a steady rate.
 
     While an instance computes, the next batch gathers: at this rate one of b = rate · time(b) / instances. What arrives
-    waits for half an execution on average, and longer the closer the rate is to what is possible at all (as in a queue
-    with random arrivals and constant service).
+    waits for half an execution of one of the instances, if all of them are busy; and longer the closer the rate is to
+    what is possible at all, as in a queue with random arrivals and constant service (Sakasegawa's approximation of
+    M/D/c; it is exact for one instance).
     """
     used = rate_per_s / saturated_per_s(cost, max_batch=max_batch, instances=instances)
     if used >= 1:
@@ -65,7 +67,9 @@ def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: int) ->
     gathered = rate_per_s * cost.fixed_s / free if free > 0 else max_batch
     size = min(max(gathered, 1.0), max_batch)
     busy = min(rate_per_s * cost.of(size) / (size * instances), 1.0)
-    return cost.of(size) / 2 * max(used / (1 - used), busy)
+    all_busy = math.sqrt(2 * (instances + 1)) - 1
+    waiting: float = max(used**all_busy / (1 - used), busy**all_busy)
+    return cost.of(size) / 2 / instances * waiting
 
 
 def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: int) -> float:

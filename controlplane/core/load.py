@@ -20,12 +20,12 @@ class Load:
     `at`: when it was measured (seconds since 1970), each `step_s`. `demand`: how many replicas what arrives keeps busy,
     when each does as much as it can within the goal; `backlog_s`: for how long one replica would be busy with what
     waits. `rate_per_s` requests arrive and `waiting` wait, of all models together, also of those whose cost is not
-    known yet. `held`: requests that wait at gateways for a model that is loaded nowhere. `met`: the share of recent
-    requests that met the goal (None: there were none). `complete` False: a replica that serves has not told lately.
-    `start_s`: how long a replica takes from its start to its first answer (`started`: a start was seen). `slack_s`: how
-    long a request may wait. `moments` and `features`: the past and the present (see `analogs`). `costs` of executions
-    are by version digest. By version: `copies`, how many its own load has lately kept busy at most, and `use`, how
-    often it is asked (see `popularity`).
+    known yet. `held`: requests that wait at gateways for a model that is loaded nowhere. `met`: the share of the
+    requests `answered` since the load before that met the goal (None: there were none). `complete` False: a replica
+    that serves has not told lately. `start_s`: how long a replica takes from its start to its first answer (`started`:
+    a start was seen). `slack_s`: how long a request may wait. `moments` and `features`: the past and the present (see
+    `analogs`). `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept
+    busy at most, and `use`, how often it is asked (see `popularity`).
     """
 
     at: float
@@ -35,6 +35,7 @@ class Load:
     rate_per_s: float = 0.0
     waiting: float = 0.0
     held: int = 0
+    answered: float = 0.0
     met: float | None = None
     complete: bool = True
     start_s: float = 10.0
@@ -57,7 +58,8 @@ class Scaler:
     """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
 
     `began`: when it first saw a load; `at`: which one it saw last, and `need` what it made of it, in replicas, from
-    `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at `adjusted_at`.
+    `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at `adjusted_at`
+    by how many of the requests `answered` were `late` (both fade).
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
     `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
     and why; `replaced_at`: when the last such one was chosen.
@@ -67,6 +69,8 @@ class Scaler:
     at: float = 0.0
     need: float = 0.0
     likely: float = 0.0
+    answered: float = 0.0
+    late: float = 0.0
     miss: float | None = None
     adjusted_at: float = 0.0
     wants: tuple[tuple[float, int], ...] = ()

@@ -18,9 +18,13 @@ PRIOR = 1.0
 """Before the past can tell: the demand and so many times its square root, as for queues with random arrivals."""
 ADJUST_S = 30.0
 """How often the share of work that may come late is corrected by what was measured."""
-LEAST_MISS, MOST_MISS = 0.1, 0.7
-"""How far it is corrected: not below this part of what the goal allows, and not above this share of the work."""
-REST_S = 30.0
+REMEMBER_S = 900.0
+"""What was late counts half after this time: bursts come seldom, and are what the correction is for."""
+LESS, MORE = 0.6, 1.1
+"""What the share is multiplied by, when more was late than the goal allows, and when less than half of that was."""
+LEAST_MISS, MOST_MISS = 0.1, 3.0
+"""How far it is corrected: between so many times what the goal allows."""
+REST_S = 60.0
 """The shortest time for which fewer replicas must be enough before there are fewer."""
 TOUCH = 0.02
 """So little more than a whole number of replicas asks for no further one."""
@@ -112,10 +116,13 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     allowed = 1 - shape.goal.share
     miss = scaler.miss if scaler.miss is not None else allowed
     adjusted_at = scaler.adjusted_at
-    if load.met is not None and load.at - adjusted_at >= ADJUST_S:
-        late = 1 - load.met
-        factor = 0.8 if late > allowed else 1.1 if late < allowed / 2 else 1.0
-        miss, adjusted_at = min(max(miss * factor, allowed * LEAST_MISS), MOST_MISS), load.at
+    faded = 0.5 ** (load.step_s / REMEMBER_S)
+    answered, late = scaler.answered * faded, scaler.late * faded
+    if load.met is not None:
+        answered, late = answered + load.answered, late + load.answered * (1 - load.met)
+    if answered and load.met is not None and load.at - adjusted_at >= ADJUST_S:
+        factor = LESS if late > allowed * answered else MORE if late < allowed * answered / 2 else 1.0
+        miss, adjusted_at = min(max(miss * factor, allowed * LEAST_MISS), allowed * MOST_MISS), load.at
     likely = likely_need(load.moments, load.features, 1 - miss)
     if likely is None:
         likely = load.demand + PRIOR * math.sqrt(load.demand)
@@ -126,6 +133,8 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         # What waits is to be done by the time that a replica started now would answer.
         need=likely + load.backlog_s / (load.start_s + load.slack_s + load.step_s),
         likely=likely,
+        answered=answered,
+        late=late,
         miss=miss,
         adjusted_at=adjusted_at,
         idle_since=None if load.asked else scaler.idle_since if scaler.idle_since is not None else load.at,

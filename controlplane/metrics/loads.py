@@ -114,6 +114,7 @@ class LoadMeter:
             rate_per_s=sum(arrived.values()),
             waiting=sum(waiting.values()),
             held=sum(held.values()),
+            answered=told,
             met=met / told if told and goal.in_flight is None else None,
             complete=complete,
             start_s=start_s,

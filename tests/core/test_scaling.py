@@ -123,11 +123,11 @@ def test_limits_hold_and_are_told() -> None:
 def test_the_share_that_may_be_late_is_corrected_by_what_was_measured() -> None:
     moments = tuple(Moment((0.0, 0.0, 0.0), need=n / 30, weight=1.0) for n in range(1, 301))
     fleet = Fleet(replace(SHAPE, goal=Goal(queue_ms=100, share=0.9)))
-    before = fleet.step(demand=1.0, moments=moments, met=0.0)
-    fleet.run(300, demand=1.0, moments=moments, met=0.5)
+    before = fleet.step(demand=1.0, moments=moments, met=0.0, answered=10)
+    fleet.run(300, demand=1.0, moments=moments, met=0.5, answered=10)
     assert fleet.scaler.miss == pytest.approx(0.01) and fleet.present >= before
-    fleet.run(3000, demand=1.0, moments=moments, met=1.0)
-    assert fleet.scaler.miss == pytest.approx(0.7)
+    fleet.run(6000, demand=1.0, moments=moments, met=1.0, answered=10)
+    assert fleet.scaler.miss == pytest.approx(0.3)
 
 
 loads = st.fixed_dictionaries(
