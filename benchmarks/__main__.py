@@ -14,6 +14,8 @@ BENCHMARKS = (
     "gateway_cpu",
     "gateway_routes",
     "held_requests",
+    "density",
+    "simulated_and_real",
     "autoscaling",
 )
 
