@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from controlplane.core.entry import Entry, Resources, Serving
 from controlplane.core.messages import Copy, GatewayReport, ReplicaReport, Wanted
 from controlplane.core.models import FleetRecord, FleetShape, Manifest, Model, Version
+from controlplane.core.names import Key
 from controlplane.core.plan import Plan, plan
 from controlplane.core.routes import Endpoint
-from controlplane.core.snapshot import Key, Settings
+from controlplane.core.snapshot import Settings
 from controlplane.server.memory import Memory
 from controlplane.server.orders import Orders
 from examples.interrupts import interruptible

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.core.names import Key
 from controlplane.core.popularity import Popularity
-from controlplane.core.snapshot import Key
 from examples.interrupts import interruptible
 
 MODELS, REQUESTS = 1000, 60_000

@@ -23,7 +23,7 @@ from controlplane.client.access import Access
 from controlplane.client.sync import SyncLoop
 from controlplane.core.errors import LoadFailed
 from controlplane.core.messages import Assignment, ReplicaReport, Wanted
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.local.home import Home
 
 log = structlog.get_logger(__name__)

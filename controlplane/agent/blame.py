@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 MOST_SETTLING = 4
 """Being careful takes a pause for each version. Where more than these had just been loaded, a server that was simply

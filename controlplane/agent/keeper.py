@@ -19,7 +19,7 @@ from controlplane.agent.witness import Witness
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, LoadFailed
 from controlplane.core.messages import Copy, Wanted
 from controlplane.core.models import Manifest
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 log = structlog.get_logger(__name__)
 

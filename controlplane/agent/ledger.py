@@ -10,7 +10,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from controlplane.core.messages import Assignment, Wanted
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.local.home import write_private
 
 log = structlog.get_logger(__name__)

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 from controlplane.core.errors import LoadFailed, Unavailable
 from controlplane.core.messages import ServerState
 from controlplane.core.models import Capabilities, Manifest
+from controlplane.core.names import Key
 from controlplane.core.routes import Endpoint
-from controlplane.core.snapshot import Key
 
 
 class ServerDied(Unavailable):

@@ -9,7 +9,7 @@ from typing import Literal
 from controlplane.agent.blame import Crash, Verdict, judge
 from controlplane.agent.server import Use
 from controlplane.agent.settings import Settings
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 IN_USE_S = 60.0
 """A version asked within this time before a crash may have caused it."""

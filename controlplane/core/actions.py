@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from controlplane.core.models import Capabilities, Cost
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from controlplane.core.capacity import Executions
 from controlplane.core.entry import Entry
 from controlplane.core.models import Cost
-from controlplane.core.snapshot import Reason
+from controlplane.core.names import Reason
 
 HELPS = 1.2
 """Batching is worth it where full batches do so many times what single requests do."""

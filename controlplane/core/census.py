@@ -7,7 +7,8 @@ from collections import defaultdict
 from controlplane.core.actions import QuarantineVersion
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.fleets import copy_bytes, fleet_of, is_lost, is_up
-from controlplane.core.snapshot import Key, Reason, ReplicaView, Snapshot
+from controlplane.core.names import Key, Reason
+from controlplane.core.snapshot import ReplicaView, Snapshot
 
 
 class Census:

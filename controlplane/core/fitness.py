@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from controlplane.core.load import Load
 from controlplane.core.models import FleetShape
-from controlplane.core.snapshot import Reason, ReplicaView
+from controlplane.core.names import Reason
+from controlplane.core.snapshot import ReplicaView
 
 FLAPS = 3
 """So many unexpected ends within `FLAPS_WITHIN_S`, and it is not trusted any more."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from controlplane.core.entry import Entry
 from controlplane.core.errors import InvalidInput, NotFound
 from controlplane.core.models import FleetRecord, Manifest, Quarantine
-from controlplane.core.snapshot import Key, ReplicaView, Snapshot
+from controlplane.core.names import Key
+from controlplane.core.snapshot import ReplicaView, Snapshot
 
 BASE_COPY_BYTES = 48 << 20
 """What a copy is taken to need beside its weights while nobody has stated or measured it."""

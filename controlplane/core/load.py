@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from controlplane.core.analogs import Features, Moment
 from controlplane.core.models import Cost
-
-if TYPE_CHECKING:
-    from controlplane.core.snapshot import Key, Reason  # which has loads in it
+from controlplane.core.names import Key, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

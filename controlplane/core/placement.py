@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from controlplane.core.snapshot import Key, Place, Reason
+from controlplane.core.names import Key, Place, Reason
 
 SPREAD_RESERVE = 0.1
 """The share of a replica's memory that copies beyond `min_copies` leave free, so that a new model finds room."""

@@ -13,13 +13,14 @@ from controlplane.core.fleets import quarantine_of
 from controlplane.core.limits import budget_of, limits_of
 from controlplane.core.load import Scaler
 from controlplane.core.models import Model
+from controlplane.core.names import Key, Place, Reason
 from controlplane.core.placement import Placement, Rank, Slot, Want, place
 from controlplane.core.replicas import Changes, depart, resize
 from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling import Decision, decide
-from controlplane.core.snapshot import Key, Place, Reason, Snapshot
+from controlplane.core.snapshot import Snapshot
 from controlplane.core.wants import serving_of, wants_of
 
 MEASURE_AGAIN = 0.25

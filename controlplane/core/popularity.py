@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 HALF_LIFE = 16
 """After so many requests for each loaded version, a request counts half."""

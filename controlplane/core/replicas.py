@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from controlplane.core.actions import Action, RemoveReplica, StartReplica
 from controlplane.core.fleets import is_up
+from controlplane.core.names import Reason
 from controlplane.core.scaling import Decision
-from controlplane.core.snapshot import Reason, ReplicaView, Snapshot
+from controlplane.core.snapshot import ReplicaView, Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from controlplane.core.models import Rollout
+from controlplane.core.names import Key, Reason
 from controlplane.core.routes import RouteTable, Target
-from controlplane.core.snapshot import Key, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

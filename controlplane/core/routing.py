@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controlplane.core.entry import Priority
+from controlplane.core.names import Key, Place, Reason
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
-from controlplane.core.snapshot import Key, Place, Reason, Snapshot
+from controlplane.core.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from controlplane.core.analogs import likely_need
 from controlplane.core.limits import Limits
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetShape
-from controlplane.core.snapshot import Reason
+from controlplane.core.names import Reason
 
 STALE_STEPS = 4
 """Measurements older than so many steps say nothing of now."""

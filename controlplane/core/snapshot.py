@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from controlplane.core.load import Load, Scaler
 from controlplane.core.messages import Copy, ReplicaReport
 from controlplane.core.models import FleetRecord, Manifest, Model
+from controlplane.core.names import Key, Place
 from controlplane.core.routes import Endpoint, RouteTable
-
-
-class Key(NamedTuple):
-    """A model's version."""
-
-    model: str
-    version: int
-
-    def __str__(self) -> str:
-        return f"{self.model}@{self.version}"
-
-
-class Place(NamedTuple):
-    """A version on a replica."""
-
-    key: Key
-    replica: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +124,3 @@ class Snapshot:
         model = self.models.get(key.model)
         version = model.version(key.version) if model else None
         return version.digest if version else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """Why something was decided or is as it is: a stable code and a sentence for people."""
-
-    code: str
-    text: str

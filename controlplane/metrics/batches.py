@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from controlplane.core.capacity import Executions
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.scrape import PARALLEL_SCRAPES, SCRAPE_TIMEOUT_S
 
 FORGET = 0.9

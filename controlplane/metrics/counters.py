@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 FIELDS = {
     "nv_inference_request_success": "success",

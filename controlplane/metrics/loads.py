@@ -12,8 +12,8 @@ from controlplane.core.capacity import all_it_can, fit, instances_of, per_s
 from controlplane.core.entry import Entry
 from controlplane.core.load import Load
 from controlplane.core.models import Cost, FleetRecord, Manifest
+from controlplane.core.names import Key
 from controlplane.core.popularity import Popularity
-from controlplane.core.snapshot import Key
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval

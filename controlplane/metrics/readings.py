@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.counters import Counters
 
 

@@ -13,7 +13,7 @@ from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.counters import FIELDS, Counters
 
 REPLICA_LABEL = "replica"

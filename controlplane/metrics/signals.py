@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controlplane.core.models import Cost
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
 

@@ -12,8 +12,9 @@ import structlog
 from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport, Wanted
 from controlplane.core.models import FleetShape, Manifest
+from controlplane.core.names import Key
 from controlplane.core.plan import Plan, plan
-from controlplane.core.snapshot import Key, Settings, Snapshot
+from controlplane.core.snapshot import Settings, Snapshot
 from controlplane.fleet.protocol import FleetBackend
 from controlplane.metrics.scrape import Scraper
 from controlplane.metrics.source import Source

@@ -13,7 +13,8 @@ from controlplane.core.capacity import instances_of
 from controlplane.core.errors import NotFound
 from controlplane.core.messages import Copy
 from controlplane.core.models import Model
-from controlplane.core.snapshot import Key, Reason, ReplicaView
+from controlplane.core.names import Key, Reason
+from controlplane.core.snapshot import ReplicaView
 from controlplane.metrics.signals import signals
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.fleets import fleet_of
 from controlplane.core.models import FleetRecord, Manifest
-from controlplane.core.snapshot import Key, Snapshot
+from controlplane.core.names import Key
+from controlplane.core.snapshot import Snapshot
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.source import Source
 from controlplane.server.memory import Memory

@@ -9,9 +9,10 @@ from itertools import combinations
 from controlplane.core.load import Load
 from controlplane.core.messages import Copy, GatewayReport, ReplicaReport
 from controlplane.core.models import FleetRecord, FleetShape, Manifest, Model
+from controlplane.core.names import Key
 from controlplane.core.plan import Plan
 from controlplane.core.routes import Endpoint, RouteTable
-from controlplane.core.snapshot import GatewayView, Key, ReplicaView, Settings, Snapshot
+from controlplane.core.snapshot import GatewayView, ReplicaView, Settings, Snapshot
 from controlplane.server.orders import Orders
 
 CRASHES_KEPT = 10

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from controlplane.core.messages import Assignment, Wanted
+from controlplane.core.names import Key
 from controlplane.core.plan import Plan
 from controlplane.core.routes import RouteTable
-from controlplane.core.snapshot import Key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from controlplane.core.capacity import instances_of
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.signals import Signals, signals
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from controlplane.core.entry import Entry, InstanceGroup
 from controlplane.core.limits import limits_of
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetRecord, Manifest
+from controlplane.core.names import Key
 from controlplane.core.scaling import Decision, decide
-from controlplane.core.snapshot import Key
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.readings import Interval

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from controlplane.agent.blame import Crash, judge
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 A, B = Key("a", 1), Key("b", 1)
 

@@ -15,7 +15,7 @@ import pytest
 from controlplane.agent.server import Death
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.server import TritonServer
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.local import processes
 from controlplane.local.home import Home
 

@@ -12,7 +12,7 @@ from tritonclient.utils import serialize_byte_tensor
 from controlplane.agent.triton.proof import SEQUENCE_ID, check_answer, check_metadata, example_request
 from controlplane.core.entry import DataType, Entry, Example, SequenceBatching, Tensor
 from controlplane.core.errors import LoadFailed
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 KEY = Key("m", 3)
 

@@ -10,9 +10,9 @@ from controlplane.core.entry import Entry
 from controlplane.core.errors import STATUS, ControlPlaneError
 from controlplane.core.fleets import BASE_COPY_BYTES, copy_bytes, fleet_of
 from controlplane.core.models import ArtifactFile, FleetRecord, FleetShape, Manifest, Rollout, Step
+from controlplane.core.names import Key, Reason
 from controlplane.core.rollout import TargetState, progress
 from controlplane.core.routes import Route, RouteTable, Target
-from controlplane.core.snapshot import Key, Reason
 from tests.core.world import at, manifest
 
 KEY = Key("m", 2)

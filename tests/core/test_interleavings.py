@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from controlplane.core.entry import Load, Serving
 from controlplane.core.messages import Demand
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from tests.core.world import World, manifest
 
 NAMES = st.sampled_from(["a", "b", "c"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.core.names import Key, Place
 from controlplane.core.placement import Placement, Rank, Slot, Want, place
-from controlplane.core.snapshot import Key, Place
 
 A, B, C, STEP = Key("a", 1), Key("b", 1), Key("c", 1), Key("step", 1)
 

@@ -9,7 +9,7 @@ import pytest
 from controlplane.core.entry import Serving
 from controlplane.core.load import Load
 from controlplane.core.messages import Demand
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from tests.core.world import World, ensemble, manifest
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from controlplane.core.entry import Serving
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from tests.core.world import World, manifest
 
 

@@ -21,9 +21,10 @@ from controlplane.core.models import (
     Rollout,
     Version,
 )
+from controlplane.core.names import Key
 from controlplane.core.plan import Plan, plan
 from controlplane.core.routes import Endpoint, RouteTable
-from controlplane.core.snapshot import Key, Settings
+from controlplane.core.snapshot import Settings
 from controlplane.server.memory import Memory
 from controlplane.server.orders import Orders
 

@@ -9,7 +9,7 @@ import pytest
 
 from controlplane.core.capacity import Executions
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, Manifest
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.batches import BatchMeter, parse_batches, since
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.loads import LoadMeter

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.prometheus import PrometheusSource
 from controlplane.metrics.readings import Interval

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controlplane.core.models import Cost
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.metrics.counters import Counters, parse_counters
 from controlplane.metrics.readings import Interval
 from controlplane.metrics.signals import Signals, signals

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from controlplane.agent.server import ServerDied, Use
 from controlplane.core.errors import LoadFailed
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 CALL_TIMEOUT_S = 10.0
 _OPTIONS = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 PENDING = "nv_inference_pending_request_count"
 TIMEOUT_S = 5.0

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.installation import Installation
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.local import processes
 from controlplane.local.home import Home, replace_file
 

@@ -13,7 +13,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, 
 from controlplane.agent.triton.client import Deadline, TritonClient
 from controlplane.core.entry import Entry, Example, Tensor
 from controlplane.core.errors import LoadFailed
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 
 LIVE_TIMEOUT_S = 5.0
 SEQUENCE_ID = 0xC0DE

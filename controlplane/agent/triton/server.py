@@ -21,8 +21,8 @@ from controlplane.agent.triton.repository import ModelRepository
 from controlplane.agent.triton.stubs import Stubs
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, LoadFailed
 from controlplane.core.models import Capabilities, Manifest
+from controlplane.core.names import Key
 from controlplane.core.routes import Endpoint
-from controlplane.core.snapshot import Key
 from controlplane.local.home import Home
 from controlplane.render.render import render_model
 from controlplane.render.rendered import RenderedModel

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import psutil
 
 from controlplane.agent.triton.process import TritonProcess
-from controlplane.core.snapshot import Key
+from controlplane.core.names import Key
 from controlplane.local import processes
 
 _PYTHON = re.compile(r'^\s*backend:\s*"python"', re.MULTILINE)

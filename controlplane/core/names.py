@@ -1,0 +1,31 @@
+"""What things are called everywhere: a version, a version's place, the reason for something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Key(NamedTuple):
+    """A model's version."""
+
+    model: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}"
+
+
+class Place(NamedTuple):
+    """A version on a replica."""
+
+    key: Key
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why something was decided or is as it is: a stable code and a sentence for people."""
+
+    code: str
+    text: str
