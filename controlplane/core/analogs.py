@@ -7,7 +7,6 @@ is as good for bursts as for slow changes, and what it says can be said in a sen
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -109,9 +108,9 @@ def likely_need(moments: Iterable[Moment], features: Features, share: float) -> 
         return None
     count = int(LIKE * len(past))
     a, b, c = features
-    distances = [abs(x - a) + abs(y - b) + abs(z - c) for x, y, z in (moment.features for moment in past)]
-    nearest = heapq.nsmallest(count, range(len(past)), key=distances.__getitem__)
-    like = sorted((past[index] for index in nearest), key=lambda moment: moment.need)
+    distances = [abs(x - a) + abs(y - b) + abs(z - c) for x, y, z in [moment.features for moment in past]]
+    nearest = sorted(range(len(past)), key=distances.__getitem__)[:count]
+    like = sorted([past[index] for index in nearest], key=lambda moment: moment.need)
     wanted = share * sum(moment.weight for moment in like)
     reached = 0.0
     for moment in like:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from controlplane.core.entry import Entry
 from controlplane.core.models import Capabilities, Cost, Goal
 
+MOST_USED = 0.95
+"""No copy is planned for more than this share of what it can do: beyond it, a queue that has formed hardly goes away."""
 STEPS = 40
 """Halvings in the search for a rate: far below a thousandth of it."""
 
@@ -47,12 +49,12 @@ def fit(measured: Iterable[Executions]) -> Cost | None:
     return Cost(fixed_s=mean_s - each_s * mean_size, each_s=each_s, executions=weight)
 
 
-def saturated_per_s(cost: Cost, *, max_batch: int, instances: int) -> float:
+def saturated_per_s(cost: Cost, *, max_batch: int, instances: float) -> float:
     """Requests a second when every instance is always busy with full batches."""
     return instances * max_batch / max(cost.of(max_batch), 1e-9)
 
 
-def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: int) -> float:
+def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: float) -> float:
     """The mean time in the queue at a steady rate.
 
     While an instance computes, the next batch gathers: at this rate one of b = rate · time(b) / instances. What arrives
@@ -72,9 +74,9 @@ def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: int) ->
     return cost.of(size) / 2 / instances * waiting
 
 
-def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: int) -> float:
+def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: float) -> float:
     """The highest rate at which the mean time in the queue stays within `limit_s`."""
-    low, high = 0.0, saturated_per_s(cost, max_batch=max_batch, instances=instances)
+    low, high = 0.0, MOST_USED * saturated_per_s(cost, max_batch=max_batch, instances=instances)
     for _ in range(STEPS):
         middle = (low + high) / 2
         if queue_s(middle, cost, max_batch=max_batch, instances=instances) <= limit_s:
@@ -89,8 +91,10 @@ def all_it_can(cost: Cost, entry: Entry, instances: int) -> float:
     return saturated_per_s(cost, max_batch=_max_batch(entry), instances=instances)
 
 
-def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int) -> float:
-    """Requests a second that one copy can take within the goal; for a goal of requests in flight, all that it can do.
+def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int, *, copies: int = 1) -> float:
+    """Requests a second that each of `copies` can take within the goal; for a goal of requests in flight, all that it
+    can do. The more copies there are, the more each can, since a request goes to one that has little to do; but not as
+    much as if all had one queue, so only the square root of their number counts.
 
     A goal for the whole latency leaves to the queue what one execution does not take; one that no execution can meet
     is taken as a tenth of an execution, or nothing would ever be enough.
@@ -102,7 +106,8 @@ def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int) -> float:
         limit_s = max(goal.latency_ms / 1e3 - alone_s, alone_s / 10)
     else:
         return all_it_can(cost, entry, instances)
-    return within_per_s(cost, limit_s, max_batch=_max_batch(entry), instances=instances)
+    shared = math.sqrt(copies)
+    return within_per_s(cost, limit_s, max_batch=_max_batch(entry), instances=instances * shared) / shared
 
 
 def _max_batch(entry: Entry) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -87,6 +87,7 @@ class LoadMeter:
 
         arrived: dict[Key, float] = defaultdict(float)
         waiting: dict[Key, float] = defaultdict(float, held)
+        copies = Counter(key for name in serving if name in intervals for key in intervals[name].after)
         in_flight = met = told = 0.0
         for interval in news.values():
             for key in interval.after if interval.window_s > 0 else ():
@@ -98,7 +99,11 @@ class LoadMeter:
                 told += counted.success
                 met += counted.success if _is_met(counted, record) else 0.0
         known = [key for key in {*arrived, *waiting} if key in costs]
-        each = {key: arrived[key] / per_s(costs[key], goal, *copy_of(key)) for key in known if arrived[key]}
+        each = {
+            key: arrived[key] / per_s(costs[key], goal, *copy_of(key), copies=max(copies[key], 1))
+            for key in known
+            if arrived[key]
+        }
         demand = sum(each.values()) if goal.in_flight is None else in_flight / goal.in_flight
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)

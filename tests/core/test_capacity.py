@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.capacity import Executions, all_it_can, fit, instances_of, per_s, queue_s, within_per_s
+from controlplane.core.capacity import (
+    MOST_USED,
+    Executions,
+    all_it_can,
+    fit,
+    instances_of,
+    per_s,
+    queue_s,
+    within_per_s,
+)
 from controlplane.core.entry import DynamicBatching, Entry, InstanceGroup
 from controlplane.core.models import Capabilities, Cost, Goal
 
@@ -67,10 +76,12 @@ def test_the_rate_within_a_limit_keeps_it_and_no_higher_one_does(
     cost: Cost, limit_s: float, max_batch: int, instances: int
 ) -> None:
     rate = within_per_s(cost, limit_s, max_batch=max_batch, instances=instances)
-    assert 0 <= rate < instances * max_batch / cost.of(max_batch) * 1.0001
+    most = MOST_USED * instances * max_batch / cost.of(max_batch)
+    assert 0 <= rate <= most
     if rate > 0:
         assert queue_s(rate * 0.999, cost, max_batch=max_batch, instances=instances) <= limit_s
-    assert queue_s(rate * 1.01 + 1e-9, cost, max_batch=max_batch, instances=instances) > limit_s * 0.9
+    if rate < most * 0.999:
+        assert queue_s(rate * 1.01 + 1e-9, cost, max_batch=max_batch, instances=instances) > limit_s * 0.9
 
 
 @given(cost=costs, one=st.floats(1, 1e4), other=st.floats(1, 1e4))
@@ -101,3 +112,11 @@ def test_a_latency_that_no_execution_meets_still_gives_a_rate() -> None:
 def test_instances(groups: tuple[InstanceGroup, ...], gpus: int, expected: int) -> None:
     entry = Entry(name="m", backend="python", instances=groups)
     assert instances_of(entry, Capabilities(server_version="2.60.0", backends=("python",), gpus=gpus)) == expected
+
+
+@given(cost=costs, queue_ms=st.floats(1, 1e4), copies=st.integers(1, 20))
+def test_more_copies_never_do_less_each(cost: Cost, queue_ms: float, copies: int) -> None:
+    goal = Goal(queue_ms=queue_ms)
+    fewer, more = (per_s(cost, goal, SINGLE, 2, copies=count) for count in (copies, copies + 1))
+    assert fewer <= more * (1 + 1e-6)
+    assert more <= all_it_can(cost, SINGLE, 2)

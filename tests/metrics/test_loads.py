@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.core.capacity import Executions
+from controlplane.core.capacity import MOST_USED, Executions
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, Manifest
 from controlplane.core.names import Key
 from controlplane.metrics.batches import BatchMeter, parse_batches, since
@@ -46,7 +46,7 @@ def test_demand_is_what_arrives_of_all_replicas_in_replicas() -> None:
     two = interval(Counters(success=10, pending=10), Counters(success=10))
     load = measure(LoadMeter(step_s=2.0), a=one, b=two)
     assert load.rate_per_s == 15, "what was answered, and by how many more wait now"
-    assert load.demand == pytest.approx(1.5, rel=0.01)
+    assert load.demand == pytest.approx(1.5 / MOST_USED, rel=0.01)
     assert load.waiting == 10
     assert load.backlog_s == pytest.approx(1.0)
     assert load.complete
