@@ -15,7 +15,7 @@ from controlplane.core.entry import Entry
 from controlplane.core.models import Capabilities, Cost, Goal
 
 MOST_USED = 0.95
-"""No copy is planned for more than this share of what it can do: beyond it, a queue that has formed hardly goes away."""
+"""No copy is planned for more than this share of what it can do: beyond it, a queue that has formed hardly shrinks."""
 STEPS = 40
 """Halvings in the search for a rate: far below a thousandth of it."""
 
