@@ -33,6 +33,7 @@ def status(controller: Controller, now: float) -> dict[str, Any]:
             **memory.problems,
             **({"planning": controller.problem} if controller.problem else {}),
             **({"Prometheus": source.problem} if source.problem else {}),
+            **({"measuring": controller.measuring.problem} if controller.measuring.problem else {}),
         },
         "models": len(memory.models),
         "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),

@@ -7,6 +7,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
+import structlog
+
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.fleets import fleet_of
 from controlplane.core.models import FleetRecord, Manifest
@@ -15,6 +17,8 @@ from controlplane.core.snapshot import Snapshot
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.source import Source
 from controlplane.server.memory import Memory
+
+log = structlog.get_logger(__name__)
 
 STEP_S = 2.0
 """How often the servers' counters are read."""
@@ -31,6 +35,8 @@ class Measuring:
         self.scraper = source
         self.meters: dict[str, LoadMeter] = {name: LoadMeter(step_s=STEP_S) for name in memory.shapes}
         """By fleet."""
+        self.problem = ""
+        """Why measuring fails at present."""
         self._memory = memory
         self._snapshot = snapshot
         self._changed = changed
@@ -40,9 +46,15 @@ class Measuring:
         turn = 0
         while True:
             began = time.monotonic()
-            await self._read(batches=turn % BATCHES_EVERY == 0)
-            self._note_starts()
-            self._measure()
+            try:
+                await self._read(batches=turn % BATCHES_EVERY == 0)
+                self._note_starts()
+                self._measure()
+                self.problem = ""
+            except Exception as error:
+                if self.problem != repr(error):
+                    log.exception("measuring failed; loads grow old, and no fleet gets smaller")
+                self.problem = repr(error)
             self._changed()
             turn += 1
             await asyncio.sleep(max(STEP_S - (time.monotonic() - began), 0.1))
