@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.core.errors import InvalidInput, NotFound, Unauthenticated
 from controlplane.registry.reading import VerifiedReader, opened, rewinding
-from controlplane.registry.s3_errors import UploadEnded
+from controlplane.registry.s3_errors import Passing, UploadEnded
 from controlplane.registry.store import Sent
 
 if TYPE_CHECKING:
@@ -47,10 +47,14 @@ class PartsUpload:
             upload_id = self._unfinished() or self._begun()
             try:
                 parts = self._send_parts(upload_id, reader, size_bytes, part_bytes)
+                self._complete(upload_id, parts)
             except InvalidInput:  # nothing can come of it; whatever else went wrong, the next try goes on here
                 self._call("abort_multipart_upload", UploadId=upload_id)
                 raise
-            self._complete(upload_id, parts)
+            except Passing as error:
+                if self._has_ended(upload_id):  # some servers say no more than that they failed
+                    raise UploadEnded(f"{self.key} is being uploaded by somebody else too") from error
+                raise
 
     def _unfinished(self) -> str | None:
         """The upload of this key that was begun last, and lately."""
@@ -65,6 +69,15 @@ class PartsUpload:
             if each["Key"] == self.key and (datetime.now(UTC) - each["Initiated"]).total_seconds() < RESUMABLE_S
         }
         return max(begun, key=lambda upload_id: (begun[upload_id], upload_id), default=None)
+
+    def _has_ended(self, upload_id: str) -> bool:
+        try:
+            self._pages("list_parts", Key=self.key, UploadId=upload_id)
+        except UploadEnded:
+            return True
+        except Passing:
+            return False
+        return False
 
     def _begun(self) -> str:
         upload_id: str = self._call("create_multipart_upload", ChecksumAlgorithm="SHA256")["UploadId"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stamina
@@ -305,11 +306,17 @@ def test_every_command_has_help() -> None:
 
 
 def test_top_and_explain_tell_of_fleets(ctl: Ctl, controller: object) -> None:
-    told = ctl("top", "-o", "json")
-    assert told.status == 0
-    (fleet,) = json.loads(told.out)["fleets"]
+    def planned() -> dict[str, Any] | None:
+        told = ctl("top", "-o", "json")
+        assert told.status == 0
+        found: dict[str, Any] = json.loads(told.out)
+        return found if found["fleets"][0]["desired"] is not None else None
+
+    told = until(planned, what="a first plan")
+    assert told is not None
+    (fleet,) = told["fleets"]
     assert (fleet["name"], fleet["ready"], fleet["desired"]) == ("cpu", 0, 0)
-    assert json.loads(told.out)["models"] == []
+    assert told["models"] == []
     shown = ctl("top").out
     assert "FLEET" in shown and "cpu: the deployment asks for 0" in shown
     assert "fleet cpu has 0 replicas: the deployment asks for 0" in ctl("explain", "fleet", "cpu").out
