@@ -37,6 +37,8 @@ class LoadMeter:
     starts: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS_KEPT))
     """How long the last starts took, in seconds."""
     load: Load | None = None
+    curious: bool = False
+    """Whether something is asked whose cost is not known yet: batch statistics would tell."""
     _past: Past | None = None
     _popularity: Popularity = field(default_factory=Popularity)
     _copies: dict[Key, float] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class LoadMeter:
                 told += counted.success
                 met += counted.success if _is_met(counted, record) else 0.0
         known = [key for key in {*arrived, *waiting} if key in costs]
+        self.curious = any(rate and key not in costs for key, rate in arrived.items())
         each = {
             key: arrived[key] / per_s(costs[key], goal, *copy_of(key), copies=max(copies[key], 1))
             for key in known

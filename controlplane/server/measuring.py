@@ -23,7 +23,8 @@ log = structlog.get_logger(__name__)
 STEP_S = 2.0
 """How often the servers' counters are read."""
 BATCHES_EVERY = 5
-"""At every so many readings their batch statistics are read, too: a larger page that changes slowly."""
+"""At every so many readings their batch statistics are read, too: a larger page that changes slowly. Where something is
+asked whose cost is not known, they are read at once."""
 
 
 class Measuring:
@@ -47,7 +48,8 @@ class Measuring:
         while True:
             began = time.monotonic()
             try:
-                await self._read(batches=turn % BATCHES_EVERY == 0)
+                curious = any(meter.curious for meter in self.meters.values())
+                await self._read(batches=curious or turn % BATCHES_EVERY == 0)
                 self._note_starts()
                 self._measure()
                 self.problem = ""

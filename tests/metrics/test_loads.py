@@ -164,6 +164,6 @@ def test_what_an_execution_costs_is_known_from_enough_of_them(executions: int, e
     meter = LoadMeter(step_s=2.0)
     meter.batches.take({"a": {M: {1: Executions(size=1, count=executions, total_s=executions * each_s)}}})
     load = measure(meter, record=replace(RECORD, costs={}), a=interval(Counters(success=4)))
-    assert (load.demand > 0, bool(load.costs)) == (known, known)
+    assert (load.demand > 0, bool(load.costs), meter.curious) == (known, known, not known)
     recorded = measure(meter, a=interval(Counters(success=4), at=NOW + 2), now=NOW + 2)
     assert recorded.demand > 0, "what is on record is known anyway"
