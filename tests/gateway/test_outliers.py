@@ -108,11 +108,13 @@ def test_they_are_never_all_put_away(gateway: Running, tritons: tuple[Triton, Tr
     for each in tritons:
         _mood(each, None)
     assert _failures(gateway, "grpc", 20) == 0
+    wait_for(lambda: not _away(gateway, "grpc"), "the one of the two to be tried again", timeout_s=60)
 
     gateway.controller.put(table(tritons[0].endpoint, moody=route("moody")))
     wait_for(lambda: len(_hosts(gateway, "grpc")) == 1, "the pool of two to go")
     _mood(tritons[0], "fail")
     assert _failures(gateway, "grpc", 3 * ROW) == 3 * ROW  # with the replica's own words
+    assert not any(host.get("failed_outlier_check") for host in _hosts(gateway, "grpc").values())
 
 
 def test_a_model_that_often_fails_puts_no_replica_away(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
