@@ -154,14 +154,25 @@ local function ending(head, model, version, forced)
   return forced
 end
 
+-- Leads a stream by its headers. One without them, or compressed, is for the Python side; what is not known ends here.
 local function stream(h, headers)
-  local model = headers:get("x-model-name")
-  local encoding = headers:get("grpc-encoding")
-  if model == nil or (encoding ~= nil and encoding ~= "identity") then return end
+  local model = headers:get("x-model-name") or ""
+  if model == "" then return end
   local version = headers:get("x-model-version") or ""
-  if not plain(model) or not plain(version) then return end
-  version = lead(h, headers, model, version)
+  local there = false
+  if plain(model) and plain(version) then version, there = lead(h, headers, model, version) end
+  if not there then
+    h:respond({[":status"] = "404"}, "unknown model or version")
+    return
+  end
   if version == nil then return end
+  local encoding = headers:get("grpc-encoding")
+  if encoding ~= nil and encoding ~= "identity" then
+    headers:remove(VERSION)
+    headers:replace(KEY, "*")
+    h:clearRouteCache()
+    return
+  end
   local forced = field(10, model) .. field(18, version)
   local held = "" -- bytes kept back until enough is here to go on
   local left, skip = 0, 0 -- bytes of the present message still to come, and of the present field of it

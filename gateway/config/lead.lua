@@ -29,14 +29,14 @@ local function drawn(shares)
   return chosen
 end
 
--- Chooses the route for this model and version, and returns the version to force; nil: there is no such route, or the
--- Python side chooses.
+-- Chooses the route for this model and version, and returns the version to force (nil: there is no such route, or the
+-- Python side chooses) and whether there is such a route.
 local function lead(h, headers, model, wish)
   headers:replace(KEY, model)
   h:clearRouteCache()
   local route = h:metadata()
   local here = route:get("here")
-  if here == nil then return nil end
+  if here == nil then return nil, route:get("model") ~= nil end
   local chosen = wish
   if wish == "" then
     chosen = route:get("stable") or ""
@@ -47,8 +47,8 @@ local function lead(h, headers, model, wish)
     headers:replace(KEY, model .. "/" .. chosen)
     h:clearRouteCache()
     local there = route:get("there")
-    if there == nil or not string.find(there, spaced, 1, true) then return nil end
+    if there == nil or not string.find(there, spaced, 1, true) then return nil, false end
   end
   headers:replace(VERSION, chosen)
-  return chosen
+  return chosen, true
 end

@@ -192,6 +192,25 @@ def test_a_stream_without_header_may_mix_models_and_versions(gateway: Running) -
     ]
 
 
+@pytest.mark.parametrize("algorithm", [None, "gzip"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-model-name": "nobody"},
+        {"x-model-name": "echo", "x-model-version": "3"},
+        {"x-model-name": "echo/2"},
+        {"x-model-name": "*"},
+    ],
+    ids=["model", "version", "name", "key"],
+)
+def test_a_stream_for_what_is_not_known_is_refused_by_envoy(
+    gateway: Running, headers: dict[str, str], algorithm: str | None
+) -> None:
+    with gateway.grpc() as client:
+        (answer,) = stream(client, [], headers, compression_algorithm=algorithm)
+    assert "no route for" in answer  # the Python side would say it otherwise
+
+
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 @pytest.mark.parametrize("headers", [{"x-model-name": "echo"}, None], ids=["header", "no-header"])
 def test_compressed_streams(gateway: Running, headers: dict[str, str] | None, algorithm: str) -> None:
