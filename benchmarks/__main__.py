@@ -13,6 +13,7 @@ BENCHMARKS = (
     "throughput",
     "gateway_cpu",
     "gateway_routes",
+    "outages",
     "held_requests",
     "density",
     "simulated_and_real",
