@@ -14,7 +14,8 @@ from controlplane.simulate.traces import Floats
 
 MOST_S = 1e11
 """Seconds since 1970 beyond which a timestamp must be of another unit (the year 5138)."""
-
+SHOWN = 60
+"""So many characters of what a file holds are shown in an error."""
 
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -44,8 +45,14 @@ class Column:
             raise self._problem(int(np.argmax(wrong)), wanted)
 
     def _problem(self, index: int, wanted: str) -> InvalidInput:
-        what = f"{self.texts[index]!r} in line {self.lines[index]} of {self.name} is none"
+        what = f"{shown(repr(self.texts[index]))} in line {self.lines[index]} of {self.name} can't be used"
         return InvalidInput(what, field=self.heading, remedy=f"give {wanted}")
+
+
+def shown(text: str) -> str:
+    """A text, or its beginning where it is long; what can't be printed as '?'."""
+    printed = "".join(each if each.isprintable() else "?" for each in text[:SHOWN])
+    return printed if len(text) <= SHOWN else f"{printed}…"
 
 
 def numbers(column: Column) -> Floats:

@@ -16,6 +16,10 @@ HOLE_S, HOLE_GAPS = 60.0, 50.0
 HOLES_TOLD = 3
 MOST_DAYS = 31
 """A longer trace would take hours, and most often is one with a wrong timestamp in it."""
+MOST_REQUESTS = 100_000_000
+"""More, made by multiplying a rate, would not fit into the memory of most machines."""
+LEAST_EPOCH_S = 1e9
+"""Plain seconds from here on (September 2001) are seconds since 1970."""
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -59,7 +63,8 @@ def trace_of(
 ) -> Trace:
     """A trace of requests that came `at` these times (seconds, in any order), with notes on what was odd about them.
 
-    `dated`: the times are seconds since 1970. Raises InvalidInput where there is no request.
+    `dated`: the times are seconds since 1970, as large numbers are without being called so. Raises InvalidInput where
+    there is no request.
     """
     if not len(at):
         raise InvalidInput(f"{name} holds no request", remedy="give a trace with a line for each request")
@@ -81,7 +86,7 @@ def trace_of(
         remedy = f"leave out what is wrong, or give {MOST_DAYS} days at most"
         raise InvalidInput(what, field="timestamp", remedy=remedy)
     notes += _holes(arrival_s)
-    origin = first if dated else 0.0
+    origin = first if dated or first >= LEAST_EPOCH_S else 0.0
     return Trace(
         name=name,
         arrival_s=arrival_s,
@@ -114,6 +119,9 @@ def multiplied(trace: Trace, factor: float, seed: int = 1) -> Trace:
     if not 0 < factor <= 10_000:
         what = f"a rate can't be multiplied by {factor:g}"
         raise InvalidInput(what, field="--rate-multiplier", remedy="give a number above 0, at most 10000")
+    if factor * len(trace) > MOST_REQUESTS:
+        what = f"{factor:g} times {len(trace)} requests are more than the {MOST_REQUESTS} that can be replayed"
+        raise InvalidInput(what, field="--rate-multiplier", remedy="give a smaller one")
     if factor == 1:
         return trace
     random = np.random.default_rng(seed)
@@ -127,14 +135,12 @@ def multiplied(trace: Trace, factor: float, seed: int = 1) -> Trace:
         taken.append(chosen)
     times, chosen = np.concatenate(at), np.concatenate(taken)
     if not len(times):
-        raise InvalidInput(
-            f"{factor:g} times the rate of {trace.name} leaves no request", remedy="give a larger factor"
-        )
+        what = f"{factor:g} times the rate of {trace.name} leaves no request"
+        raise InvalidInput(what, field="--rate-multiplier", remedy="give a larger one")
     order = np.argsort(times, kind="stable")
     chosen = chosen[order]
     return replace(
-        trace,
-        arrival_s=times[order] - times[order[0]],
+        _from_first(trace, times[order]),
         work_s=trace.work_s[chosen],
         model=trace.model[chosen],
         notes=(*trace.notes, f"rate × {factor:g}: copies laid over each other, each moved by a random time"),
@@ -144,15 +150,19 @@ def multiplied(trace: Trace, factor: float, seed: int = 1) -> Trace:
 def only(trace: Trace, model: str) -> Trace:
     """The requests for one model. Raises InvalidInput where there is none."""
     if model not in trace.models:
-        shown = ", ".join(trace.models[:10])
-        raise InvalidInput(f"{trace.name} has no request for {model!r}", field="--model", remedy=f"one of {shown}")
+        names = ", ".join(trace.models[:10]) + (", …" if len(trace.models) > 10 else "")
+        raise InvalidInput(f"{trace.name} has no request for {model!r}", field="--model", remedy=f"one of {names}")
     chosen = trace.model == trace.models.index(model)
     arrival_s = trace.arrival_s[chosen]
     return replace(
-        trace,
-        arrival_s=arrival_s - arrival_s[0],
+        _from_first(trace, arrival_s),
         work_s=trace.work_s[chosen],
         model=np.zeros(len(arrival_s), np.int32),
         models=(model,),
-        origin=trace.origin + float(arrival_s[0]) if trace.origin else 0.0,
     )
+
+
+def _from_first(trace: Trace, arrival_s: Floats) -> Trace:
+    """The trace with these arrivals, of which the first is its begin."""
+    first = float(arrival_s[0])
+    return replace(trace, arrival_s=arrival_s - first, origin=trace.origin + first if trace.origin else 0.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +41,8 @@ def read(folder: Path, text: str, name: str = "trace.csv") -> Trace:
         (AZURE, [0, 1.02004], [3.0, 2.5], 1700158623.97996),
         (MOONCAKE, [0, 2.5], [1.5, 0.1], 0.0),
         ("timestamp\n5\n", [0], [0.5], 0.0),
+        ("timestamp\n1767225601.5\n1767225600\n", [0, 1.5], [0.5, 0.5], 1767225600.0),
+        ('timestamp,"a\nb"\n1,\n2,"x\ny"\n', [0, 1], [0.5, 0.5], 0.0),
     ],
 )
 def test_what_can_be_read(
@@ -59,6 +64,15 @@ def test_what_can_be_read(
         ("0.5,1\n0.7,1\n", "timestamp", "has the columns 0.5, 1"),
         ("timestamp,work\n1,1\n2\n", "--trace", "has 1 values in line 3 and 2 columns"),
         ("timestamp,work\n1,1\n\n2,fast\n", "work", "'fast' in line 4"),
+        ("\n\ntimestamp,work\n1,1\n2,fast\n", "work", "'fast' in line 5"),
+        ('timestamp,model,work\n1,"a\nb",1\n\n2,c,fast\n', "work", "'fast' in line 5"),
+        (f"timestamp,work\n1,{'x' * 200}\n", "work", f"'{'x' * 59}… in line 2"),
+        (f"timestamp,work\n1,{'x' * 200_000}\n", "--trace", "line 2 of trace.csv is no CSV"),
+        (f"\0\x1b{'x' * 200}\n1\n", "timestamp", f"has the columns ??{'x' * 58}…"),
+        ("timestamp,work,Work\n1,1,1\n", "work", "line 1 of trace.csv names this column twice"),
+        ("timestamp,work\n1,1\n2,86401\n", "work", "line 3 of trace.csv is 86401 s of it"),
+        ("timestamp,work\n1,1e300\n", "work", "line 2 of trace.csv is 1e+300 s of it"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,1e308\n", "work", "line 2 of trace.csv is 1e+307 s of it"),
         ("timestamp,work\n1,-1\n", "work", "'-1' in line 2"),
         ("timestamp,work\n1,nan\n", "work", "'nan' in line 2"),
         ("timestamp\n1\ninf\n", "timestamp", "'inf' in line 3"),
@@ -70,6 +84,11 @@ def test_what_can_be_read(
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n1,many,2\n", "ContextTokens", "'many' in line 2"),
         ('{"timestamp": 0, "tokens": 3}\n', "--trace", "has timestamp, tokens, and no input_length, output_length"),
         (MOONCAKE + "{\n", "--trace", "line 3 of trace.csv is no JSON"),
+        (MOONCAKE + "\n{\n", "--trace", "line 4 of trace.csv is no JSON: Expecting property name"),
+        ("\n" + MOONCAKE + "{" + '"a":[' * 100_000, "--trace", "line 4 of trace.csv is no JSON"),
+        *((MOONCAKE + f"{each}\n", "--trace", "line 3 of trace.csv is no JSON object") for each in ("null", 3, '"a"')),
+        (MOONCAKE + "[]\n", "--trace", "line 3 of trace.csv is no JSON object"),
+        (MOONCAKE.replace('_length": 5', '_length": 1e14'), "work", "line 1 of trace.csv is 1e+13 s of it"),
         (MOONCAKE.replace("2500", '"2500"'), "timestamp", "'2500' in line 2"),
         (MOONCAKE.replace("2500", "-1"), "timestamp", "-1 in line 2"),
         (MOONCAKE.replace("2500", "NaN"), "timestamp", "nan in line 2"),
@@ -85,9 +104,32 @@ def test_what_is_refused(tmp_path: Path, text: str, field: str | None, said: str
 
 def test_bytes_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"timestamp\n\xff\xfe\n")
-    for path, said in ((tmp_path / "bytes", "UTF-8"), (tmp_path / "none", "No such file"), (tmp_path, "directory")):
+    (tmp_path / "packed").write_bytes(gzip.compress(b"timestamp\n1\n"))
+    for name, said in (
+        ("bytes", "line 2 of .*bytes is no text in UTF-8"),
+        ("none", "No such file"),
+        (".", "directory"),
+        ("packed", "compressed.*unpack it"),
+    ):
         with pytest.raises(InvalidInput, match=said):
-            read_trace(path, SERVICE)
+            read_trace(tmp_path / name, SERVICE)
+
+
+def test_a_trace_comes_through_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("\ntimestamp\n1\n2\n",))
+    writer.start()
+    assert len(read_trace(path, SERVICE)) == 2
+    writer.join()
+
+
+def test_what_is_not_used_is_told(tmp_path: Path) -> None:
+    azure = AZURE.replace("Tokens\n", "Tokens,model,colour\n").replace(",10\n", ",10,a,red\n")
+    trace = read(tmp_path, azure.replace(",20\n", ",20,b,red\n"))
+    assert trace.models == ("a", "b")
+    assert trace.notes[1:] == ("columns not used: colour",)
+    assert read(tmp_path, MOONCAKE).notes[1:] == ("columns not used: hash_ids",)
 
 
 def test_what_is_odd_is_told(tmp_path: Path) -> None:
@@ -117,6 +159,16 @@ def test_one_models_requests_alone(tmp_path: Path) -> None:
         only(trace, "c")
 
 
+def test_a_part_of_a_trace_begins_when_its_first_request_came() -> None:
+    at = 1_767_225_600 + np.arange(100.0)
+    trace = trace_of("t", at, np.ones(100, np.float32), (np.arange(100) // 50).astype(np.int32), ("a", "b"))
+    assert only(trace, "b").origin == trace.origin + 50
+    few = multiplied(trace, 0.05)
+    assert trace.origin <= few.origin
+    assert few.arrival_s[0] == 0
+    assert set(few.origin + few.arrival_s) <= set(at)
+
+
 @pytest.mark.parametrize(("factor", "count"), [(1, 1000), (3, 3000), (2.5, 2500), (0.2, 200)])
 def test_a_rate_is_multiplied(factor: float, count: int) -> None:
     trace = trace_of("t", np.arange(1000.0), np.arange(1000, dtype=np.float32))
@@ -133,3 +185,9 @@ def test_rates_that_cant_be(factor: float) -> None:
     trace = trace_of("t", np.arange(10.0), np.ones(10, np.float32))
     with pytest.raises(InvalidInput, match="multiplied"):
         multiplied(trace, factor)
+
+
+def test_more_requests_than_can_be_replayed() -> None:
+    trace = trace_of("t", np.arange(20_000.0), np.ones(20_000, np.float32))
+    with pytest.raises(InvalidInput, match="--rate-multiplier: 9999 times 20000 requests are more"):
+        multiplied(trace, 9999)
