@@ -16,7 +16,7 @@ from controlplane.simulate.replay import Run
 from controlplane.simulate.traces import Floats, Trace
 
 BINS = 90
-"""Into so many stretches of time waits are summed up for a picture."""
+"""Into so many stretches of time waits are summed up for a picture, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,36 +74,46 @@ def goal_s(goal: Goal) -> float | None:
     return limit_ms / 1e3 if limit_ms is not None else None
 
 
-def outcome(run: Run, trace: Trace, goal: Goal, *, warm_up_s: float = 0.0, tuned: str = "") -> Outcome:
-    """Sum up a replay. What came in the first `warm_up_s` seconds, and what the fleet cost in them, does not count.
-    Raises InvalidInput where nothing came after them."""
+def first_counted(trace: Trace, warm_up_s: float) -> int:
+    """Which request is the first after a warm-up. Raises InvalidInput where there is none."""
     first = int(np.searchsorted(trace.arrival_s, warm_up_s))
-    wait_s = run.wait_s[first:]
-    if not len(wait_s):
+    if first == len(trace):
         what = f"nothing comes after a warm-up of {warm_up_s:g} s: the trace is {trace.length_s:.0f} s long"
         raise InvalidInput(what, field="--warm-up", remedy="give a shorter one")
+    return first
+
+
+def outcome(run: Run, trace: Trace, goal: Goal, *, warm_up_s: float = 0.0, tuned: str = "") -> Outcome:
+    """Sum up a replay. What came in the first `warm_up_s` seconds, and what the fleet cost and did in them, does not
+    count. Raises InvalidInput where nothing came after them."""
+    first = first_counted(trace, warm_up_s)
+    wait_s = run.wait_s[first:]
     warm = int(warm_up_s // STEP_S)
+
+    def counted(totals: Integers | Floats) -> float:
+        return float(totals[-1] - (totals[warm - 1] if warm else 0))
+
     limit_s = goal_s(goal)
     share = None
     if limit_s is not None:
         spent_s = wait_s if goal.latency_ms is None else wait_s + trace.work_s[first:]
-        # A wait is a whole number of microseconds, and single precision must not make it late.
-        share = float(np.count_nonzero(spent_s <= np.float32(limit_s))) / len(wait_s)
+        # Times are whole microseconds, and single precision must not make one late, nor the sum of two.
+        share = float(np.count_nonzero(spent_s <= np.nextafter(np.float32(limit_s), np.float32(np.inf)))) / len(wait_s)
     p50, p95, p99, most = np.quantile(wait_s, (0.5, 0.95, 0.99, 1.0), method="higher")
     waits_s, bin_s = _binned(run, trace)
     return Outcome(
         policy=run.policy,
         tuned=tuned,
-        replica_hours=float(run.replica_s[-1] - (run.replica_s[warm - 1] if warm else 0.0)) / 3600,
+        replica_hours=counted(run.replica_s) / 3600,
         share=share,
         wait_p50_s=float(p50),
         wait_p95_s=float(p95),
         wait_p99_s=float(p99),
         wait_max_s=float(most),
         unserved=int(np.count_nonzero(np.isinf(wait_s))),
-        cold=run.cold,
-        starts=run.starts,
-        stops=run.stops,
+        cold=int(counted(run.came_cold)),
+        starts=int(counted(run.started)),
+        stops=int(counted(run.stopped)),
         most=int(run.present[warm:].max()),
         present=run.present,
         waits_s=waits_s,

@@ -23,6 +23,7 @@ BLOCK = 8192
 """So many requests are handed over at once; those that can't begin yet are handed over again."""
 PATIENCE_S = 3600.0
 """So long after the trace's end what still waits is served; what waits then is never answered."""
+MOST_SLOTS, MOST_START_S = 4096, 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +38,12 @@ class Setting:
 
     def __post_init__(self) -> None:
         """Raise InvalidInput for what can't be simulated."""
-        if self.slots < 1:
-            raise InvalidInput("a replica works on one request at least", field="--slots", remedy="give 1 or more")
-        if self.start_s < 0:
-            raise InvalidInput("a start takes no negative time", field="--start-s", remedy="give 0 or more")
+        if not 1 <= self.slots <= MOST_SLOTS:
+            what = f"a replica can't work on {self.slots} requests at once"
+            raise InvalidInput(what, field="--slots", remedy=f"give 1 to {MOST_SLOTS}")
+        if not 0 <= self.start_s <= MOST_START_S:
+            what = f"a start can't take {self.start_s:g} s"
+            raise InvalidInput(what, field="--start-s", remedy=f"give 0 to {MOST_START_S:g}, a day")
         if self.shape.max_replicas >= MOST_REPLICAS:
             what = f"{self.shape.max_replicas} replicas are more than can be simulated"
             raise InvalidInput(what, field="replicas.max", remedy=f"give less than {MOST_REPLICAS}")
@@ -50,9 +53,9 @@ class Setting:
 class Run:
     """What happened. By request: `wait_s`, float32[requests], infinite for who was never served.
 
-    By step (the end of each, STEP_S apart): `present` and `ready` replicas, `queue`, int64[steps]. `replica_s`:
-    replica-seconds until each step's end, float64[steps]. Replicas ordered and ended: `starts`, `stops`; `cold`
-    requests came while none was ready.
+    By step (the end of each, STEP_S apart), int64[steps]: `present` and `ready` replicas, `queue`; until then
+    `started` and `stopped` replicas, and `came_cold`, the requests that came while none was ready. `replica_s`:
+    replica-seconds until each step's end, float64[steps].
     """
 
     policy: str
@@ -60,10 +63,25 @@ class Run:
     present: Integers
     ready: Integers
     queue: Integers
+    started: Integers
+    stopped: Integers
+    came_cold: Integers
     replica_s: Floats
-    starts: int
-    stops: int
-    cold: int
+
+    @property
+    def starts(self) -> int:
+        """Replicas ordered in all."""
+        return int(self.started[-1])
+
+    @property
+    def stops(self) -> int:
+        """Replicas ended in all."""
+        return int(self.stopped[-1])
+
+    @property
+    def cold(self) -> int:
+        """Requests in all that came while no replica was ready."""
+        return int(self.came_cold[-1])
 
 
 def replay(trace: Trace, setting: Setting, policy: Policy, told: Callable[[float], None] = lambda share: None) -> Run:
@@ -75,7 +93,7 @@ class _Replay:
     def __init__(self, trace: Trace, setting: Setting, policy: Policy) -> None:
         self.trace, self.setting, self.policy = trace, setting, policy
         self.steps = int(trace.length_s // STEP_S) + 1
-        # Whole microseconds, by step: the requests of step k are those from bounds[k] to bounds[k + 1].
+        # The requests of step k are those from bounds[k] to bounds[k + 1].
         edges = np.arange(self.steps + 1) * STEP_S
         self.bounds = np.searchsorted(trace.arrival_s, edges)
         self.record = FleetRecord(shape=setting.shape, start_s=setting.start_s)
@@ -90,15 +108,15 @@ class _Replay:
         limits = limits_of(self.record, trace.origin)
         initial = self.setting.initial
         replicas.begin(limits.least if initial is None else initial)
-        present, ready, queue = (np.zeros(self.steps, np.int64) for _ in range(3))
+        present, ready, queue, started, stopped, came_cold = np.zeros((6, self.steps), np.int64)
         replica_s = np.zeros(self.steps)
         for step in range(self.steps):
             seen = self._step(step)
             replica_s[step] = replicas.seconds(seen.now)
             present[step], ready[step], queue[step] = seen.present, len(seen.serving), seen.queue
+            started[step], stopped[step], came_cold[step] = replicas.starts, replicas.stops, self.cold
             if step % 1000 == 0:
                 told(step / self.steps)
-        starts, stops = replicas.starts, replicas.stops
         after = self.steps
         while self.head < len(trace) and after < self.steps + PATIENCE_S / STEP_S:
             self._step(after)
@@ -110,10 +128,10 @@ class _Replay:
             present=present,
             ready=ready,
             queue=queue,
+            started=started,
+            stopped=stopped,
+            came_cold=came_cold,
             replica_s=replica_s,
-            starts=starts,
-            stops=stops,
-            cold=self.cold,
         )
 
     def _step(self, step: int) -> Seen:

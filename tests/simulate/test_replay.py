@@ -100,7 +100,15 @@ def test_whoever_is_never_served_waits_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"), [({"slots": 0}, "--slots"), ({"start_s": -1.0}, "--start-s"), ({"most": 5000}, "replicas.max")]
+    ("wrong", "named"),
+    [
+        ({"slots": 0}, "--slots"),
+        ({"slots": 1 << 20}, "--slots"),
+        ({"start_s": -1.0}, "--start-s"),
+        ({"start_s": float("nan")}, "--start-s"),
+        ({"start_s": float("inf")}, "--start-s"),
+        ({"most": 5000}, "replicas.max"),
+    ],
 )
 def test_settings_that_cant_be(wrong: dict[str, float], named: str) -> None:
     most = int(wrong.pop("most", 10))
@@ -117,6 +125,15 @@ def test_a_goal_for_the_whole_latency_counts_the_work() -> None:
     assert outcome(run, trace, Goal(in_flight=4)).share is None
 
 
+def test_single_precision_makes_no_sum_late() -> None:
+    """Each waits for the one before it: 0.1 s of waiting and 0.7 of work are within 0.8 s, and so on."""
+    for wait_ms in range(100, 1000, 7):
+        trace = requests((0, wait_ms / 1000), (0, 0.7))
+        run = replay(trace, Setting(shape=fleet(least=1), slots=1), Fixed(1))
+        assert outcome(run, trace, Goal(latency_ms=wait_ms + 700)).share == 1.0
+        assert outcome(run, trace, Goal(latency_ms=wait_ms + 699.99)).share == 0.5
+
+
 def test_a_warm_up_counts_neither_requests_nor_replicas() -> None:
     trace = requests((0, 5.0), (1, 1.0), (6, 1.0), (9, 1.0))
     run = replay(trace, Setting(shape=fleet(least=1), slots=1), Fixed(1))
@@ -125,6 +142,15 @@ def test_a_warm_up_counts_neither_requests_nor_replicas() -> None:
     assert (whole.replica_hours, rest.replica_hours) == (10 / 3600, 4 / 3600)
     with pytest.raises(InvalidInput, match="nothing comes after a warm-up"):
         outcome(run, trace, Goal(queue_ms=100), warm_up_s=10)
+
+
+def test_a_warm_up_counts_no_starts_stops_and_cold_requests() -> None:
+    trace = requests((0, 1.0), (1, 1.0), (9, 1.0), (30, 1.0))
+    told = Told([1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1])
+    run = replay(trace, Setting(shape=fleet(), slots=1, start_s=4.0, initial=0), told)
+    whole, rest = (outcome(run, trace, Goal(queue_ms=100), warm_up_s=each) for each in (0, 8))
+    assert (whole.starts, whole.stops, whole.cold) == (2, 1, 2)
+    assert (rest.starts, rest.stops, rest.cold) == (1, 1, 0)
 
 
 steps = st.lists(
