@@ -61,9 +61,8 @@ class Bench:
 
     def ours(self) -> Outcome:
         """The controller's policy."""
-        self.told("this autoscaler")
         policy = Controller(self.setting, self.trace.models, self.trace.origin)
-        run = replay(self.trace, self.setting, policy)
+        run = replay(self.trace, self.setting, policy, lambda share: self.told(f"{policy.name}: {share:.0%}"))
         goal = self.setting.shape.goal
         return outcome(run, self.trace, goal, warm_up_s=self.warm_up_s, tuned=str(goal))
 
@@ -85,17 +84,22 @@ class Bench:
         return [self.of(Keda(target * slots, least)) for target in KEDA_TARGETS for least in leasts]
 
     def fixed(self, share: float) -> list[Outcome]:
-        """Outcomes of fixed numbers; the least that reaches a share is among them."""
-        found = []
-        low, high = 0, max(math.ceil(concurrency(self.trace).max() / self.setting.slots) + 1, 1)
-        while low < high:
-            middle = (low + high) // 2
-            found.append(self.of(Fixed(middle)))
-            if (found[-1].share or 0.0) >= share:
+        """Outcomes of fixed numbers between the fleet's limits; the least that reaches a share is among them."""
+        found: dict[int, Outcome] = {}
+        shape = self.setting.shape
+        least, most = ([each.min_replicas for each in shape.schedule], [each.max_replicas for each in shape.schedule])
+        low = min(each for each in (shape.min_replicas, *least) if each is not None)
+        high = max(each for each in (shape.max_replicas, *most) if each is not None)
+        middle = min(max(math.ceil(concurrency(self.trace).max() / self.setting.slots), low), high)
+        while True:  # first the number at which hardly anything waits: the limit may be far above it
+            found[middle] = self.of(Fixed(middle))
+            if (found[middle].share or 0.0) >= share - SAME:
                 high = middle
             else:
-                low = middle + 1
-        return [*found, self.of(Fixed(high))]
+                low = min(middle + 1, high)
+            middle = (low + high) // 2
+            if middle in found:
+                return list(found.values())
 
     def oracle(self, share: float) -> list[Outcome]:
         """Outcomes of plans that know the future, around a share."""

@@ -34,7 +34,7 @@ class Fixed:
     @property
     def tuned(self) -> str:
         """What it is set to."""
-        return f"{self.count} replicas"
+        return f"{self.count} replica{'' if self.count == 1 else 's'}"
 
     def desired(self, seen: Seen) -> int:
         """The same at each step."""
@@ -119,8 +119,7 @@ class Keda:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """So many replicas as a plan says for each step, ordered `ahead` steps before they are needed; who is needed again
-    within that time stays, since a start would take as long."""
+    """So many replicas as a plan says for each step; `oracle.scheduled` makes plans that order a start-up ahead."""
 
     plan: Sequence[int]
     tuned: str

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.models import FleetShape, Goal
+from controlplane.core.models import FleetShape, Goal, Window
 from controlplane.simulate.comparison import Bench, cheapest, closed, compare
 from controlplane.simulate.oracle import ahead_max, concurrency, scheduled
 from controlplane.simulate.outcomes import Outcome
-from controlplane.simulate.peers import Hpa, Keda, Scheduled
+from controlplane.simulate.peers import Fixed, Hpa, Keda, Scheduled
 from controlplane.simulate.policies import STEP_S, Begun, Policy, Seen
 from controlplane.simulate.replay import Setting
 from controlplane.simulate.traces import trace_of
@@ -88,6 +90,32 @@ def test_a_plan_is_ordered_ahead() -> None:
     plan = scheduled(np.array([0, 0, 0, 0, 2.0, 0, 0, 1.5, 0]), 1.0, setting, "x").plan
     assert list(plan) == [0, 0, 2, 2, 2, 2, 2, 2, 0]
     assert told(Scheduled(plan, ""), 0, {}, 30)[30] == 0
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "schedule", "share", "counts"),
+    [
+        (0, 20, (), 1.0, range(21)),
+        (2, 20, (), 0.0, range(2, 21)),
+        (0, 1, (), 1.0, range(2)),
+        (3, 3, (), 1.0, [3]),
+        (0, 1, (Window(days=tuple(range(7)), begins_min=0, ends_min=1440, max_replicas=9),), 1.0, range(10)),
+    ],
+)
+def test_the_least_fixed_number_is_found_between_the_limits(
+    least: int, most: int, schedule: tuple[Window, ...], share: float, counts: Sequence[int]
+) -> None:
+    # Forty at one moment keep hardly anything busy in the mean of a step, and yet need five replicas.
+    trace = trace_of("at once", np.array([0.0] * 40 + [9.0]), np.full(41, 0.1, np.float32))
+    shape = FleetShape(
+        name="f", min_replicas=least, max_replicas=most, goal=Goal(queue_ms=150.0), schedule=schedule, idle_s=1.0
+    )
+    bench = Bench(trace, Setting(shape=shape, initial=counts[-1]))
+    found = cheapest(bench.fixed(share), share)
+    every = [bench.of(Fixed(count)) for count in counts]
+    by_hand = cheapest(every, share)
+    assert (found and found.tuned) == (by_hand and by_hand.tuned)
+    assert {each.tuned for each in bench.fixed(share)} <= {each.tuned for each in every}
 
 
 def made_outcome(hours: float, share: float) -> Outcome:
