@@ -27,10 +27,10 @@ COLUMNS = {
     "POLICY": ("policy", False),
     "REPLICA-HOURS": ("replica_hours", False),
     "IN TIME": ("share", False),
-    "WAIT P50": ("wait_p50_s", True),
-    "P95": ("wait_p95_s", True),
+    "P50 WAIT": ("wait_p50_s", True),
+    "P95 WAIT": ("wait_p95_s", True),
     "P99 WAIT": ("wait_p99_s", False),
-    "MAX": ("wait_max_s", True),
+    "MAX WAIT": ("wait_max_s", True),
     "COLD": ("cold_requests", False),
     "STARTS": ("starts", False),
     "STOPS": ("stops", True),
@@ -83,15 +83,19 @@ def simulate(
     request keeps one slot busy); the layouts of Azure's and Mooncake's public traces are known, too. Without -f: a
     fleet of 1 to 20 replicas. The decisions are those of the controller, made by the same code.
     """
-    from controlplane.simulate.outcomes import outcome
+    from controlplane.simulate.comparison import Bench, compare
+    from controlplane.simulate.outcomes import first_counted
     from controlplane.simulate.pictures import check_plot, draw
-    from controlplane.simulate.reading import Service, read_trace
+    from controlplane.simulate.reading import MOST_WORK_S, Service, read_trace
     from controlplane.simulate.replay import Setting
     from controlplane.simulate.traces import multiplied, only
 
-    for name, value in (("--work-s", work_s), ("--prefill-per-s", prefill_per_s), ("--decode-per-s", decode_per_s)):
+    for name, value in (("--prefill-per-s", prefill_per_s), ("--decode-per-s", decode_per_s)):
         if not 0 < value < float("inf"):
             raise InvalidInput(f"{value:g} can't be", field=name, remedy="give a number above 0")
+    if not 0 < work_s <= MOST_WORK_S:
+        remedy = f"give a number above 0, at most {MOST_WORK_S:g}, a day"
+        raise InvalidInput(f"{work_s:g} can't be", field="--work-s", remedy=remedy)
     if plot is not None:
         check_plot(plot)
     setting = Setting(shape=_shape(context, file, fleet), slots=slots, start_s=start_s)
@@ -105,13 +109,15 @@ def simulate(
         service = Service(work_s=work_s, prefill_per_s=prefill_per_s, decode_per_s=decode_per_s)
         trace = read_trace(path, service, lambda count: told(f"read: {count} requests"))
         trace = multiplied(only(trace, model) if model is not None else trace, rate_multiplier)
+        first_counted(trace, warm_up_s)
         told("")
         _describe(trace, setting)
-        comparison = None
-        if compared:
-            outcomes, comparison = _compare(trace, setting, warm_up_s, told)
+        bench = Bench(trace, setting, warm_up_s, lambda text: told(f"replaying {text}"))
+        comparison = compare(bench) if compared else None
+        if comparison is not None:
+            outcomes = [comparison.ours, *(each for each in comparison.peers.values() if each is not None)]
         else:
-            outcomes = [outcome(_ours(trace, setting, told), trace, setting.shape.goal, warm_up_s=warm_up_s)]
+            outcomes = [bench.ours()]
         told("")
     _show(trace, setting, outcomes, comparison, output)
     if plot is not None:
@@ -147,28 +153,12 @@ def _describe(trace: Trace, setting: Setting) -> None:
     note(f"trace {trace.name}: {len(trace)} requests{models} in {trace.length_s:.0f} s")
     for each in trace.notes:
         note(f"  {each}")
+    if shape.schedule and not trace.origin:
+        note("  the trace says no date: to the fleet's schedule it begins on Thursday, 1970-01-01, at 0:00 UTC")
     note(
         f"fleet {shape.name}: {shape.min_replicas} to {shape.max_replicas} replicas of {setting.slots} slots, "
         f"{setting.start_s:g} s to start; goal: {shape.goal}"
     )
-
-
-def _ours(trace: Trace, setting: Setting, told: Callable[[str], None]) -> Any:
-    from controlplane.simulate.controller import Controller
-    from controlplane.simulate.replay import replay
-
-    policy = Controller(setting, trace.models, trace.origin)
-    return replay(trace, setting, policy, lambda share: told(f"replayed: {share:.0%}"))
-
-
-def _compare(
-    trace: Trace, setting: Setting, warm_up_s: float, told: Callable[[str], None]
-) -> tuple[list[Outcome], Comparison]:
-    from controlplane.simulate.comparison import Bench, compare
-
-    made = compare(Bench(trace, setting, warm_up_s, lambda text: told(f"replaying {text}")))
-    reached = [each for each in made.peers.values() if each is not None]
-    return [made.ours, *reached], made
 
 
 def _show(trace: Trace, setting: Setting, outcomes: list[Outcome], comparison: Comparison | None, output: str) -> None:
@@ -218,11 +208,17 @@ def _data(
             "goal_share": shape.goal.share,
         },
         "outcomes": rows,
-        **(
-            {}
-            if comparison is None
-            else {"gap_closed": comparison.closed, "gap_closed_at_goal": comparison.closed_at_goal}
-        ),
+        **({} if comparison is None else _compared(comparison)),
+    }
+
+
+def _compared(comparison: Comparison) -> Mapping[str, Any]:
+    """What a comparison says beside the outcomes; `not_reached`: the best share of each peer that is not among them."""
+    missed = [name for name, each in comparison.peers.items() if each is None]
+    return {
+        "gap_closed": comparison.closed,
+        "gap_closed_at_goal": comparison.closed_at_goal,
+        "not_reached": {name: comparison.best[name].share for name in missed},
     }
 
 

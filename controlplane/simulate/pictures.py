@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,11 +34,14 @@ LEAST_WAIT_S = 0.01
 def check_plot(path: Path) -> None:
     """Raise InvalidInput, before anything is computed, where no picture can be left."""
     if path.suffix.lower() not in KINDS:
-        what = f"{path.name!r} names no kind of picture that can be made"
+        what = f"{str(path)!r} names no kind of picture that can be made"
         raise InvalidInput(what, field="--plot", remedy=f"end it with {' or '.join(KINDS)}")
     if not path.absolute().parent.is_dir():
         what = f"there is no folder {path.absolute().parent}"
         raise InvalidInput(what, field="--plot", remedy="make it, or name another")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        what = f"{path} {'is a folder' if path.is_dir() else 'may not be written'}"
+        raise InvalidInput(what, field="--plot", remedy="name another file")
     try:
         import matplotlib  # noqa: F401, PLC0415 - takes long to import, and only a picture needs it
     except ImportError as error:
@@ -83,12 +88,14 @@ def draw(path: Path, trace: Trace, setting: Setting, outcomes: Sequence[Outcome]
         axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.16), ncols=3, frameon=False, fontsize=8)
     for axes in (above, middle, below):
         _plain(axes)
-    above.set_xlim(0, trace.length_s / unit_s)
+    above.set_xlim(0, max(trace.length_s, STEP_S) / unit_s)
     below.set_ylim(bottom=LEAST_WAIT_S * 0.8)
+    kind, made = path.suffix.lower().removeprefix("."), io.BytesIO()
     # Text stays text, and the same figures make the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ctl"}):
+        figure.savefig(made, format=kind, dpi=DOTS_PER_INCH, metadata={"Date": None} if kind == "svg" else None)
     try:
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ctl"}):
-            figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+        path.write_bytes(made.getbuffer())
     except OSError as error:
         what = f"{path} can't be written: {error.strerror}"
         raise InvalidInput(what, field="--plot", remedy="name another file") from error

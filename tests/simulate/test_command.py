@@ -21,6 +21,7 @@ def ctl(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     rows = [f"{second + part / 4},{'ab'[part % 2]},0.3" for second in range(120) for part in range(4)]
     (tmp_path / "trace.csv").write_text("timestamp,model,work\n" + "\n".join(rows) + "\n")
+    (tmp_path / "folder.png").mkdir()
     (tmp_path / "system.yaml").write_text(
         "fleets:\n"
         "  - {name: cpu, replicas: {min: 1, max: 4}, scaling: {queue_ms: 200, share: 0.9}}\n"
@@ -79,6 +80,35 @@ def test_a_goal_of_requests_in_flight_has_no_share(ctl: Ctl) -> None:
     assert outcome["cold_requests"] > 0
 
 
+def test_a_schedule_needs_a_date(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "week.yaml").write_text(
+        "fleets: [{name: cpu, replicas: {min: 1, max: 4}, scaling: {schedule: "
+        '[{days: [fri], begins: "0:00", ends: "24:00", min: 3}]}}]'
+    )
+    _, out, err = ctl("--trace", "trace.csv", "-f", "week.yaml", "-o", "json")
+    assert "the trace says no date: to the fleet's schedule it begins on Thursday" in err
+    assert json.loads(out)["outcomes"][0]["most_replicas"] == 1
+    friday_s = 1_767_312_000
+    rows = "".join(f"{friday_s + second}\n" for second in range(120))
+    (tmp_path / "friday.csv").write_text(f"timestamp\n{rows}")
+    _, out, err = ctl("--trace", "friday.csv", "-f", "week.yaml", "-o", "json")
+    assert "no date" not in err
+    assert json.loads(out)["outcomes"][0]["most_replicas"] == 3
+
+
+def test_a_peer_that_never_reaches_it_is_named(ctl: Ctl, tmp_path: Path) -> None:
+    at = [*range(60), *(60 + number / 100 for number in range(1000)), *range(70, 200)]
+    (tmp_path / "burst.csv").write_text("timestamp,work\n" + "".join(f"{each},0.5\n" for each in at))
+    status, out, err = ctl("--trace", "burst.csv", "--compare", "-o", "json", "--start-s", "40", "--warm-up", "100s")
+    data = json.loads(out)
+    assert status == 0
+    named = {each["policy"] for each in data["outcomes"]} | set(data["not_reached"])
+    assert named == {"this autoscaler", "fixed", "HPA, in flight", "KEDA, queue length", "oracle"}
+    for name, share in data["not_reached"].items():
+        assert share < data["outcomes"][0]["share"]
+        assert f"{name} reaches that with no setting tried" in err
+
+
 def test_a_missed_goal_is_told(ctl: Ctl) -> None:
     status, _, err = ctl("--trace", "trace.csv", "--rate-multiplier", "20", "--slots", "1", "--start-s", "60")
     assert status == 0
@@ -100,10 +130,15 @@ def test_a_missed_goal_is_told(ctl: Ctl) -> None:
         (("--trace", "trace.csv", "--rate-multiplier", "0"), "--rate-multiplier"),
         (("--trace", "trace.csv", "--slots", "0"), "--slots"),
         (("--trace", "trace.csv", "--start-s", "-1"), "--start-s"),
+        (("--trace", "trace.csv", "--start-s", "nan"), "--start-s"),
+        (("--trace", "trace.csv", "--slots", "100000"), "--slots"),
         (("--trace", "trace.csv", "--work-s", "0"), "--work-s"),
+        (("--trace", "trace.csv", "--work-s", "1e300"), "--work-s"),
+        (("--trace", "trace.csv", "--decode-per-s", "nan"), "--decode-per-s"),
         (("--trace", "trace.csv", "--warm-up", "1h"), "--warm-up: nothing comes after a warm-up"),
         (("--trace", "trace.csv", "--plot", "p.gif"), "end it with .png or .svg"),
         (("--trace", "trace.csv", "--plot", "none/p.png"), "there is no folder"),
+        (("--trace", "trace.csv", "--plot", "folder.png"), "folder.png is a folder"),
         (("--trace", "trace.csv", "-f", "system.yaml", "--fleet", "gpu", "--compare"), "--compare: a goal of requests"),
     ],
 )
