@@ -13,7 +13,7 @@ from controlplane.cli.output import DRY_RUN, changed, note, output_option, show_
 from controlplane.core.errors import NotFound
 from controlplane.core.models import FleetRecord, ManualScale
 
-MOST = 1000
+MOST, MOST_FOR_S = 1000, 3650 * 86_400.0
 
 
 @click.command()
@@ -44,6 +44,8 @@ def scale(
         raise click.UsageError("give either a number of replicas or --auto")
     if for_s is not None and (auto or for_s <= 0):
         raise click.UsageError("--for goes with a number of replicas, and is longer than nothing")
+    if for_s is not None and for_s > MOST_FOR_S:
+        raise click.UsageError("--for is ten years at most; leave it away, and the number holds until it is lifted")
     registry = context.registry()
     record = registry.fleet(fleet)
     manual = None

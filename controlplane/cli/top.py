@@ -64,6 +64,9 @@ MODELS = Kind(
 )
 
 
+LEAST_EVERY_S, MOST_EVERY_S = 0.2, 86_400.0
+
+
 @click.command()
 @click.option("--once", is_flag=True, help="Show it once and end.")
 @click.option("--every", "every_s", type=DURATION, default="2s", show_default=True, help="How often to look.")
@@ -75,6 +78,8 @@ def top(context: Context, once: bool, every_s: float, output: str) -> None:
     BUSY is how many replicas what arrives keeps busy. Off a terminal, or in another form than a table, it is shown
     once.
     """
+    if every_s > MOST_EVERY_S:
+        raise click.UsageError("--every is a day at most")
     with context.reader() as reader:
         told = reader.get("/v1/top")
         if once or output not in ("table", "wide") or not sys.stdout.isatty():
@@ -82,10 +87,10 @@ def top(context: Context, once: bool, every_s: float, output: str) -> None:
             return
         from rich.live import Live
 
-        with Live(_drawn(told), screen=True, auto_refresh=False) as live:
+        with Live(screen=True, auto_refresh=False) as live:
             while True:
                 live.update(_drawn(told), refresh=True)
-                time.sleep(max(every_s, 0.2))
+                time.sleep(max(every_s, LEAST_EVERY_S))
                 told = reader.get("/v1/top")
 
 

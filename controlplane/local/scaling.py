@@ -29,7 +29,15 @@ class Limits:
 
 
 def _limits(value: object) -> object:
-    return {"min": value, "max": value} if isinstance(value, int) else value
+    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _text(value: object) -> object:
+    """A time without quotes is a number in YAML (8:00 is 480): it is refused as no time, which says what to write."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+TimeOfDay = Annotated[str, BeforeValidator(_text)]
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -37,8 +45,8 @@ class WindowSettings:
     """When other limits hold: on these days (all, if none is named), from one time of the day to another."""
 
     days: tuple[str, ...] = DAYS
-    begins: str
-    ends: str
+    begins: TimeOfDay
+    ends: TimeOfDay
     timezone: str = "UTC"
     min: Count | None = None
     max: Count | None = None
@@ -124,7 +132,9 @@ def _window_problems(limits: Limits, window: WindowSettings, where: str) -> list
     most = window.max if window.max is not None else limits.max
     if least > most:
         what = f"at least {least} and at most {most} replicas can't be"
-        found.append(InvalidInput(what, field=where, remedy="give both min and max"))
+        both = window.min is not None and window.max is not None
+        remedy = "let min be no more than max" if both else "give both min and max"
+        found.append(InvalidInput(what, field=where, remedy=remedy))
     if window.min is None and window.max is None:
         found.append(InvalidInput("it changes nothing", field=where, remedy="give min, max or both"))
     return found

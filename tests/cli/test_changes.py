@@ -276,6 +276,7 @@ def test_a_fleet_is_set_by_hand_for_a_while_and_let_go(ctl: Ctl, registry: Regis
         pytest.param(("cpu", "-1"), 2, "-1", id="fewer than none"),
         pytest.param(("cpu", "3", "--for", "0s"), 2, "--for", id="for no time"),
         pytest.param(("cpu", "3", "--for", "soon"), 2, "soon", id="for no duration"),
+        pytest.param(("cpu", "3", "--for", "99999999999d"), 2, "ten years", id="for longer than there are dates"),
         pytest.param(("gpu", "3"), 1, "gpu", id="no such fleet"),
     ],
 )

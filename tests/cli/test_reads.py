@@ -297,6 +297,12 @@ def test_shells_complete(shell: str) -> None:
     assert "_CTL_COMPLETE" in answer.stdout
 
 
+def test_a_look_less_often_than_daily_is_refused(ctl: Ctl) -> None:
+    answer = ctl("top", "--every", "99999999999d")
+    assert (answer.status, answer.out) == (2, "")
+    assert "--every is a day at most" in answer.err
+
+
 def test_every_command_has_help() -> None:
     from controlplane.cli.commands import COMMANDS
     from controlplane.cli.main import main

@@ -59,6 +59,7 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         pytest.param("controller: [1]", "poll_s", id="a section that is a list"),
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets[0].replicas", id="a negative count"),
         pytest.param("fleets: [{name: a, replicas: {min: 3, max: 2}}]", "let min be no more", id="min above max"),
+        pytest.param("fleets: [{name: a, replicas: true}]", "fleets[0].replicas", id="a truth for a count"),
         pytest.param("fleets: [{name: a, replicas: {min: 3}}]", "fleets[0].replicas.max", id="no upper limit"),
         pytest.param(
             "fleets: [{name: a, scaling: {queue_ms: 5, latency_ms: 9}}]", "one alone can be the goal", id="two goals"
@@ -75,6 +76,8 @@ def test_it_is_found_again(tmp_path: Path) -> None:
                 ("begins: '8:00', ends: '9:00', max: 2, days: [someday]", "'someday' is no day"),
                 ("begins: '8:00', ends: '9:00', max: 2, timezone: Mars/Base", "'Mars/Base' is no time zone"),
                 ("begins: '8:00', ends: '9:00', min: 2", "at least 2 and at most 1"),
+                ("begins: '8:00', ends: '9:00', min: 3, max: 2", "let min be no more than max"),
+                ("begins: 8:00, ends: '9:00', min: 1", "in quotes"),
             )
         ),
         pytest.param("controller: {port: 99999}", "controller.port", id="a port that is none"),
