@@ -127,8 +127,12 @@ def is_good(made: Comparison) -> bool:
 
 
 def main() -> int:
-    """Measure and print; 1 when a limit is exceeded or a goal missed."""
+    """Measure and print; 1 when a limit is exceeded or a goal missed, 2 when a trace is not there."""
     named = sys.argv[1:] or [each for each in os.environ.get("TRACES", "").split(":") if each]
+    for each in named:
+        if not Path(each).is_file():
+            print(f"there is no file {each}", file=sys.stderr)
+            return 2
     kept = speed()
     verdicts = []
     for name, trace in cases([Path(each) for each in named]):

@@ -127,8 +127,13 @@ TRACES: dict[str, tuple[bool, Callable[[int, np.random.Generator], Trace]]] = {
 }
 
 
-def main(requests: int) -> int:
-    """Measure and print; 1 when a limit is missed."""
+def main() -> int:
+    """Measure and print; 1 when a limit is missed, 2 for what is no number of requests."""
+    given = sys.argv[1:] or [str(REQUESTS)]
+    if len(given) > 1 or not given[0].isdecimal() or int(given[0]) < 1:
+        print("usage: python -m benchmarks.density [requests]", file=sys.stderr)
+        return 2
+    requests = int(given[0])
     print(f"{MODELS} models, {requests} requests; cold starts as a share of the requests")
     print(f"{'traffic':20} {'room':>5} {'LRU':>7} {'ours':>7} {'fixed':>7} {'Belady':>7}   ours / fixed   ours / LRU")
     missed = 0
@@ -148,4 +153,4 @@ def main(requests: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(lambda: main(int(sys.argv[1]) if len(sys.argv) > 1 else REQUESTS)))
+    sys.exit(interruptible(main))

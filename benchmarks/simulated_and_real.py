@@ -10,10 +10,12 @@ within ten points.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,17 +102,21 @@ def real(folder: Path, trace: Trace) -> tuple[Figures, float]:
             fleet = ctl(folder, "get", "fleets", "-o", "json")[0]
             counts.append((time.monotonic(), fleet["replicas"]))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        waits = asyncio.run(asked(url, trace))
-    finally:
-        done.set()
-        watcher.join()
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(watch)
+        try:
+            waits = asyncio.run(asked(url, trace))
+            ended = time.monotonic()
+        finally:
+            done.set()
+        watcher.result()  # what it could not see would be missing in the figures
     from controlplane.registry import open_registry  # noqa: PLC0415 - boto3 is slow to import
 
     record = open_registry(str(Home(folder).registry)).fleet("cpu")
-    paid = sum(count * (after - at) for (at, count), (after, _) in itertools.pairwise(counts))
+    # From the first request to the last answer: what was seen first held before, what was seen last holds on.
+    times = [began, *(at for at, _ in counts[1:] if at < ended), ended]
+    paid = sum(count * (after - at) for (_, count), (at, after) in zip(counts, itertools.pairwise(times), strict=False))
     figures = Figures(
         replica_hours=paid / 3600,
         share=float(np.mean(waits <= GOAL_S)),
@@ -122,6 +128,7 @@ def real(folder: Path, trace: Trace) -> tuple[Figures, float]:
 async def asked(url: str, trace: Trace) -> Any:
     """Ask at the trace's times; how long each request waited beyond its work, in seconds (infinite: it failed)."""
     import tritonclient.grpc.aio as triton  # noqa: PLC0415
+    from tritonclient.utils import InferenceServerException  # noqa: PLC0415
 
     given = triton.InferInput("x", [1], "FP32")
     given.set_data_from_numpy(np.ones(1, np.float32))
@@ -132,8 +139,9 @@ async def asked(url: str, trace: Trace) -> Any:
         async def one(index: int, at: float) -> None:
             await asyncio.sleep(max(at - (time.perf_counter() - began), 0.0))
             sent = time.perf_counter()
-            await client.infer("echo", [given], client_timeout=120)
-            waits[index] = time.perf_counter() - sent - WORK_S
+            with contextlib.suppress(InferenceServerException):
+                await client.infer("echo", [given], client_timeout=120)
+                waits[index] = time.perf_counter() - sent - WORK_S
 
         await asyncio.gather(*(one(index, at) for index, at in enumerate(trace.arrival_s.tolist())))
     return waits
