@@ -48,7 +48,7 @@ class Traffic:
             return sum(self.by_version.values())
 
     def wait_for(self, requests: int, deadline_s: float = 60.0) -> None:
-        """Until so many more requests have been answered."""
+        """Until so many more requests have been answered, or the deadline is over."""
         wanted, deadline = self.total() + requests, time.monotonic() + deadline_s
         while self.total() < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
