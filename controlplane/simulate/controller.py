@@ -13,7 +13,7 @@ from controlplane.core.limits import limits_of
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetRecord, Manifest
 from controlplane.core.names import Key
-from controlplane.core.scaling import Decision, decide
+from controlplane.core.scaling import decide
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.readings import Interval
@@ -37,7 +37,6 @@ class Controller:
     name: str = "this autoscaler"
     scaler: Scaler = field(default_factory=Scaler)
     load: Load | None = None
-    decision: Decision | None = None
     _meter: LoadMeter = field(default_factory=lambda: LoadMeter(step_s=STEP_S))
     _flying: list[Begun] = field(default_factory=list)
     _executed: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -73,7 +72,7 @@ class Controller:
             held=held,
             now=now,
         )
-        self.decision, self.scaler = decide(
+        decision, self.scaler = decide(
             record.shape,
             limits_of(record, now),
             self.load,
@@ -82,7 +81,7 @@ class Controller:
             needed=bool(held),
             now=now,
         )
-        return self.decision.desired
+        return decision.desired
 
     def _intervals(self, seen: Seen, now: float) -> dict[str, Interval]:
         """What each server would have counted in the step: what it answered, and its part of what waits."""
