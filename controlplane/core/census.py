@@ -15,7 +15,7 @@ class Census:
     """An index over a snapshot.
 
     `lost`: replicas that have been silent too long. `copies`: who has a version in whatever state, `ready`: who has
-    proved it, by name. `last_used` in seconds since 1970. `blocked`: versions that have no fleet, with the reason.
+    proved it, by name. `blocked`: versions that have no fleet, with the reason.
     `quarantined`: by fleet, what may not be loaded there; `crashed` of these have just taken a server down.
     """
 
@@ -28,7 +28,6 @@ class Census:
             self.by_fleet[replica.fleet].append(replica)
         self.copies: dict[Key, list[ReplicaView]] = defaultdict(list)
         self.ready: dict[Key, list[str]] = defaultdict(list)
-        self.last_used: dict[Key, float] = {}
         self.blocked: dict[Key, Reason] = {}
         self.quarantined: dict[str, set[Key]] = defaultdict(set)
         self.crashed: list[QuarantineVersion] = []
@@ -41,13 +40,9 @@ class Census:
             up = is_up(replica)
             for key, copy in replica.copies.items():
                 self.copies[key].append(replica)
-                if copy.last_used_at is not None and copy.last_used_at > self.last_used.get(key, 0.0):
-                    self.last_used[key] = copy.last_used_at
                 known = key.model in self.snapshot.unread or copy.digest == self.snapshot.digest(key)
                 if copy.state == "ready" and up and known:
                     self.ready[key].append(replica.name)
-        for key, asked_at in self.snapshot.demand.items():
-            self.last_used[key] = max(asked_at, self.last_used.get(key, 0.0))
 
     def _index_quarantines(self) -> None:
         for name, record in self.snapshot.fleets.items():

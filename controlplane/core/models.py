@@ -178,6 +178,7 @@ class FleetShape:
     `load_timeout_s` is the longest that one load may take, warm-up included. `goal` says what it is scaled for,
     `schedule` when other limits hold. Fewer replicas must have been enough for `down_after_s` before there are fewer
     (None: as long as a start takes, 60 s at least); nothing must have been asked for `idle_s` before there are none.
+    Models that nobody has asked for `model_idle_s` are unloaded (None: never for that alone); `min_loaded` of all stay.
     """
 
     name: str
@@ -187,6 +188,8 @@ class FleetShape:
     schedule: tuple[Window, ...] = ()
     down_after_s: float | None = None
     idle_s: float = 300.0
+    model_idle_s: float | None = None
+    min_loaded: int = 0
     memory_bytes: int = 4 << 30
     disk_bytes: int = 20 << 30
     gpus: int = 0

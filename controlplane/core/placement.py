@@ -36,7 +36,8 @@ class Want:
 
     `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
     asks for no new copy at all. Who makes room is who is asked least (`use`), then who was asked longest ago. `hot`:
-    its load needs more copies than its entry asks for; spare copies of others may leave for them.
+    its load needs more copies than its entry asks for; spare copies of others may leave for them. `idle_s`: nobody has
+    asked for it for so long, so it leaves and is not loaded before somebody does (None: it is not idle).
     """
 
     key: Key
@@ -48,6 +49,7 @@ class Want:
     last_used_at: float = 0.0
     use: float = 0.0
     hot: bool = False
+    idle_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,9 @@ class _Placer:
         self.heap = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
         heapq.heapify(self.heap)
         for want in self.wants.values():
-            if want.rank is not Rank.KEEP:
+            if want.idle_s is not None:
+                self._leave_unloaded(want)
+            elif want.rank is not Rank.KEEP:
                 self._reach_minimum(want)
         self._spread()
         return Placement(
@@ -176,6 +180,8 @@ class _Placer:
             for key in sorted(room.held):
                 if key not in self.wants and key not in required:
                     self._leave(name, key, Reason(code="UNWANTED", text=f"{key} is not wanted on this fleet any more"))
+                elif key not in required and (idle_s := self.wants[key].idle_s) is not None:
+                    self._leave(name, key, Reason(code="IDLE", text=f"{key} was not asked for {idle_s:g} s and leaves"))
                 elif key in room.slot.failed & room.slot.banned:
                     self._leave(name, key, Reason(code="QUARANTINED", text=f"{key} is quarantined and leaves {name}"))
 
@@ -208,6 +214,11 @@ class _Placer:
             if not (self._revive(want) or self._add(want) or self._wait_for_room(want)):
                 self.unplaced.setdefault(want.key, self._why_not(want))
                 return
+
+    def _leave_unloaded(self, want: Want) -> None:
+        if not self.copies.get(want.key):
+            text = f"{want.key} was not asked for {want.idle_s:g} s: the next request loads it"
+            self.unplaced[want.key] = Reason(code="IDLE", text=text)
 
     def _revive(self, want: Want) -> bool:
         for name in sorted(self.going_from.get(want.key, ())):
@@ -369,7 +380,8 @@ class _Placer:
         open_rooms = [room for room in self.rooms.values() if room.slot.open]
         most = max((room.free_now for room in open_rooms), default=0)
         for want in self.wants.values():
-            if want.rank is Rank.KEEP or want.key in self.unplaced or want.size_bytes > most:
+            idle = want.idle_s is not None
+            if idle or want.rank is Rank.KEEP or want.key in self.unplaced or want.size_bytes > most:
                 continue
             count = len(self.copies.get(want.key, ()))
             if count == 0 or (want.maximum is not None and count >= want.maximum):

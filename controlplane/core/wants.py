@@ -49,7 +49,8 @@ def wants_of(serving: Iterable[Serving], census: Census) -> dict[str, list[Want]
         if census.is_unread(key):
             for fleet in {replica.fleet for replica in replicas}:
                 wants[fleet].append(Want(key=key, size_bytes=0, rank=Rank.ALWAYS, minimum=0, maximum=0))
-    return wants
+    least = {name: record.shape.min_loaded for name, record in census.snapshot.fleets.items()}
+    return {name: _spare(each, least.get(name, 0), census) for name, each in wants.items()}
 
 
 def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None:
@@ -94,10 +95,34 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
         minimum=minimum,
         maximum=maximum,
         requires=census.requires(key),
-        last_used_at=census.last_used.get(key, 0.0),
+        last_used_at=census.snapshot.used.get(key, 0.0),
         use=load.use.get(key, 0.0) if load is not None else 0.0,
         hot=minimum > max(how.min_copies, 1),
+        idle_s=_idle_s(key, fleet, census) if rank >= Rank.AUTO and key.version != serving.warm else None,
     )
+
+
+def _idle_s(key: Key, fleet: str, census: Census) -> float | None:
+    """After how long without a request it leaves, if nobody has asked for the version for so long, nor promoted it."""
+    snapshot = census.snapshot
+    manifest, rollout = snapshot.manifest(key), snapshot.models[key.model].rollout
+    own = manifest.entry.serving.idle_s if manifest is not None else None
+    limit_s = own if own is not None else snapshot.fleets[fleet].shape.model_idle_s
+    since = snapshot.used.get(key, 0.0)
+    if rollout is not None and rollout.target == key.version and rollout.ended_at is not None:
+        since = max(since, rollout.ended_at.timestamp())
+    return limit_s if limit_s is not None and census.now - since >= limit_s else None
+
+
+def _spare(wants: list[Want], least: int, census: Census) -> list[Want]:
+    """Of the idle ones, those stay that are needed to have `least` versions loaded: of what is loaded the most asked."""
+    idle = sorted(
+        (each for each in wants if each.idle_s is not None),
+        key=lambda each: (each.key not in census.copies, -each.use, -each.last_used_at, each.key),
+    )
+    loaded = sum(each.idle_s is None and each.key in census.copies for each in wants)
+    spared = {each.key for each in idle[: max(least - loaded, 0)]}
+    return [replace(each, idle_s=None) if each.key in spared else each for each in wants]
 
 
 def _busy(key: Key, fleet: str, census: Census) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
@@ -37,7 +37,7 @@ Port = Annotated[int, Ge(0), Le(65535)]
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class FleetSettings:
-    """One fleet: how many replicas, what for, and what each has for models."""
+    """One fleet: how many replicas, what for, what each has for models, and when idle models leave."""
 
     name: str
     replicas: LimitsOrCount = Limits(min=1, max=1)
@@ -45,6 +45,8 @@ class FleetSettings:
     memory_bytes: Bytes = 4 << 30
     disk_bytes: Bytes = 20 << 30
     gpus: Annotated[int, Ge(0)] = 0
+    model_idle_s: Annotated[float, Gt(0)] | None = None
+    min_loaded: Annotated[int, Ge(0)] = 0
     load_timeout_s: Annotated[float, Ge(1)] = 300.0
     default: bool = False
 
@@ -58,6 +60,8 @@ class FleetSettings:
             schedule=windows(self.scaling),
             down_after_s=self.scaling.down_after_s,
             idle_s=self.scaling.idle_s,
+            model_idle_s=self.model_idle_s,
+            min_loaded=self.min_loaded,
             memory_bytes=self.memory_bytes,
             disk_bytes=self.disk_bytes,
             gpus=self.gpus,

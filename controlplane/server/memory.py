@@ -46,6 +46,8 @@ class Memory:
     ghosts: dict[str, tuple[Endpoint, set[Key]]] = field(default_factory=dict)
     """Replicas of tables that an earlier controller ordered: unknown is not gone."""
     demand: dict[Key, float] = field(default_factory=dict)
+    used: dict[Key, float] = field(default_factory=dict)
+    """When versions were last asked for. Their replicas may be gone since."""
     loads: dict[str, Load] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
     """When each replica was started, until its first model is ready."""
@@ -62,6 +64,10 @@ class Memory:
             times = (now,) * (report.crashes - before[0].crashes)
             self.crashed_at[report.replica] = (*self.crashed_at.get(report.replica, ()), *times)[-CRASHES_KEPT:]
         self.reports[report.replica] = (report, now)
+        for copy in report.copies:
+            if copy.last_used_at is not None:
+                key = Key(copy.model, copy.version)
+                self.used[key] = max(copy.last_used_at, self.used.get(key, 0.0))
 
     def hear_gateway(self, report: GatewayReport, orders: Orders, now: float) -> HeardGateway:
         """Take a gateway's report. What it serves is known by its generation, or from the table it sent along."""
@@ -81,7 +87,7 @@ class Memory:
                 _, known = self.ghosts.get(name, (None, set()))
                 self.ghosts[name] = (confirmed.endpoints[name], keys | known)
         for each in report.demand:
-            self.demand[Key(each.model, each.version)] = now
+            self._hear_demand(Key(each.model, each.version), now)
         return heard
 
     def forget_replica(self, name: str) -> None:
@@ -111,6 +117,7 @@ class Memory:
             replicas=replicas,
             gateways={name: self._gateway(name, each, orders) for name, each in self.gateways.items()},
             demand=dict(self.demand),
+            used=dict(self.used),
             leaving=self.last_plan.leaving,
             stopping=self.last_plan.stopping,
             stopped=self.last_plan.stop,
@@ -128,9 +135,12 @@ class Memory:
             if now - heard.heard_at <= self.settings.gateway_live_s:
                 for each in heard.report.demand:
                     if each.waiting:
-                        self.demand[Key(each.model, each.version)] = now
+                        self._hear_demand(Key(each.model, each.version), now)
         for key in [key for key, at in self.demand.items() if now - at > 10 * self.settings.demand_s]:
             del self.demand[key]
+
+    def _hear_demand(self, key: Key, now: float) -> None:
+        self.demand[key] = self.used[key] = now
 
     def _replicas(self, orders: Orders) -> dict[str, ReplicaView]:
         views = {

@@ -23,9 +23,15 @@ class Interleavings(RuleBasedStateMachine):
         self.world = World(replicas, memory_mib=memory, gateways=gateways)
         self.world.run(6)
 
-    @rule(name=NAMES, load=LOADS, size=st.sampled_from([50, 100]), bad=st.sampled_from(["", "", "model", "crash"]))
-    def register_and_promote(self, name: str, load: Load, size: int, bad: str) -> None:
-        made = manifest(name, size_mib=size, serving=Serving(load=load))
+    @rule(
+        name=NAMES,
+        load=LOADS,
+        idle_s=st.sampled_from([None, None, 4.0]),
+        size=st.sampled_from([50, 100]),
+        bad=st.sampled_from(["", "", "model", "crash"]),
+    )
+    def register_and_promote(self, name: str, load: Load, idle_s: float | None, size: int, bad: str) -> None:
+        made = manifest(name, size_mib=size, serving=Serving(load=load, idle_s=idle_s))
         key = self.world.registry.register(made, self.world.now)
         if bad:
             self.world.bad[key] = bad

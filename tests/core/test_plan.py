@@ -336,3 +336,78 @@ def test_a_hot_model_gets_more_copies_and_a_cold_one_fewer() -> None:
     )
     world.run(80)
     assert (len(world.served(cold)), len(world.served(hot))) == (1, 2), "nobody's last copy leaves for it"
+
+
+def idle_world(**shape: object) -> World:
+    world = World(replicas=1)
+    world.shape = replace(world.shape, model_idle_s=60.0, **shape)  # type: ignore[arg-type]
+    world.memory.shapes = {"cpu": world.shape}
+    return world
+
+
+def ask(world: World, key: Key) -> None:
+    """Somebody waits for it at the gateway until it is served."""
+    world.gateways["gw-0"].demand = (Demand(model=key.model, version=key.version, waiting=1),)
+    world.run(10)
+    world.gateways["gw-0"].demand = ()
+    world.run(3)
+
+
+def test_an_idle_model_leaves_and_the_next_request_loads_it() -> None:
+    world = idle_world()
+    busy = promoted(world, "busy", serving=Serving(idle_s=1e6))
+    fixed = promoted(world, "fixed", serving=Serving(load="always"))
+    key = promoted(world)
+    world.run(30)
+    assert world.served(key) == {"cpu-0"}, "it was promoted a moment ago"
+    world.run(120)
+    assert world.served(key) == set() and key not in world.replicas["cpu-0"].copies
+    assert [each.pool for each in world.gateways["gw-0"].table.routes["m"].targets] == [None]
+    assert "not asked for 60 s" in world.gateways["gw-0"].table.routes["m"].reasons[1]
+    assert world.served(busy) == world.served(fixed) == {"cpu-0"}
+    ask(world, key)
+    assert world.served(key) == {"cpu-0"}
+    world.run(140)
+    assert world.served(key) == set()
+
+
+def test_an_idle_model_that_is_used_stays_and_survives_its_replica() -> None:
+    world = idle_world()
+    key = promoted(world)
+    for _ in range(10):
+        replica = world.replicas["cpu-0"]
+        replica.copies[key] = replace(replica.copies[key], last_used_at=world.now)
+        world.run(30)
+        assert world.served(key) == {"cpu-0"}
+    replica.crash()
+    world.run(10)
+    assert world.served(key) == {"cpu-0"}
+
+
+def test_some_stay_however_idle() -> None:
+    world = idle_world(min_loaded=2)
+    keys = [world.registry.register(manifest(name), world.now) for name in ("a", "b", "c")]
+    for key in keys:
+        world.registry.promote(key, world.now)
+    world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0, use={keys[0]: 1.0, keys[2]: 3.0})
+    world.run(40)
+    assert all(world.served(key) for key in keys)
+    world.run(160)
+    assert [bool(world.served(key)) for key in keys] == [True, False, True], "the least asked leaves"
+
+
+def test_an_idle_ensemble_leaves_with_its_steps_and_a_used_one_keeps_them() -> None:
+    world = idle_world()
+    step = promoted(world, "step")
+    key = world.registry.register(ensemble("both", step), world.now)
+    world.registry.promote(key, world.now)
+    world.run()
+    for _ in range(4):
+        replica = world.replicas["cpu-0"]
+        replica.copies[key] = replace(replica.copies[key], last_used_at=world.now)
+        world.run(30)
+    assert step in replica.copies
+    world.run(200)
+    assert not replica.copies
+    ask(world, key)
+    assert world.served(key) == {"cpu-0"}

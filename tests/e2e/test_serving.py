@@ -97,3 +97,11 @@ def test_more_models_than_fit_load_on_demand_and_the_least_recently_used_leave(
     assert names[-1] in loaded and len(loaded) <= 4
     route = {each["model"]: each for each in system.ok("get", "routes", "-o", "json").json()}
     assert set(route) == set(names), "what is not loaded is still known"
+
+
+def test_an_idle_model_is_unloaded_and_loaded_by_the_next_request(system: System) -> None:
+    system.serve("sleeper", more="serving: {idle_s: 1}")
+    eventually(lambda: not system.holders("sleeper", 1))
+    assert "not asked for 1 s" in system.ok("explain", "sleeper").out
+    assert system.ask("sleeper") == (6.0, "1")
+    eventually(lambda: not system.holders("sleeper", 1))
