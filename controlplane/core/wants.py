@@ -115,7 +115,7 @@ def _idle_s(key: Key, fleet: str, census: Census) -> float | None:
 
 
 def _spare(wants: list[Want], least: int, census: Census) -> list[Want]:
-    """Of the idle ones, those stay that are needed to have `least` versions loaded: of what is loaded the most asked."""
+    """Idle ones stay while fewer than `least` versions were loaded without them: of what is loaded the most asked."""
     idle = sorted(
         (each for each in wants if each.idle_s is not None),
         key=lambda each: (each.key not in census.copies, -each.use, -each.last_used_at, each.key),
