@@ -137,13 +137,14 @@ def multiplied(trace: Trace, factor: float, seed: int = 1) -> Trace:
     if not len(times):
         what = f"{factor:g} times the rate of {trace.name} leaves no request"
         raise InvalidInput(what, field="--rate-multiplier", remedy="give a larger one")
+    how = "a random part of the requests" if factor < 1 else "copies laid over each other, each moved by a random time"
     order = np.argsort(times, kind="stable")
     chosen = chosen[order]
     return replace(
         _from_first(trace, times[order]),
         work_s=trace.work_s[chosen],
         model=trace.model[chosen],
-        notes=(*trace.notes, f"rate × {factor:g}: copies laid over each other, each moved by a random time"),
+        notes=(*trace.notes, f"rate × {factor:g}: {how}"),
     )
 
 

@@ -167,6 +167,7 @@ def test_a_part_of_a_trace_begins_when_its_first_request_came() -> None:
     assert trace.origin <= few.origin
     assert few.arrival_s[0] == 0
     assert set(few.origin + few.arrival_s) <= set(at)
+    assert few.notes == ("rate × 0.05: a random part of the requests",)
 
 
 @pytest.mark.parametrize(("factor", "count"), [(1, 1000), (3, 3000), (2.5, 2500), (0.2, 200)])
