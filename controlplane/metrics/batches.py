@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import httpx2
 from annotated_types import Ge
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from controlplane.core.capacity import Executions
 from controlplane.core.names import Key
-from controlplane.metrics.scrape import PARALLEL_SCRAPES, SCRAPE_TIMEOUT_S
+from controlplane.metrics.scrape import read_pages
 
 FORGET = 0.9
 """What is kept of the past at each reading: costs change with what else runs on a machine."""
@@ -51,7 +49,7 @@ class _Page:
 _PAGE = TypeAdapter(_Page)
 
 
-def parse_batches(text: bytes | str) -> Mapping[Key, Batches]:
+def parse_batches(text: str) -> Mapping[Key, Batches]:
     """The batch statistics of each version on a statistics page (`GET v2/models/stats`). Raises ValueError for what is
     none."""
     return {
@@ -64,7 +62,7 @@ def parse_batches(text: bytes | str) -> Mapping[Key, Batches]:
             for batch in each.batch_stats
         }
         for each in _PAGE.validate_json(text).model_stats
-        if each.version.isdigit()
+        if each.version.isdecimal()
     }
 
 
@@ -92,20 +90,7 @@ class BatchMeter:
     async def read(self, urls: Mapping[str, str]) -> None:
         """Read each server's statistics. `urls` is by replica; others are forgotten. Who is silent adds nothing."""
         self._last = {name: each for name, each in self._last.items() if name in urls}
-        limit = asyncio.Semaphore(PARALLEL_SCRAPES)
-        async with httpx2.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False) as http:
-
-            async def one(name: str, url: str) -> tuple[str, Mapping[Key, Batches]] | None:
-                async with limit:
-                    try:
-                        answer = await http.get(url)
-                        answer.raise_for_status()
-                        return name, parse_batches(answer.content)
-                    except (httpx2.HTTPError, ValueError):
-                        return None
-
-            pages = await asyncio.gather(*(one(name, url) for name, url in urls.items()))
-        self.take(dict(page for page in pages if page is not None))
+        self.take({name: page for name, (_, page) in (await read_pages(urls, parse_batches)).items()})
 
     def take(self, pages: Mapping[str, Mapping[Key, Batches]]) -> None:
         """Count what is new on these pages, by replica."""
