@@ -74,9 +74,9 @@ class Page:
 
 
 class Prometheus:
-    """A running Prometheus that scrapes every second what `targets` lists, set up as `ctl up` sets it up."""
+    """A running Prometheus that scrapes every `interval_s` what `targets` lists, set up as `ctl up` sets it up."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, interval_s: int = 1) -> None:
         self.folder = folder
         self._targets = Page("[]", token=TOKEN)
         self._port = free_ports(1)[0]
@@ -87,7 +87,7 @@ class Prometheus:
             controller_url=f"http://{self._targets.address}",
             token_file=folder / "token",
             gateway=None,
-            interval_s=1,
+            interval_s=interval_s,
         )
         (folder / "prometheus.yml").write_text(yaml.safe_dump(dict(made)))
         (folder / "rules.yaml").write_text(rules())
@@ -144,9 +144,9 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path) -> Iterator[Prometheus]:
+def prometheus(folder: Path, *, interval_s: int = 1) -> Iterator[Prometheus]:
     """One, ended afterwards."""
-    made = Prometheus(folder)
+    made = Prometheus(folder, interval_s=interval_s)
     try:
         yield made
     finally:

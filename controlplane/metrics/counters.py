@@ -64,7 +64,7 @@ def parse_counters(text: str) -> Mapping[Key, Counters]:
             name = sample.name.removesuffix("_total")
             field = FIELDS.get(name)
             model, version = sample.labels.get("model"), sample.labels.get("version", "")
-            if field is None or model is None or not version.isdigit():
+            if field is None or model is None or not version.isdecimal():
                 continue
             key = Key(model, int(version))
             counters = found.get(key, Counters())

@@ -14,6 +14,7 @@ from controlplane.core.load import Load
 from controlplane.core.models import Cost, FleetRecord, Manifest
 from controlplane.core.names import Key
 from controlplane.core.popularity import Popularity
+from controlplane.core.seasons import Seasons
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
@@ -24,6 +25,8 @@ STARTS_KEPT = 5
 PEAK_FADES = 0.98
 """What is left of a version's highest demand after a step without any: half of it after a minute or so."""
 A_LITTLE = 0.01
+FRESH = 2
+"""What a server told says something of now for so many times as long as it takes to be told anew."""
 ENOUGH, ENOUGH_S = 20.0, 10.0
 """So many executions tell what one costs, or so many seconds of them: the first after a load are slow."""
 
@@ -40,6 +43,7 @@ class LoadMeter:
     curious: bool = False
     """Whether something is asked whose cost is not known yet: batch statistics would tell."""
     _past: Past | None = None
+    _seasons: Seasons = field(default_factory=Seasons)
     _popularity: Popularity = field(default_factory=Popularity)
     _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
@@ -69,17 +73,18 @@ class LoadMeter:
         held: Mapping[Key, int],
         now: float,
     ) -> Load:
-        """Take in the latest intervals of the fleet's servers, each once.
+        """Take in the latest intervals of the fleet's servers.
 
         `manifests` (with their digests) are those of the versions that are loaded or waited for; `serving` replicas
-        should have been read; `held` requests wait at gateways. Where none of them could be read, the load stays what
-        it was, and grows old.
+        should have been read; `held` requests wait at gateways. A server that is read seldom (`every_s`) is taken to go
+        on as it was until then. Where none has told anything new, the load stays what it was, and grows old.
         """
-        news = {
-            name: each for name, each in intervals.items() if name in serving and each.at > self._seen.get(name, 0.0)
-        }
+        served = {name: each for name, each in intervals.items() if name in serving and each.window_s > 0}
+        news = {name: each for name, each in served.items() if each.at > self._seen.get(name, 0.0)}
+        fresh = {name: each for name, each in served.items() if now - each.at <= FRESH * self._every_s(each)}
+        told = fresh | news
         self._seen = {name: each.at for name, each in intervals.items()}
-        if serving and not news and self.load is not None:
+        if serving and not told and self.load is not None:
             return self.load
         costs, goal = self.costs(record, manifests), record.shape.goal
 
@@ -88,18 +93,22 @@ class LoadMeter:
             return entry, instances_of(entry, record.capabilities)
 
         arrived: dict[Key, float] = defaultdict(float)
+        asked: dict[Key, float] = defaultdict(float)
         waiting: dict[Key, float] = defaultdict(float, held)
         copies = Counter(key for name in serving if name in intervals for key in intervals[name].after)
-        in_flight = met = told = 0.0
-        for interval in news.values():
-            for key in interval.after if interval.window_s > 0 else ():
+        in_flight = answered = met = 0.0
+        for name, interval in told.items():
+            for key in interval.after:
                 counted = interval.counted(key)
                 # What arrived: what was answered, and by how many more wait now.
-                arrived[key] += max(counted.success + counted.pending, 0.0) / interval.window_s
+                came = max(counted.success + counted.pending, 0.0)
+                arrived[key] += came / interval.window_s
                 waiting[key] += interval.after[key].pending
                 in_flight += counted.request_us / interval.window_s / 1e6
-                told += counted.success
-                met += counted.success if _is_met(counted, record) else 0.0
+                if name in news:
+                    asked[key] += came
+                    answered += counted.success
+                    met += counted.success if _is_met(counted, record) else 0.0
         known = [key for key in {*arrived, *waiting} if key in costs]
         self.curious = any(rate and key not in costs for key, rate in arrived.items())
         each = {
@@ -111,30 +120,37 @@ class LoadMeter:
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
-        past = self._remember(demand, start_s, slack_s)
-        self._remember_models(each, {key: rate * self.step_s for key, rate in arrived.items()}, manifests)
-        complete = serving <= {name for name, each in intervals.items() if now - each.at <= 2 * self.step_s}
+        past = self._remember(demand, start_s, slack_s, now)
+        self._remember_models(each, asked, manifests)
+        if serving and not news and self.load is not None:
+            return self.load
         self.load = Load(
             at=now,
-            step_s=self.step_s,
+            step_s=max(map(self._every_s, told.values()), default=self.step_s),
             demand=demand,
             backlog_s=backlog_s,
             rate_per_s=sum(arrived.values()),
             waiting=sum(waiting.values()),
             held=sum(held.values()),
-            answered=told,
-            met=met / told if told and goal.in_flight is None else None,
-            complete=complete,
+            answered=answered,
+            met=met / answered if answered and goal.in_flight is None else None,
+            complete=serving <= fresh.keys(),
             start_s=start_s,
             started=bool(self.starts),
             slack_s=slack_s,
             moments=tuple(past.moments),
             features=past.features(),
+            sequel=(past.moments[-1].at, past.moments[-1].need) if past.moments else (0.0, 0.0),
+            seasons=self._seasons.likely(now, start_s),
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),
         )
         return self.load
+
+    def _every_s(self, interval: Interval) -> float:
+        """How often a server is read."""
+        return max(self.step_s, interval.every_s)
 
     def _remember_models(
         self, demand: Mapping[Key, float], asked: Mapping[Key, float], manifests: Mapping[Key, tuple[str, Manifest]]
@@ -145,12 +161,14 @@ class LoadMeter:
         most = {key: max(faded.get(key, 0.0), demand.get(key, 0.0)) for key in {*faded, *demand}}
         self._copies = {key: count for key, count in most.items() if count > A_LITTLE}
 
-    def _remember(self, demand: float, start_s: float, slack_s: float) -> Past:
+    def _remember(self, demand: float, start_s: float, slack_s: float, now: float) -> Past:
         if self._past is None:
             self._past = Past(step_s=self.step_s, horizon_s=start_s, slack_s=slack_s)
         elif abs(start_s - self._past.horizon_s) > self.step_s or slack_s != self._past.slack_s:
             self._past.reset(start_s, slack_s)
-        self._past.add(demand)
+        moment = self._past.add(demand, now)
+        if moment is not None:
+            self._seasons.add(moment.at, moment.need)
         return self._past
 
 

@@ -32,8 +32,8 @@ class Series:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
     """The oldest and the latest reading of one replica in what was asked for, with the times of their scrapes in
-    seconds since 1970; the same one twice where there is no second. `apart_s`: the shortest time between two scrapes;
-    None where there was one."""
+    seconds since 1970; the same one twice where there is no second. `apart_s`: how far scrapes are apart, the least of
+    what was seen; None where there was one."""
 
     first_at: float
     first: Mapping[Key, Counters]
@@ -86,26 +86,38 @@ def readings_of(series: Iterable[Series], *, address: str) -> Readings | None:
         first=_counters(targets[best], first_at) if first_at < at else latest,
         at=at,
         latest=latest,
-        apart_s=min((after - before for before, after in pairwise(times[best])), default=None),
+        apart_s=_apart_s(targets[best]),
     )
 
 
-def _times(series: Sequence[Series]) -> list[float]:
-    """When one target was scraped, oldest first: as `up` tells it, or, where that is not kept, as the samples do."""
+def _scrapes(series: Sequence[Series]) -> list[list[float]]:
+    """When one target was scraped, oldest first, in each copy of the series that tell it: `up`, or, where that is not
+    kept, all."""
     up = [each for each in series if each.metric.get("__name__") == UP]
-    return sorted({when for each in up or series for when, value in each.values if not up or value == 1})
+    return [[when for when, value in each.values if not up or value == 1] for each in up or series]
+
+
+def _times(series: Sequence[Series]) -> list[float]:
+    """When one target was scraped, oldest first."""
+    return sorted({when for each in _scrapes(series) for when in each})
+
+
+def _apart_s(series: Sequence[Series]) -> float | None:
+    """Each copy for itself: two Prometheuses that scrape every 15 s do so at different times."""
+    return min((after - before for each in _scrapes(series) for before, after in pairwise(each)), default=None)
 
 
 def _counters(series: Sequence[Series], at: float) -> Mapping[Key, Counters]:
-    """What was scraped at that time. Series that differ only in labels that are not Triton's are copies of one."""
+    """What was scraped at that time. Series that differ only in labels that are not Triton's are copies of one. Of a
+    version whose requests are not kept, nothing is known."""
     values: dict[tuple[str, Key, str], float] = {}
     for each in series:
         name, model = each.metric.get("__name__", "").removesuffix("_total"), each.metric.get("model")
         version = each.metric.get("version", "")
         value = next((number for when, number in each.values if when == at), math.nan)
-        if name in FIELDS and model is not None and version.isdigit() and math.isfinite(value):
+        if name in FIELDS and model is not None and version.isdecimal() and math.isfinite(value):
             values[name, Key(model, int(version)), each.metric.get("gpu_uuid", "")] = value
     found: dict[Key, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (name, key, _), value in values.items():
         found[key][FIELDS[name]] += value
-    return {key: Counters(**fields) for key, fields in found.items()}
+    return {key: Counters(**fields) for key, fields in found.items() if "success" in fields}

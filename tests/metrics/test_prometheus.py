@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from controlplane.core.load import Load
+from controlplane.core.models import FleetRecord, FleetShape
 from controlplane.core.names import Key
-from controlplane.metrics.counters import Counters
+from controlplane.metrics.counters import Counters, parse_counters
+from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.prometheus import PrometheusSource
 from controlplane.metrics.readings import Interval
-from controlplane.metrics.scrape import Scraper
+from controlplane.metrics.scrape import Scraper, read_pages
 from controlplane.metrics.series import Series, readings_of
 from controlplane.metrics.source import Source
 from tests.prometheus import Page, Prometheus, prometheus
@@ -208,6 +213,31 @@ def test_away_slow_and_back_again(tmp_path: Path) -> None:
         reader.close()
 
 
+def test_one_that_scrapes_every_five_seconds_is_fresh_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    with prometheus(tmp_path / "prometheus", interval_s=5) as own:
+        target = Page(page(v1=10))
+        own.scrape({target: {"fleet": "cpu", "replica": "r"}})
+        reader, meter = Reader(PrometheusSource(lambda: own.url), "r", target), LoadMeter(step_s=2.0)
+
+        def load() -> Load:
+            return meter.measure(
+                FleetRecord(shape=FleetShape(name="cpu")),
+                reader.source.intervals,
+                manifests={},
+                serving=frozenset({"r"}),
+                held={},
+                now=time.time(),
+            )
+
+        seen = reader.until(lambda each: each.window_s > 0, "two scrapes")
+        assert seen.every_s == pytest.approx(5, abs=0.5) and load().complete
+        until(lambda: time.time() - seen.at > 2 * meter.step_s, what="it does not grow old")
+        meter.load = None  # judged anew, when the reading is older than what is read every two seconds may be
+        assert load().complete or time.time() - seen.at > 2 * seen.every_s
+        target.close()
+        reader.close()
+
+
 # What no healthy Prometheus says.
 
 
@@ -255,32 +285,49 @@ def test_an_empty_answer_and_one_without_numbers_change_nothing(liar: Reader) ->
     assert liar.read() is first and not liar.source.problem
 
 
-def test_an_answer_without_an_end_holds_nobody_up(tmp_path: Path) -> None:
-    """A byte now and then keeps each read of a socket within its time."""
+@contextmanager
+def dripping() -> Iterator[tuple[str, list[socket.socket], threading.Event]]:
+    """A server whose answers do not end: a byte now and then keeps each read of a socket within its time. Its address,
+    who has asked, and what ends the answers."""
     stop, asked = threading.Event(), []
 
     def drip(listener: socket.socket) -> None:
-        while not stop.is_set():
-            connection, _ = listener.accept()
-            asked.append(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-            while not stop.wait(0.05):
-                connection.sendall(b" ")
-            connection.close()
+        with contextlib.suppress(OSError):  # who asks may go away
+            while not stop.is_set():
+                connection, _ = listener.accept()
+                asked.append(connection)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                while not stop.wait(0.05):
+                    connection.sendall(b" ")
+                connection.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=drip, args=(listener,), daemon=True)
         thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked, stop
+        stop.set()
+        thread.join(10)
+
+
+def test_an_answer_without_an_end_holds_nobody_up() -> None:
+    with dripping() as (url, asked, stop):
         reader = Reader(PrometheusSource(lambda: url, timeout_s=0.2), "r", Page())
         reader.until_problem("no whole answer")
         reader.read()
         assert len(asked) == 1, "one question at a time"
         stop.set()
-        thread.join(10)
         reader.until_problem("no answer in time")  # it has asked again
         reader.target.close()
         reader.close()
+
+
+async def test_a_page_without_an_end_holds_no_other_up() -> None:
+    good = Page(page(v1=10))
+    with dripping() as (url, _, _):
+        async with asyncio.timeout(30):
+            found = await read_pages({"bad": url, "good": good.url}, parse_counters, timeout_s=0.5)
+    assert {name: each for name, (_, each) in found.items()} == {"good": {M1: counted(10)}}
+    good.close()
 
 
 def test_a_clock_ahead_is_not_believed(liar: Reader) -> None:
@@ -293,7 +340,7 @@ def test_one_that_scrapes_too_seldom_is_told(liar: Reader) -> None:
     now = time.time()
     for _ in range(3):
         assert not liar.source.problem
-        liar.target.text = answer((now - 25, "1"), (now - 10, "2"))
+        liar.target.text = answer((now - 100, "1"), (now - 10, "2"))
         liar.read()
     assert "too seldom" in liar.source.problem
     liar.target.text = answer((now - 4, "3"), (now - 2, "4"))
