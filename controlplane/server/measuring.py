@@ -11,10 +11,12 @@ import structlog
 
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.fleets import fleet_of
+from controlplane.core.messages import ReplicaReport
 from controlplane.core.models import FleetRecord, Manifest
 from controlplane.core.names import Key
 from controlplane.core.snapshot import Snapshot
 from controlplane.metrics.loads import LoadMeter
+from controlplane.metrics.readings import Interval
 from controlplane.metrics.source import Source
 from controlplane.server.memory import Memory
 
@@ -23,8 +25,8 @@ log = structlog.get_logger(__name__)
 STEP_S = 2.0
 """How often the servers' counters are read."""
 BATCHES_EVERY = 5
-"""At every so many readings their batch statistics are read, too: a larger page that changes slowly. Where something is
-asked whose cost is not known, they are read at once."""
+"""At every so many readings their batch statistics are read, too: a larger page that changes slowly. A fleet that is
+asked for something whose cost is not known is read at once."""
 
 
 class Measuring:
@@ -48,8 +50,7 @@ class Measuring:
         while True:
             began = time.monotonic()
             try:
-                curious = any(meter.curious for meter in self.meters.values())
-                await self._read(batches=curious or turn % BATCHES_EVERY == 0)
+                await self._read(all_batches=turn % BATCHES_EVERY == 0)
                 self._note_starts()
                 self._measure()
                 self.problem = ""
@@ -61,7 +62,7 @@ class Measuring:
             turn += 1
             await asyncio.sleep(max(STEP_S - (time.monotonic() - began), 0.1))
 
-    async def _read(self, *, batches: bool) -> None:
+    async def _read(self, *, all_batches: bool) -> None:
         pages: dict[str, dict[str, str]] = defaultdict(dict)
         metrics: dict[str, str] = {}
         for name, (report, _) in self._memory.reports.items():
@@ -70,8 +71,8 @@ class Measuring:
                 metrics[name] = f"http://{host}:{report.metrics_port}/metrics"
                 pages[report.fleet][name] = f"http://{host}:{report.endpoint.http_port}/v2/models/stats"
         await self.scraper.scrape(metrics)
-        if batches:
-            await asyncio.gather(*(meter.batches.read(pages[name]) for name, meter in self.meters.items()))
+        meters = [(name, meter) for name, meter in self.meters.items() if all_batches or meter.curious]
+        await asyncio.gather(*(meter.batches.read(pages[name]) for name, meter in meters))
 
     def _note_starts(self) -> None:
         """How long it took from a replica's start to its first ready model."""
@@ -91,10 +92,14 @@ class Measuring:
                     held[Key(each.model, each.version)] += each.waiting
         serving: dict[str, set[str]] = defaultdict(set)
         loaded: dict[str, set[Key]] = defaultdict(set)
+        intervals: dict[str, dict[str, Interval]] = defaultdict(dict)
         for name, (report, _) in self._memory.reports.items():
             if report.server == "ready":
                 serving[report.fleet].add(name)
                 loaded[report.fleet] |= {Key(copy.model, copy.version) for copy in report.copies}
+                interval = self.scraper.intervals.get(name)
+                if interval is not None and _is_of(interval, report):
+                    intervals[report.fleet][name] = interval
         for name, meter in self.meters.items():
             record = snapshot.fleets.get(name) or FleetRecord(shape=self._memory.shapes[name])
             asked = {key: count for key, count in held.items() if count and _fleet(key, snapshot) == name}
@@ -102,12 +107,19 @@ class Measuring:
             meter.batches.forget_others(manifests)
             self._memory.loads[name] = meter.measure(
                 record,
-                {replica: each for replica, each in self.scraper.intervals.items() if replica in serving[name]},
+                intervals[name],
                 manifests=manifests,
                 serving=frozenset(serving[name]),
                 held=asked,
                 now=now,
             )
+
+
+def _is_of(interval: Interval, report: ReplicaReport) -> bool:
+    """Whether a server was told of that holds what the replica holds. A Prometheus that keeps nothing of it but that it
+    is up says nothing of its load: that is not zero."""
+    ready = {Key(copy.model, copy.version) for copy in report.copies if copy.state == "ready"}
+    return not ready or not ready.isdisjoint(interval.after)
 
 
 def _manifests(snapshot: Snapshot, keys: set[Key]) -> Mapping[Key, tuple[str, Manifest]]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 
+import pytest
+
+from controlplane.core.messages import Copy, ReplicaReport
 from controlplane.core.models import FleetShape
+from controlplane.core.names import Key
 from controlplane.core.snapshot import Settings, Snapshot
+from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
 from controlplane.server.measuring import Measuring
 from controlplane.server.memory import Memory
@@ -24,6 +30,63 @@ class Defective:
     async def scrape(self, urls: Mapping[str, str]) -> None:
         if self.defect:
             raise RuntimeError("a defect")
+
+
+class Told:
+    """A source that has read what it is given."""
+
+    def __init__(self, intervals: Mapping[str, Interval]) -> None:
+        self.intervals = intervals
+        self.problem = ""
+
+    async def scrape(self, urls: Mapping[str, str]) -> None:
+        pass
+
+
+async def turn(measuring: Measuring, turned: asyncio.Event) -> None:
+    """One turn of measuring."""
+    task = asyncio.create_task(measuring.run())
+    try:
+        async with asyncio.timeout(30):
+            await turned.wait()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def holds(replica: str, *versions: int) -> ReplicaReport:
+    return ReplicaReport(
+        replica=replica,
+        fleet="cpu",
+        incarnation="one",
+        epoch=1,
+        generation=1,
+        server="ready",
+        copies=tuple(Copy(model="m", version=each, digest="d", state="ready") for each in versions),
+    )
+
+
+@pytest.mark.parametrize(
+    ("versions", "after", "complete"),
+    [
+        pytest.param((1,), {Key("m", 1): Counters()}, True, id="what it holds was told"),
+        pytest.param((1, 2), {Key("m", 1): Counters()}, True, id="a part of it: the other one is new"),
+        pytest.param((1,), {}, False, id="that it is up, and nothing more"),
+        pytest.param((2,), {Key("m", 1): Counters()}, False, id="what it held before"),
+        pytest.param((), {}, True, id="it holds nothing"),
+    ],
+)
+async def test_a_replica_of_whose_models_nothing_is_told_has_not_told(
+    versions: tuple[int, ...], after: Mapping[Key, Counters], complete: bool
+) -> None:
+    memory = Memory(started_at=0.0, settings=Settings(), shapes={"cpu": FleetShape(name="cpu")})
+    memory.reports["cpu-0"] = (holds("cpu-0", *versions), time.time())
+    turned = asyncio.Event()
+    told = Told({"cpu-0": Interval(at=time.time(), window_s=2.0, after=after)})
+    measuring = Measuring(memory, Snapshot, turned.set, told)
+    await turn(measuring, turned)
+    assert not measuring.problem and memory.loads["cpu"].complete is complete
 
 
 async def test_a_defect_is_told_and_ends_nothing() -> None:
