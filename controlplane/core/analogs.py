@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 SPANS_S = (5.0, 30.0, 120.0)
 Features = tuple[float, float, float]
 """A moment: the logarithms of the mean demand over these spans before it (and one, so that none is 0)."""
+_RECENT = 1
 LIKE = 0.1
 """Which share of the past counts as like the present."""
 FEWEST = 240
@@ -23,11 +24,18 @@ FEWEST = 240
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was known then, what capacity the time after it needed, and how much work that time held (its weight)."""
+    """What was known `at` a time (seconds since 1970), what capacity the time after it needed, and how much work that
+    time held (its weight)."""
 
     features: Features
     need: float
     weight: float
+    at: float = 0.0
+
+
+def recent(features: Features) -> float:
+    """The mean demand of the last half minute."""
+    return math.expm1(features[_RECENT])
 
 
 def needed(demand: Sequence[float], step_s: float, slack_s: float) -> float:
@@ -53,9 +61,10 @@ class Past:
     horizon_s: float
     slack_s: float
     keep_s: float = 3600.0
-    demand: deque[float] = field(default_factory=deque)
+    demand: deque[tuple[float, float]] = field(default_factory=deque)
+    """With the time of each."""
     moments: deque[Moment] = field(default_factory=deque)
-    _features: deque[Features] = field(default_factory=deque)
+    _features: deque[tuple[Features, float]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         """Everything kept is bounded."""
@@ -68,18 +77,20 @@ class Past:
         """The horizon in steps."""
         return max(1, math.ceil(self.horizon_s / self.step_s)) + 1
 
-    def add(self, demand: float) -> None:
-        """The demand of one more step."""
-        self.demand.append(demand)
-        self._features.append(self._describe())
-        if len(self._features) > self.lag:
-            after = [self.demand[index] for index in range(-self.lag, 0)]
-            need = needed(after, self.step_s, self.slack_s)
-            self.moments.append(Moment(self._features.popleft(), need, sum(after) + 1e-9))
+    def add(self, demand: float, at: float) -> Moment | None:
+        """The demand of one more step, which ended `at`. Returns the moment whose sequel is known now."""
+        self.demand.append((demand, at))
+        self._features.append((self._describe(), at))
+        if len(self._features) <= self.lag:
+            return None
+        after = [self.demand[index][0] for index in range(-self.lag, 0)]
+        features, then = self._features.popleft()
+        self.moments.append(Moment(features, needed(after, self.step_s, self.slack_s), sum(after) + 1e-9, then))
+        return self.moments[-1]
 
     def features(self) -> Features:
         """How the present moment is described."""
-        return self._features[-1] if self._features else self._describe()
+        return self._features[-1][0] if self._features else self._describe()
 
     def _describe(self) -> Features:
         one, some, many = (self._mean(span_s) for span_s in SPANS_S)
@@ -87,7 +98,7 @@ class Past:
 
     def _mean(self, span_s: float) -> float:
         steps = min(max(1, round(span_s / self.step_s)), len(self.demand))
-        return sum(self.demand[index] for index in range(-steps, 0)) / steps if steps else 0.0
+        return sum(self.demand[index][0] for index in range(-steps, 0)) / steps if steps else 0.0
 
     def reset(self, horizon_s: float, slack_s: float) -> None:
         """Tell the past anew for another horizon or slack."""
@@ -96,8 +107,8 @@ class Past:
         self.demand.clear()
         self.moments.clear()
         self._features.clear()
-        for each in demand:
-            self.add(each)
+        for each, at in demand:
+            self.add(each, at)
 
 
 def likely_need(moments: Iterable[Moment], features: Features, share: float) -> float | None:

@@ -9,6 +9,9 @@ from controlplane.core.analogs import Features, Moment
 from controlplane.core.models import Cost
 from controlplane.core.names import Key, Reason
 
+ANALOGS = "analogs"
+"""The forecast by moments like this one, which is believed until another one has served better."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -21,8 +24,9 @@ class Load:
     requests `answered` since the load before that met the goal (None: there were none). `complete` False: a replica
     that serves has not told lately. `start_s`: how long a replica takes from its start to its first answer (`started`:
     a start was seen). `slack_s`: how long a request may wait. `moments` and `features`: the past and the present (see
-    `analogs`). `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept
-    busy at most, and `use`, how often it is asked (see `popularity`).
+    `analogs`); `sequel`: the newest moment whose sequel is known; `seasons`: what was needed at this time of other
+    days, by the season's name. `costs` of executions are by version digest. By version: `copies`, how many its own load
+    has lately kept busy at most, and `use`, how often it is asked (see `popularity`).
     """
 
     at: float
@@ -40,6 +44,8 @@ class Load:
     slack_s: float = 0.1
     moments: Sequence[Moment] = ()
     features: Features = (0.0, 0.0, 0.0)
+    sequel: Moment | None = None
+    seasons: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
     copies: Mapping[Key, float] = field(default_factory=dict)
     use: Mapping[Key, float] = field(default_factory=dict)
@@ -51,12 +57,33 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What forecasts `said`, in replicas, and what was needed, with the work of that time as its weight."""
+
+    need: float
+    weight: float
+    said: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """Which forecast is `believed`, and by how many replicas it is moved, as compared at `compared_at`, on what was
+    `judged`. `open`: what each said at moments whose sequel is not known yet. Times are in seconds since 1970."""
+
+    believed: str = ANALOGS
+    moved: float = 0.0
+    compared_at: float = 0.0
+    judged: tuple[Judged, ...] = ()
+    open: tuple[tuple[float, Mapping[str, float]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scaler:
     """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
 
     `began`: when it first saw a load; `at`: which one it saw last, and `need` what it made of it, in replicas, from
     `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at `adjusted_at`
-    by how many of the requests `answered` were `late` (both fade).
+    by how many of the requests `answered` were `late` (both fade). `contest`: which forecast is believed.
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
     `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
     and why; `replaced_at`: when the last such one was chosen.
@@ -66,6 +93,7 @@ class Scaler:
     at: float = 0.0
     need: float = 0.0
     likely: float = 0.0
+    contest: Contest = Contest()
     answered: float = 0.0
     late: float = 0.0
     miss: float | None = None

@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from controlplane.core.analogs import likely_need
+from controlplane.core.analogs import recent
+from controlplane.core.forecasts import NONE, forecasts, judge
 from controlplane.core.limits import Limits
-from controlplane.core.load import Load, Scaler
+from controlplane.core.load import ANALOGS, Load, Scaler
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
 
 STALE_STEPS = 4
 """Measurements older than so many steps say nothing of now."""
-PRIOR = 1.0
-"""Before the past can tell: the demand and so many times its square root, as for queues with random arrivals."""
+STEADY = 0.9
+"""At least this part of what has lately arrived is planned for: what may wait can't wait again and again."""
 ADJUST_S = 30.0
 """How often the share of work that may come late is corrected by what was measured."""
 REMEMBER_S = 900.0
@@ -116,16 +117,18 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     allowed = 1 - shape.goal.share
     miss = scaler.miss if scaler.miss is not None else allowed
     adjusted_at = scaler.adjusted_at
-    faded = 0.5 ** (load.step_s / REMEMBER_S)
+    faded = 0.5 ** (max(load.at - scaler.at, 0.0) / REMEMBER_S)
     answered, late = scaler.answered * faded, scaler.late * faded
     if load.met is not None:
         answered, late = answered + load.answered, late + load.answered * (1 - load.met)
     if answered and load.met is not None and load.at - adjusted_at >= ADJUST_S:
         factor = LESS if late > allowed * answered else MORE if late < allowed * answered / 2 else 1.0
         miss, adjusted_at = min(max(miss * factor, allowed * LEAST_MISS), allowed * MOST_MISS), load.at
-    likely = likely_need(load.moments, load.features, 1 - miss)
-    if likely is None:
-        likely = load.demand + PRIOR * math.sqrt(load.demand)
+    said = forecasts(load, 1 - miss)
+    contest = judge(scaler.contest, load, said, 1 - miss)
+    believed = contest.believed if contest.believed in said else ANALOGS if ANALOGS in said else NONE
+    moved = contest.moved if believed == contest.believed else 0.0
+    likely = max(said[believed] + moved, STEADY * recent(load.features))
     return replace(
         scaler,
         began=scaler.began if scaler.began is not None else load.at,
@@ -133,6 +136,7 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         # What waits is to be done by the time that a replica started now would answer.
         need=likely + load.backlog_s / (load.start_s + load.slack_s + load.step_s),
         likely=likely,
+        contest=contest,
         answered=answered,
         late=late,
         miss=miss,
@@ -161,7 +165,9 @@ def _text(
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
         if scaler.likely > load.demand:
+            believed = scaler.contest.believed
             text += f", and {scaler.likely:.2f} are likely to be needed within the {load.start_s:.0f} s of a start"
+            text += f", as {believed}" if believed in load.seasons else ""
         if load.backlog_s > load.slack_s:
             text += f"; {load.backlog_s:.1f} s of work wait"
         if load.held:

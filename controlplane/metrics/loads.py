@@ -14,6 +14,7 @@ from controlplane.core.load import Load
 from controlplane.core.models import Cost, FleetRecord, Manifest
 from controlplane.core.names import Key
 from controlplane.core.popularity import Popularity
+from controlplane.core.seasons import Seasons
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
@@ -42,6 +43,7 @@ class LoadMeter:
     curious: bool = False
     """Whether something is asked whose cost is not known yet: batch statistics would tell."""
     _past: Past | None = None
+    _seasons: Seasons = field(default_factory=Seasons)
     _popularity: Popularity = field(default_factory=Popularity)
     _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class LoadMeter:
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
-        past = self._remember(demand, start_s, slack_s)
+        past = self._remember(demand, start_s, slack_s, now)
         self._remember_models(each, asked, manifests)
         if serving and not news and self.load is not None:
             return self.load
@@ -138,6 +140,8 @@ class LoadMeter:
             slack_s=slack_s,
             moments=tuple(past.moments),
             features=past.features(),
+            sequel=past.moments[-1] if past.moments else None,
+            seasons=self._seasons.likely(now, start_s),
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),
@@ -157,12 +161,14 @@ class LoadMeter:
         most = {key: max(faded.get(key, 0.0), demand.get(key, 0.0)) for key in {*faded, *demand}}
         self._copies = {key: count for key, count in most.items() if count > A_LITTLE}
 
-    def _remember(self, demand: float, start_s: float, slack_s: float) -> Past:
+    def _remember(self, demand: float, start_s: float, slack_s: float, now: float) -> Past:
         if self._past is None:
             self._past = Past(step_s=self.step_s, horizon_s=start_s, slack_s=slack_s)
         elif abs(start_s - self._past.horizon_s) > self.step_s or slack_s != self._past.slack_s:
             self._past.reset(start_s, slack_s)
-        self._past.add(demand)
+        moment = self._past.add(demand, now)
+        if moment is not None:
+            self._seasons.add(moment.at, moment.need)
         return self._past
 
 

@@ -130,6 +130,13 @@ def test_the_share_that_may_be_late_is_corrected_by_what_was_measured() -> None:
     assert fleet.scaler.miss == pytest.approx(0.3)
 
 
+def test_what_arrives_steadily_is_planned_for_however_long_it_may_wait() -> None:
+    moments = tuple(Moment((0.0, 0.0, 0.0), need=0.5, weight=1.0) for _ in range(300))
+    fleet = Fleet()
+    fleet.step(demand=4.0, moments=moments, features=(math.log1p(4.0),) * 3)
+    assert fleet.scaler.likely == pytest.approx(3.6), "nine tenths, where the past alone says 0.5"
+
+
 loads = st.fixed_dictionaries(
     {"demand": st.floats(0, 20), "backlog_s": st.floats(0, 100), "held": st.integers(0, 5), "complete": st.booleans()}
 )
@@ -178,11 +185,9 @@ def test_needed(demand: list[float], slack_s: float, expected: float) -> None:
 
 def test_the_past_tells_what_follows_a_moment_like_this_one() -> None:
     past = Past(step_s=2.0, horizon_s=10.0, slack_s=0.0)
-    for _ in range(100):  # each quiet half minute, two steps of 1 announce a burst of 5
-        for each in (*[0.0] * 15, 1.0, 1.0, *[5.0] * 4):
-            past.add(each)
-    for each in (*[0.0] * 15, 1.0, 1.0):
-        past.add(each)
+    announced = (*[0.0] * 15, 1.0, 1.0)  # each quiet half minute, two steps of 1 announce a burst of 5
+    for step, each in enumerate([*[*announced, *[5.0] * 4] * 100, *announced]):
+        past.add(each, 2.0 * step)
     assert likely_need(past.moments, past.features(), 0.9) == pytest.approx(5.0)
     assert likely_need(list(past.moments)[:100], past.features(), 0.9) is None, "too short to tell"
 
@@ -190,8 +195,9 @@ def test_the_past_tells_what_follows_a_moment_like_this_one() -> None:
 def test_the_past_is_bounded_and_can_be_told_anew() -> None:
     past = Past(step_s=2.0, horizon_s=4.0, slack_s=0.0, keep_s=100.0)
     for n in range(500):
-        past.add(float(n % 7))
+        moment = past.add(float(n % 7), 2.0 * n)
     assert len(past.demand) == 50 and len(past.moments) == 50
+    assert moment is not None and moment.at == 2.0 * (499 - past.lag)
     past.reset(8.0, 1.0)
     assert len(past.demand) == 50 and 0 < len(past.moments) < 50
 

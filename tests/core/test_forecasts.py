@@ -1,0 +1,77 @@
+"""Forecasts: each fleet believes the one that would have done best on its own history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from controlplane.core.analogs import Moment
+from controlplane.core.forecasts import ENOUGH, EVERY_S, KEPT, NONE, forecasts, judge
+from controlplane.core.load import ANALOGS, Contest, Load
+from controlplane.core.seasons import DAY, SLOT_S, WEEK, Seasons
+
+DAY_S = DAY * SLOT_S
+
+
+def said_and_needed(steps: int, said: Mapping[str, float], *needs: float) -> Contest:
+    """A contest after so many notes of the same forecasts, while `needs` came after them in turn."""
+    contest = Contest()
+    for step in range(steps):
+        at = 1e9 + step * EVERY_S
+        needed = Moment((0.0, 0.0, 0.0), need=needs[step % len(needs)], weight=1.0, at=at - EVERY_S)
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=needed), said, 0.99)
+    return contest
+
+
+def test_what_no_forecast_is_worth() -> None:
+    assert forecasts(Load(at=0.0, step_s=2.0, demand=4.0), 0.99) == {NONE: 6.0}
+
+
+def test_a_season_never_says_less_than_the_present_does() -> None:
+    load = Load(at=0.0, step_s=2.0, demand=4.0, seasons={"yesterday": 1.0, "a week ago": 9.0})
+    assert forecasts(load, 0.99) == {NONE: 6.0, "yesterday": 6.0, "a week ago": 9.0}
+
+
+def test_moments_alike_are_believed_until_enough_is_known() -> None:
+    assert said_and_needed(ENOUGH - 5, {NONE: 1.0, ANALOGS: 9.0}, 1.0, 9.0).believed == ANALOGS
+
+
+def test_a_forecast_counts_only_where_it_beats_foreseeing_nothing() -> None:
+    steps = 2 * ENOUGH
+    same = said_and_needed(steps, {NONE: 3.0, ANALOGS: 3.0}, 2.0, 3.0)
+    assert same.believed == ANALOGS, "nothing is gained by another one"
+    contest = Contest()
+    for step in range(steps):  # what is needed alternates; only one of them knows, the other is wrong each time
+        need, wrong = (2.0, 9.0) if step % 2 else (9.0, 2.0)
+        at = 1e9 + step * EVERY_S
+        sequel = Moment((0.0, 0.0, 0.0), need=wrong, weight=1.0, at=at - EVERY_S)
+        said = {NONE: 5.5, ANALOGS: wrong, "yesterday": need}
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
+    assert contest.believed == "yesterday"
+    assert contest.moved == pytest.approx(0.0)
+    assert len(contest.judged) <= KEPT and len(contest.open) < 5
+
+
+def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
+    contest = Contest()
+    for step in range(2 * ENOUGH):
+        at, need = 1e9 + step * EVERY_S, 1.0 + step % 3
+        sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
+        said = {NONE: 1.0 + (step + 1) % 3 - 0.5, ANALOGS: 3.0 - (step + 1) % 3}
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
+    assert contest.believed == NONE
+    assert contest.moved == pytest.approx(0.5)
+
+
+def test_seasons_tell_the_most_of_the_same_time_of_other_days() -> None:
+    seasons, eight = Seasons(), 8 * 3600.0
+    for day in range(9):
+        for minute in range(0, 24 * 60, 2):
+            at = day * DAY_S + minute * 60.0
+            seasons.add(at, float(10 + day) if eight <= at % DAY_S < eight + 1200 else 1.0)
+    now = 9 * DAY_S + eight
+    assert seasons.likely(now - 600, 60.0) == {"yesterday": 1.0, "a week ago": 1.0}
+    assert seasons.likely(now - 600, 660.0) == {"yesterday": 18.0, "a week ago": 12.0}
+    assert seasons.likely(now + DAY_S, 60.0) == {"a week ago": 13.0}, "of a day that is not known nothing is said"
+    assert len(seasons._most) <= WEEK + 2
