@@ -208,14 +208,16 @@ class Serving(_Strict):
 
     `auto`: loaded when promoted, may leave when others need the memory, comes back on demand. `always`: stays.
     `on_demand`: loaded by the first request. `idle_s`: after so long without a request it is unloaded, and comes back
-    on demand (absent: as its fleet says). `max_copies` absent: as many replicas as have room. `priority`: when there is
-    more than the replicas can do, requests for models of `high` priority are refused last.
+    on demand (absent: as its fleet says). `max_copies` absent: as many replicas as have room. `apart_from`: models that
+    must not be on the same replica. `priority`: when there is more than the replicas can do, requests for models of
+    `high` priority are refused last.
     """
 
     load: Load = "auto"
     idle_s: Annotated[float, Gt(0)] | None = None
     min_copies: Annotated[int, Gt(0)] = 1
     max_copies: Annotated[int, Gt(0)] | None = None
+    apart_from: tuple[str, ...] = ()
     priority: Priority = "normal"
 
 

@@ -202,16 +202,16 @@ class _Placer:
     def _bytes(self, keys: Sequence[Key]) -> int:
         return sum(self.sizes.get(key, 0) for key in keys)
 
-    def _admits(self, want: Want, room: _Room) -> bool:
+    def _admits(self, want: Want, room: _Room, *, but: Collection[Key] = ()) -> bool:
         slot = room.slot
         if not slot.open or want.key in room.held or want.key in slot.failed | slot.banned:
             return False
         clashing = self.clashes.get(want.key)
-        return not (clashing and clashing & room.held)
+        return not (clashing and (clashing & room.held).difference(but))
 
     def _reach_minimum(self, want: Want) -> None:
         for _ in range(want.minimum - len(self.copies.get(want.key, ()))):
-            if not (self._revive(want) or self._add(want) or self._wait_for_room(want)):
+            if not (self._revive(want) or self._add(want) or self._wait_for_room(want) or self._part(want)):
                 self.unplaced.setdefault(want.key, self._why_not(want))
                 return
 
@@ -296,6 +296,37 @@ class _Placer:
         going = ", ".join(str(key) for key in sorted(room.going)) or "memory"
         self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=f"{want.key} waits until {going} has left {name}")
         return True
+
+    def _part(self, want: Want) -> bool:
+        """Where every clashing copy is one to spare, those leave. Their version keeps as many as this one has."""
+        if want.rank >= Rank.AUTO:
+            return False
+        best: tuple[tuple[bool, float, str], _Room, set[Key]] | None = None
+        for name, room in self.rooms.items():
+            clashing = self.clashes.get(want.key, set()) & room.held
+            staying = clashing - room.going
+            if not clashing or not self._admits(want, room, but=clashing):
+                continue
+            free = room.free_soon + self._bytes(sorted(staying))
+            if self._bytes(self._need(want, room)) > free or not all(self._may_part(key, want) for key in staying):
+                continue
+            cost = (bool(staying), sum(self.wants[key].use for key in staying), name)
+            if best is None or cost < best[0]:
+                best = (cost, room, staying)
+        if best is None:
+            return False
+        _, room, staying = best
+        name = room.slot.replica
+        for key in sorted(staying):
+            text = f"{key} leaves {name} to {want.key}, which can't share a server with it"
+            self._leave(name, key, Reason(code="CLASH", text=text))
+        going = ", ".join(map(str, sorted(room.going)))
+        self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=f"{want.key} waits until {going} has left {name}")
+        return True
+
+    def _may_part(self, key: Key, want: Want) -> bool:
+        copies = len(self.copies.get(key, ()))
+        return key in self.wants and not self._is_last_copy(key) and copies > len(self.copies.get(want.key, ())) + 1
 
     def _victims(self, want: Want, room: _Room, missing: int) -> list[Key] | None:
         protected = {step for key in room.held - room.going for step in self._requires(key)} | set(want.requires)

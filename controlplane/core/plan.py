@@ -21,7 +21,7 @@ from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling import Decision, decide
 from controlplane.core.snapshot import Snapshot
-from controlplane.core.wants import serving_of, wants_of
+from controlplane.core.wants import apart, serving_of, wants_of
 
 MEASURE_AGAIN = 0.25
 """By how much (as a share) what was measured must differ from what is on record to be written down anew."""
@@ -184,7 +184,7 @@ class _Planner:
             wants,
             sizes={key: self.census.size_bytes(key, fleet) for key in keys},
             leaving_before=[place for place in self.snapshot.leaving if place.replica in self.snapshot.replicas],
-            clashes=self.snapshot.clashes,
+            clashes={**apart(wants, self.snapshot), **self.snapshot.clashes},
         )
 
     def _is_replaced(self, name: str, stopping: Collection[str], placements: Mapping[str, Placement]) -> bool:

@@ -12,6 +12,7 @@ from controlplane.core.models import Model
 from controlplane.core.names import Key
 from controlplane.core.placement import Rank, Want
 from controlplane.core.routing import Serving
+from controlplane.core.snapshot import Snapshot
 
 MANY = 1 << 30
 HOT_MARGIN = 1.2
@@ -123,6 +124,20 @@ def _spare(wants: list[Want], least: int, census: Census) -> list[Want]:
     loaded = sum(each.idle_s is None and each.key in census.copies for each in wants)
     spared = {each.key for each in idle[: max(least - loaded, 0)]}
     return [replace(each, idle_s=None) if each.key in spared else each for each in wants]
+
+
+def apart(wants: Iterable[Want], snapshot: Snapshot) -> dict[tuple[Key, Key], str]:
+    """Pairs of versions of which one wants to be apart from the other's model, lower first, with the reason."""
+    by_model: dict[str, list[Key]] = defaultdict(list)
+    for want in wants:
+        by_model[want.key.model].append(want.key)
+    pairs = {}
+    for key in (key for keys in by_model.values() for key in keys):
+        manifest = snapshot.manifest(key)
+        for name in manifest.entry.serving.apart_from if manifest is not None else ():
+            for other in by_model.get(name, ()):
+                pairs[min(key, other), max(key, other)] = f"{key.model} is to be apart from {name}"
+    return pairs
 
 
 def _busy(key: Key, fleet: str, census: Census) -> int:

@@ -18,9 +18,15 @@ LOADS: st.SearchStrategy[Load] = st.sampled_from(["auto", "always", "on_demand"]
 class Interleavings(RuleBasedStateMachine):
     """Each rule is one thing that one party does; the controller may be killed after any of its actions."""
 
-    @initialize(replicas=st.integers(1, 3), gateways=st.integers(1, 2), memory=st.sampled_from([150, 350, 1000]))
-    def begin(self, replicas: int, gateways: int, memory: int) -> None:
+    @initialize(
+        replicas=st.integers(1, 3),
+        gateways=st.integers(1, 2),
+        memory=st.sampled_from([150, 350, 1000]),
+        clash=st.sampled_from([None, None, "they differ"]),
+    )
+    def begin(self, replicas: int, gateways: int, memory: int, clash: str | None) -> None:
         self.world = World(replicas, memory_mib=memory, gateways=gateways)
+        self.world.clash = lambda one, other: clash
         self.world.run(6)
 
     @rule(
@@ -31,7 +37,8 @@ class Interleavings(RuleBasedStateMachine):
         bad=st.sampled_from(["", "", "model", "crash"]),
     )
     def register_and_promote(self, name: str, load: Load, idle_s: float | None, size: int, bad: str) -> None:
-        made = manifest(name, size_mib=size, serving=Serving(load=load, idle_s=idle_s))
+        apart_from = ("a",) if name == "c" else ()
+        made = manifest(name, size_mib=size, serving=Serving(load=load, idle_s=idle_s, apart_from=apart_from))
         key = self.world.registry.register(made, self.world.now)
         if bad:
             self.world.bad[key] = bad

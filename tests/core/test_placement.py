@@ -125,6 +125,19 @@ def test_clashing_versions_do_not_meet() -> None:
     assert nowhere.unplaced[second].code == "CLASH" and "outputs differ" in nowhere.unplaced[second].text
 
 
+def test_spare_copies_leave_to_what_they_clash_with() -> None:
+    first, second = Key("m", 1), Key("m", 2)
+    wants = [want(first), want(second, Rank.ROLLOUT)]
+    slots = [slot("r0", first), slot("r1", first), slot("r2", first)]
+    result = placed(slots, wants, clashes={(first, second): "outputs differ"})
+    assert set(result.leaving) == {Place(first, "r0")}
+    assert result.unplaced[second].code == "WAITS_FOR_ROOM"
+    again = placed(slots, wants, clashes={(first, second): "-"}, leaving_before=[Place(first, "r0")])
+    assert set(again.leaving) == {Place(first, "r0")}, "one is enough"
+    needed = placed(slots, [want(first, minimum=3), wants[1]], clashes={(first, second): "outputs differ"})
+    assert not needed.leaving and needed.unplaced[second].code == "CLASH"
+
+
 KEYS = [Key(name, 1) for name in "abcdef"]
 
 

@@ -136,6 +136,33 @@ def test_clashing_versions_on_one_replica_fail_with_the_reason() -> None:
     assert world.stable("m") == 1
 
 
+def test_a_clashing_version_takes_turns_on_the_replicas() -> None:
+    world = World(replicas=4)
+    world.clash = lambda one, other: "outputs differ"
+    first = promoted(world)
+    second = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(second, world.now)
+    fewest = 4
+    while world.stable("m") == 1:
+        world.turn()
+        world.check()
+        fewest = min(fewest, len(world.served(first)))
+    assert fewest == 2, "half of them serve on until all have the new version"
+    world.run(120)
+    assert len(world.served(second)) == 4 and not world.served(first)
+
+
+def test_models_that_want_to_be_apart_share_no_replica() -> None:
+    world = World(replicas=2)
+    first = promoted(world, "big")
+    second = promoted(world, "other", serving=Serving(apart_from=("big",)))
+    assert len(world.served(first)) == len(world.served(second)) == 1
+    world.resize(3)
+    world.run(60)
+    assert not world.served(first) & world.served(second)
+    assert len(world.served(first) | world.served(second)) == 3
+
+
 def test_models_beyond_memory_load_on_demand_and_the_least_recently_used_leaves() -> None:
     world = World(replicas=1, memory_mib=250)
     keys = [promoted(world, name) for name in ("a", "b", "c")]
