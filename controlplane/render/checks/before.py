@@ -50,19 +50,7 @@ def findings_before(
             field="ensemble",
             remedy="give the steps and `backend: ensemble`, or neither",
         )
-    if entry.serving.max_copies is not None and entry.serving.max_copies < entry.serving.min_copies:
-        yield InvalidInput(
-            f"at most {entry.serving.max_copies} copies are fewer than at least {entry.serving.min_copies}",
-            field="serving.max_copies",
-            remedy="raise it, or lower `min_copies`",
-        )
-    together = {entry.name, *(step.model_name for step in entry.ensemble)}
-    for name in together.intersection(entry.serving.apart_from):
-        yield InvalidInput(
-            f"{name} is the model itself or a step of it, and can't be apart from it",
-            field="serving.apart_from",
-            remedy="leave it out",
-        )
+    yield from _serving(entry)
     for index, step in enumerate(entry.ensemble):
         if step.model_version is None:
             yield InvalidInput(
@@ -77,3 +65,19 @@ def findings_before(
                 field=f"instances[{index}].kind",
                 remedy="say `kind: CPU` or `AUTO`, or register it for a fleet with GPUs",
             )
+
+
+def _serving(entry: Entry) -> Iterator[InvalidInput]:
+    if entry.serving.max_copies is not None and entry.serving.max_copies < entry.serving.min_copies:
+        yield InvalidInput(
+            f"at most {entry.serving.max_copies} copies are fewer than at least {entry.serving.min_copies}",
+            field="serving.max_copies",
+            remedy="raise it, or lower `min_copies`",
+        )
+    together = {entry.name, *(step.model_name for step in entry.ensemble)}
+    for name in together.intersection(entry.serving.apart_from):
+        yield InvalidInput(
+            f"{name} is the model itself or a step of it, and can't be apart from it",
+            field="serving.apart_from",
+            remedy="leave it out",
+        )
