@@ -19,6 +19,7 @@ from controlplane.core.names import Key
 from controlplane.core.plan import Plan, plan
 from controlplane.core.routes import Endpoint
 from controlplane.core.snapshot import Settings
+from controlplane.fleet.protocol import FleetReplica
 from controlplane.server.memory import Memory
 from controlplane.server.orders import Orders
 from examples.interrupts import interruptible
@@ -46,7 +47,8 @@ class Simulation:
             version = Version(number=1, digest=name, created_at=datetime.now(UTC), actor="benchmark")
             self.memory.models[name] = Model(name=name, versions=(version,), aliases={"stable": 1})
         self.orders = Orders(1, self._wanted)
-        self.memory.backend_replicas = {f"cpu-{number}": "cpu" for number in range(REPLICAS)}
+        names = [f"cpu-{number}" for number in range(REPLICAS)]
+        self.memory.backend_replicas = {name: FleetReplica(name=name, fleet="cpu") for name in names}
 
     def _wanted(self, key: Key) -> Wanted:
         return Wanted(model=key.model, version=key.version, digest=key.model, manifest=self.memory.manifests[key.model])

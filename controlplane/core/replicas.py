@@ -37,6 +37,7 @@ def resize(
     out, why = replacing or ("", decision.reason)
     leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
     stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
+    stopping |= {each.name: Reason(code="LEAVING", text=each.leaving) for each in replicas if each.leaving}
     staying = sorted((each for each in replicas if each.name not in stopping), key=_worth)
     if any(each.name == out for each in staying) and desired:
         staying.sort(key=lambda each: each.name == out)  # it leaves first
@@ -44,7 +45,7 @@ def resize(
             desired += 1
     actions: list[Action] = []
     if len(staying) < desired:
-        may = stopping.keys() - snapshot.stopped - lost
+        may = {each.name for each in replicas if each.name in stopping and not each.leaving} - snapshot.stopped - lost
         back = [each.name for each in sorted(replicas, key=_worth) if each.name in may][: desired - len(staying)]
         for name in back:
             del stopping[name]

@@ -41,7 +41,8 @@ class ReplicaView:
 
     `report` None: known only from a gateway's table or from the fleet backend. `copies` are by version; `ordered` is
     what the latest assignment says (None: this controller has not ordered anything of it yet). `crashed_at`: when its
-    server ended unexpectedly, as far back as this controller has seen.
+    server ended unexpectedly, as far back as this controller has seen. `leaving`: who or what ends it, though nothing
+    here asked for that (empty: nobody).
     """
 
     name: str
@@ -52,6 +53,7 @@ class ReplicaView:
     copies: Mapping[Key, Copy] = field(default_factory=dict)
     ordered: frozenset[Key] | None = None
     crashed_at: tuple[float, ...] = ()
+    leaving: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,22 +10,26 @@ from controlplane.core.models import FleetShape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetReplica:
-    """A replica that the backend has. `running`: its agent runs or is being started again; `stopped`: it was told to
-    end and has ended, and waits to be removed."""
+    """A replica that the backend has. `running`: its agent runs or is being started (again); `leaving`: somebody else
+    ends it, whether the controller wants it or not; `stopped`: it was told to end and has ended, and waits to be
+    removed. `reason`: why it leaves, or does not come up."""
 
     name: str
     fleet: str
-    state: Literal["running", "stopped"] = "running"
+    state: Literal["running", "leaving", "stopped"] = "running"
+    reason: str = ""
 
 
 class FleetBackend(Protocol):
     """Starts and stops replicas. Each call may be repeated: doing it twice is doing it once."""
 
     async def list(self) -> tuple[FleetReplica, ...]:
-        """Every replica there is, by name. Also the occasion to start again what has died."""
+        """Every replica there is, by name. Also the occasion to start again what has died. Raises ControlPlaneError or
+        OSError when that can't be known at present."""
 
     async def start(self, shape: FleetShape, replica: str) -> None:
-        """Have a replica of this fleet; returns before it is ready. Raises ControlPlaneError or OSError."""
+        """Have one more replica of this fleet; returns before it is ready. Until `list` tells the name that it gets,
+        which may be another one, it goes by this. Raises ControlPlaneError or OSError."""
 
     async def remove(self, replica: str) -> None:
         """Have it no longer: its agent and its server are ended if they still run, and its folder is deleted. No error

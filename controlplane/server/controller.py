@@ -108,7 +108,7 @@ class Controller:
                 log.info("replica is removed: its fleet is not deployed any more", replica=each.name, fleet=each.fleet)
                 await self._backend.remove(each.name)
             else:
-                self.memory.backend_replicas[each.name] = each.fleet
+                self.memory.backend_replicas[each.name] = each
 
     def wake(self) -> None:
         """There is something new to plan for."""
@@ -117,9 +117,16 @@ class Controller:
     async def _cycle(self) -> None:
         started = time.perf_counter()
         try:
-            self.memory.backend_replicas = {each.name: each.fleet for each in await self._backend.list()}
-        except OSError as error:
+            listed = {each.name: each for each in await self._backend.list()}
+        except (ControlPlaneError, OSError) as error:
             log.warning("the fleet's replicas can't be listed; what was known of them is used", reason=str(error))
+        else:
+            for name in self.memory.backend_replicas.keys() - listed:  # ended by somebody else
+                self.memory.forget_replica(name)
+                self.orders.forget(name)
+            for name in listed.keys() - self.memory.backend_replicas:
+                self.memory.started.setdefault(name, time.time())
+            self.memory.backend_replicas = listed
         now = time.time()
         self.snapshot = self.memory.snapshot(self.orders, self._clash, now)
         try:
@@ -258,8 +265,8 @@ class Controller:
 
     def _check_replica(self, report: ReplicaReport) -> None:
         """Refuse what no agent of this deployment would say: it must not lead requests, or other replicas, astray."""
-        fleet = self.memory.backend_replicas.get(report.replica)
-        if fleet != report.fleet:
+        known = self.memory.backend_replicas.get(report.replica)
+        if known is None or known.fleet != report.fleet:
             raise NotFound(
                 f"the deployment has no replica {report.replica!r} of a fleet {report.fleet!r} (yet)", field="replica"
             )

@@ -13,6 +13,7 @@ from controlplane.core.names import Key
 from controlplane.core.plan import Plan
 from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import GatewayView, ReplicaView, Settings, Snapshot
+from controlplane.fleet.protocol import FleetReplica
 from controlplane.server.orders import Orders
 
 CRASHES_KEPT = 10
@@ -42,7 +43,7 @@ class Memory:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     reports: dict[str, tuple[ReplicaReport, float]] = field(default_factory=dict)
     gateways: dict[str, HeardGateway] = field(default_factory=dict)
-    backend_replicas: dict[str, str] = field(default_factory=dict)
+    backend_replicas: dict[str, FleetReplica] = field(default_factory=dict)
     ghosts: dict[str, tuple[Endpoint, set[Key]]] = field(default_factory=dict)
     """Replicas of tables that an earlier controller ordered: unknown is not gone."""
     demand: dict[Key, float] = field(default_factory=dict)
@@ -144,9 +145,9 @@ class Memory:
 
     def _replicas(self, orders: Orders) -> dict[str, ReplicaView]:
         views = {
-            name: ReplicaView(name=name, fleet=fleet)
-            for name, fleet in self.backend_replicas.items()
-            if fleet in self.shapes
+            name: ReplicaView(name=name, fleet=each.fleet, leaving=_leaving(each))
+            for name, each in self.backend_replicas.items()
+            if each.fleet in self.shapes
         }
         if not self.settled:
             ghosts = {name: self._ghost(name) for name in self.ghosts}
@@ -161,15 +162,17 @@ class Memory:
                 copies=dict(_copies(report, orders)),
                 ordered=orders.ordered(name),
                 crashed_at=self.crashed_at.get(name, ()),
+                leaving=_leaving(self.backend_replicas.get(name)),
             )
         return views
 
     def _ghost(self, name: str) -> ReplicaView:
         endpoint, keys = self.ghosts[name]
+        known = self.backend_replicas.get(name)
         digests = {key: self._digest(key) if key.model in self.models else UNREAD for key in sorted(keys)}
         return ReplicaView(
             name=name,
-            fleet=name.rpartition("-")[0],
+            fleet=known.fleet if known is not None else name.rpartition("-")[0],
             endpoint=endpoint,
             copies={
                 key: Copy(model=key.model, version=key.version, digest=digest, state="ready")
@@ -209,6 +212,11 @@ class Memory:
                 why = clash(a, b) if a is not None and b is not None else None
                 if why is not None:
                     yield (one, other), why
+
+
+def _leaving(replica: FleetReplica | None) -> str:
+    """Why it leaves, if the backend says that somebody ends it."""
+    return (replica.reason or "somebody ends it") if replica is not None and replica.state == "leaving" else ""
 
 
 def _model_of(key: str) -> str | None:

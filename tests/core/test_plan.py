@@ -221,6 +221,19 @@ def test_a_smaller_fleet_drains_before_it_stops() -> None:
     assert world.served(key) == {"cpu-0"}, f"it was on {name}"
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_replica_that_somebody_else_ends_leaves_when_its_versions_are_ready_elsewhere(replicas: int) -> None:
+    world = World(replicas=replicas)
+    key = promoted(world)
+    world.evicted = {"cpu-0"}
+    while "cpu-0" in world.replicas:
+        world.turn()
+        world.check()
+        assert world.served(key)
+    world.run(20)
+    assert len(world.replicas) == replicas and len(world.served(key)) == replicas
+
+
 def test_a_new_controller_takes_nothing_away_before_it_has_heard() -> None:
     world = World(replicas=2)
     key = promoted(world)

@@ -25,6 +25,7 @@ from controlplane.core.names import Key
 from controlplane.core.plan import Plan, plan
 from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import Settings
+from controlplane.fleet.protocol import FleetReplica
 from controlplane.server.memory import Memory
 from controlplane.server.orders import Orders
 
@@ -218,6 +219,7 @@ class World:
         self.replicas: dict[str, Replica] = {}
         self.gateways = {f"gw-{n}": Gateway(f"gw-{n}") for n in range(gateways)}
         self.bad: dict[Key, Any] = {}
+        self.evicted: set[str] = set()
         self.epoch = 0
         self.plan = Plan()
         self.problems: dict[str, str] = {}
@@ -272,7 +274,12 @@ class World:
         memory.models = dict(self.registry.models)
         memory.manifests = dict(self.registry.manifests)
         memory.fleets = dict(self.registry.fleets)
-        memory.backend_replicas = {each.name: each.fleet for each in self.replicas.values()}
+        memory.backend_replicas = {
+            each.name: FleetReplica(
+                name=each.name, fleet=each.fleet, state="leaving" if each.name in self.evicted else "running"
+            )
+            for each in self.replicas.values()
+        }
         snapshot = memory.snapshot(self.orders, self.clash, self.now)
         self.plan = plan(snapshot, self.now)
         assert plan(snapshot, self.now) == self.plan, "the same snapshot must give the same plan"
