@@ -202,11 +202,14 @@ class _Planner:
                 and other not in self.census.lost
                 and not self.census.has_failed(key, other)
             }
-            if elsewhere and name in self.census.ready.get(key, ()) and not elsewhere & set(self.census.ready[key]):
+            if name not in self.census.ready.get(key, ()):
+                continue
+            waits = placement.unplaced.get(key)
+            comes = waits is not None and waits.code == "NO_REPLICA" and self.decisions[replica.fleet].desired > 0
+            if comes or (elsewhere and not elsewhere & set(self.census.ready[key])):
+                where = ", ".join(sorted(elsewhere)) or "the replica that comes for it"
                 self.reasons[f"replica/{name}"].append(
-                    Reason(
-                        code="REPLACING", text=f"{name} leaves when {key} is ready on {', '.join(sorted(elsewhere))}"
-                    )
+                    Reason(code="REPLACING", text=f"{name} leaves when {key} is ready on {where}")
                 )
                 return False
         return True
