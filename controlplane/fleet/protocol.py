@@ -29,7 +29,8 @@ class FleetBackend(Protocol):
 
     async def start(self, shape: FleetShape, replica: str) -> None:
         """Have one more replica of this fleet; returns before it is ready. Until `list` tells the name that it gets,
-        which may be another one, it goes by this. Raises ControlPlaneError or OSError."""
+        which may be another one, it goes by this: asked for again before that, it is the same one. Raises
+        ControlPlaneError or OSError."""
 
     async def remove(self, replica: str) -> None:
         """Have it no longer: its agent and its server are ended if they still run, and its folder is deleted. No error

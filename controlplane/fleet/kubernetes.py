@@ -1,0 +1,191 @@
+"""Replicas as pods: a fleet is a Deployment that somebody else makes; here only its scale is changed, and notes on its
+pods."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import structlog
+from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
+
+from controlplane.core.errors import NotFound, Unavailable
+from controlplane.core.models import FleetShape
+from controlplane.fleet.cluster import call
+from controlplane.fleet.informer import Informer
+from controlplane.fleet.protocol import FleetReplica
+
+log = structlog.get_logger(__name__)
+
+FLEET_LABEL: Final = "triton-controlplane.io/fleet"
+COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+LEAST_COST: Final = "-1000"
+"""Whoever costs so little goes first when there are to be fewer. A hint only: a pod that is not ready goes before."""
+FIRST_S = 20.0
+"""How long the first look at the cluster may take."""
+ENDED = ("Failed", "Succeeded")
+
+
+class KubernetesFleet:
+    """The fleets of one release. `changed` is called, in any thread, when a pod or a Deployment is different."""
+
+    def __init__(self, api: ApiClient, *, namespace: str, selector: str, changed: Callable[[], None]) -> None:
+        """`selector` finds the release's fleets: their Deployments and pods have these labels, and FLEET_LABEL."""
+        self._namespace = namespace
+        self._core, self._apps = CoreV1Api(api), AppsV1Api(api)
+        options = {"namespace": namespace, "label_selector": f"{selector},{FLEET_LABEL}"}
+        self._pods = Informer("pods", self._core.list_namespaced_pod, options, changed)
+        self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, options, changed)
+        self._lock = asyncio.Lock()
+        self._ordered: dict[str, tuple[str, ...]] = {}
+        """By fleet, the names under which replicas were asked for that have no pod yet."""
+        self._asked: dict[str, bool] = {}
+        """Names that were asked for since the last list, with whether that was done: whoever asks for one of them again
+        can't know yet that its pod is there by another name."""
+
+    async def open(self) -> None:
+        """Look at the cluster for the first time. Raises Unavailable when it does not answer in time."""
+        for each in (self._pods, self._deployments):
+            each.start()
+        for each in (self._pods, self._deployments):
+            if not await asyncio.to_thread(each.wait, FIRST_S):
+                raise Unavailable(str(each.problem or "the Kubernetes API server does not answer"))
+
+    def close(self) -> None:
+        """Look no longer."""
+        for each in (self._pods, self._deployments):
+            each.stop()
+
+    async def list(self) -> tuple[FleetReplica, ...]:
+        """Every pod, and for pods that the Deployment does not have yet the name under which they were asked for."""
+        if not (self._pods.synced and self._deployments.synced):
+            raise Unavailable("the cluster has not been looked at yet")
+        self._asked = {name: done for name, done in self._asked.items() if not done}
+        found = [
+            FleetReplica(name=name, fleet=_fleet(pod), state="leaving" if _ends(pod) else "running", reason=_why(pod))
+            for name, pod in sorted(self._pods.objects().items())
+            if pod.status.phase not in ENDED
+        ]
+        for fleet in self.fleets():
+            found += [FleetReplica(name=name, fleet=fleet) for name in self._missing(fleet)]
+        return tuple(found)
+
+    async def start(self, shape: FleetShape, replica: str) -> None:
+        """One more, unless one goes by this name already."""
+        async with self._lock:
+            missing = self._missing(shape.name)
+            if replica in missing or replica in self._asked or replica in self._pods.objects():
+                return
+            self._asked[replica] = False
+            try:
+                await self._scale(shape.name, self._size(shape.name) + 1)
+                self._ordered[shape.name] = (*missing, replica)
+                self._asked[replica] = True
+            finally:
+                if not self._asked[replica]:
+                    del self._asked[replica]
+
+    async def remove(self, replica: str) -> None:
+        """Have this one go: it is marked, and the Deployment told to have as many as are not marked."""
+        async with self._lock:
+            for fleet in self.fleets():
+                missing = self._missing(fleet)
+                if replica in missing:
+                    await self._scale(fleet, self._size(fleet) - 1)
+                    self._ordered[fleet] = tuple(name for name in missing if name != replica)
+                    return
+            pod = self._pods.objects().get(replica)
+            if pod is None or _ends(pod) or pod.status.phase in ENDED:
+                return
+            if not _is_marked(pod):
+                body = {"metadata": {"annotations": {COST: LEAST_COST}}}
+                marked = await call(
+                    self._core.patch_namespaced_pod,
+                    replica,
+                    self._namespace,
+                    body,
+                    doing=f"marking pod {replica} as the one to remove",
+                )
+                self._pods.put(marked)
+            fleet = _fleet(pod)
+            staying = [each for each in self._living(fleet).values() if not _is_marked(each)]
+            await self._scale(fleet, len(staying) + len(self._missing(fleet)))
+
+    # What there is.
+
+    def fleets(self) -> tuple[str, ...]:
+        """Those that have a Deployment."""
+        return tuple(sorted({_fleet(each) for each in self._deployments.objects().values()}))
+
+    def _deployment(self, fleet: str) -> Any:
+        found = [each for each in self._deployments.objects().values() if _fleet(each) == fleet]
+        if not found:
+            raise NotFound(
+                f"there is no Deployment of the fleet {fleet!r} in namespace {self._namespace}",
+                field="fleets",
+                remedy="`helm upgrade` makes the Deployments of all fleets in the values",
+            )
+        return found[0]
+
+    def _living(self, fleet: str) -> Mapping[str, Any]:
+        return {
+            name: pod
+            for name, pod in self._pods.objects().items()
+            if _fleet(pod) == fleet and not _ends(pod) and pod.status.phase not in ENDED
+        }
+
+    def _size(self, fleet: str) -> int:
+        return int(self._deployment(fleet).spec.replicas or 0)
+
+    def _missing(self, fleet: str) -> tuple[str, ...]:
+        """Names for the pods that the Deployment is to have and has not yet: those asked for first have come first."""
+        count = max(self._size(fleet) - len(self._living(fleet)), 0)
+        names = self._ordered.get(fleet, ())
+        self._ordered[fleet] = names = names[max(len(names) - count, 0) :]
+        return (*names, *(f"{fleet}-pending-{number}" for number in range(count - len(names))))
+
+    async def _scale(self, fleet: str, size: int) -> None:
+        deployment = self._deployment(fleet)
+        if deployment.spec.replicas == size:
+            return
+        name = deployment.metadata.name
+        log.info("a Deployment is scaled", fleet=fleet, deployment=name, before=deployment.spec.replicas, size=size)
+        await call(
+            self._apps.patch_namespaced_deployment_scale,
+            name,
+            self._namespace,
+            {"spec": {"replicas": size}},
+            doing=f"scaling Deployment {name} to {size}",
+        )
+        # The watch tells the same a moment later; until then nothing is to be decided on the old number.
+        deployment.spec.replicas = size
+        self._deployments.put(deployment)
+
+
+def _fleet(found: Any) -> str:
+    return str(found.metadata.labels[FLEET_LABEL])
+
+
+def _ends(pod: Any) -> bool:
+    return pod.metadata.deletion_timestamp is not None
+
+
+def _is_marked(pod: Any) -> bool:
+    return (pod.metadata.annotations or {}).get(COST) == LEAST_COST
+
+
+def _why(pod: Any) -> str:
+    """Why a pod leaves, or is not up yet, in the cluster's own words."""
+    conditions = {each.type: each for each in pod.status.conditions or ()}
+    if _ends(pod):
+        disruption = conditions.get("DisruptionTarget")
+        return f"its pod is ended: {disruption.reason}, {disruption.message}" if disruption else "its pod is deleted"
+    scheduled = conditions.get("PodScheduled")
+    if scheduled is not None and scheduled.status == "False":
+        return f"its pod has no node: {scheduled.message or scheduled.reason}"
+    for status in [*(pod.status.init_container_statuses or ()), *(pod.status.container_statuses or ())]:
+        waiting = status.state.waiting if status.state is not None else None
+        if waiting is not None and waiting.reason not in (None, "ContainerCreating", "PodInitializing"):
+            return f"container {status.name} waits: {waiting.reason}{f', {waiting.message}' if waiting.message else ''}"
+    return ""

@@ -1,0 +1,189 @@
+"""The contract of fleet backends, with replicas as pods; and what happens on a cluster besides."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
+from controlplane.fleet.cluster import connect
+from controlplane.fleet.kubernetes import FLEET_LABEL, KubernetesFleet
+from controlplane.fleet.protocol import FleetBackend, FleetReplica
+from tests.fleet.contract import *  # noqa: F403 - its tests
+from tests.fleet.contract import CPU, names
+from tests.kubernetes.control_plane import ControlPlane
+from tests.waiting import until
+
+INSTANCE = "app.kubernetes.io/instance"
+
+
+def deployment(fleet: str, release: str = "serving") -> str:
+    labels = {INSTANCE: release, FLEET_LABEL: fleet}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": f"{release}-{fleet}", "labels": labels},
+            "spec": {
+                "replicas": 0,
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "automountServiceAccountToken": False,
+                        "containers": [{"name": "triton", "image": "triton:none"}],
+                    },
+                },
+            },
+        }
+    )
+
+
+async def true(condition: Callable[[], bool]) -> None:
+    """Wait for it."""
+    await asyncio.to_thread(until, condition)
+
+
+class Made:
+    """Backends over one namespace, and what they heard."""
+
+    def __init__(self, cluster: ControlPlane, namespace: str) -> None:
+        self.cluster, self.namespace = cluster, namespace
+        self.changed = threading.Event()
+        self.made: list[KubernetesFleet] = []
+
+    async def __call__(self, release: str = "serving") -> KubernetesFleet:
+        backend = KubernetesFleet(
+            connect(str(self.cluster.kubeconfig)),
+            namespace=self.namespace,
+            selector=f"{INSTANCE}={release}",
+            changed=self.changed.set,
+        )
+        self.made.append(backend)
+        await backend.open()
+        return backend
+
+    async def settled(self, backend: FleetBackend) -> None:
+        """Until the cluster has done what the Deployments say, and the backend has heard of it."""
+
+        def deployed() -> bool:
+            found = self.kubectl_get("deployments")
+            return all(
+                each["status"].get("observedGeneration") == each["metadata"]["generation"]
+                and each["status"].get("replicas", 0) == each["spec"]["replicas"]
+                for each in found
+            )
+
+        def heard() -> bool:
+            return {each.name for each in asyncio.run(backend.list())} == self.pods()
+
+        await true(deployed)
+        await true(heard)
+
+    def pods(self) -> set[str]:
+        return {each["metadata"]["name"] for each in self.kubectl_get("pods")}
+
+    def kubectl_get(self, kind: str) -> list[Any]:
+        return list(self.cluster.get(kind, f"--namespace={self.namespace}")["items"])
+
+    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}", given=given)
+
+
+@pytest.fixture
+async def make(api_server: ControlPlane, namespace: str) -> AsyncIterator[Made]:
+    made = Made(api_server, namespace)
+    for fleet in ("cpu", "other"):
+        made.kubectl("apply", "-f", "-", given=deployment(fleet))
+    yield made
+    for each in made.made:
+        each.close()
+
+
+async def test_a_change_is_heard_of_and_not_asked_for(make: Made) -> None:
+    backend = await make()
+    make.changed.clear()
+    make.kubectl("scale", "deployment/serving-cpu", "--replicas=2")
+    assert await asyncio.to_thread(make.changed.wait, 30)
+    assert list((await names(make, backend)).values()) == ["cpu", "cpu"], "scaled by hand: what is there is there"
+
+
+async def test_pods_that_somebody_deletes_leave_and_are_replaced(make: Made) -> None:
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    (before,) = await names(make, backend)
+    make.kubectl("delete", "pod", before, "--wait=false")
+    await true(lambda: before not in make.pods())
+    (after,) = await names(make, backend)
+    assert after != before
+
+
+async def test_a_pod_on_its_way_out_leaves(make: Made) -> None:
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    (name,) = await names(make, backend)
+    make.kubectl("patch", "pod", name, "-p", '{"metadata": {"finalizers": ["test.example/hold"]}}')
+    make.kubectl("delete", "pod", name, "--wait=false")
+
+    def leaving() -> list[FleetReplica]:
+        return [each for each in asyncio.run(backend.list()) if each.state == "leaving"]
+
+    await true(lambda: bool(leaving()))
+    found = await asyncio.to_thread(leaving)
+    assert [(each.name, each.reason) for each in found] == [(name, "its pod is deleted")]
+    assert sum(each.state == "running" for each in await backend.list()) == 1, "the one that comes for it"
+    await backend.remove(name)
+    assert [each["spec"]["replicas"] for each in make.kubectl_get("deployments")] == [1, 0], "it goes anyway"
+    make.kubectl("patch", "pod", name, "-p", '{"metadata": {"finalizers": null}}')
+
+
+async def test_releases_do_not_see_each_other(make: Made) -> None:
+    make.kubectl("apply", "-f", "-", given=deployment("cpu", "second"))
+    first, second = await make(), await make("second")
+    await second.start(CPU, "cpu-0")
+    assert (len(await second.list()), len(await first.list())) == (1, 0)
+
+
+async def test_a_fleet_without_a_deployment_is_told(make: Made) -> None:
+    backend = await make()
+    make.kubectl("delete", "deployment", "serving-cpu")
+
+    await true(lambda: "cpu" not in backend.fleets())
+    with pytest.raises(NotFound, match=r"no Deployment of the fleet 'cpu'.*helm upgrade"):
+        await backend.start(CPU, "cpu-0")
+
+
+async def test_while_the_api_server_is_away_what_was_known_stays(make: Made) -> None:
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    before = await names(make, backend)
+    make.cluster.kill()
+    try:
+        assert {each.name: each.fleet for each in await backend.list()} == before
+        with pytest.raises(Unavailable, match=r"scaling Deployment serving-cpu to 2.*can't be reached"):
+            await backend.start(CPU, "cpu-1")
+    finally:
+        make.cluster.start()
+    await backend.start(CPU, "cpu-1")
+    assert len(await names(make, backend)) == 2, "the watch goes on"
+
+
+async def test_a_right_that_is_missing_is_named(make: Made) -> None:
+    make.kubectl("create", "serviceaccount", "poor")
+    make.kubectl("create", "role", "reader", "--verb=list,watch", "--resource=pods,deployments.apps")
+    make.kubectl("create", "rolebinding", "reader", "--role=reader", f"--serviceaccount={make.namespace}:poor")
+    backend = KubernetesFleet(
+        connect(str(make.cluster.kubeconfig_of(make.namespace, "poor"))),
+        namespace=make.namespace,
+        selector=f"{INSTANCE}=serving",
+        changed=lambda: None,
+    )
+    make.made.append(backend)
+    await backend.open()
+    with pytest.raises(Unauthenticated, match=r'cannot patch resource "deployments/scale".*Role'):
+        await backend.start(CPU, "cpu-0")
