@@ -1,6 +1,6 @@
 {{/* What everything of a release is named after: the release itself, unless fullnameOverride says otherwise. */}}
 {{- define "triton-controlplane.fullname" -}}
-{{- default .Release.Name .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- default .Release.Name .Values.fullnameOverride -}}
 {{- end -}}
 
 {{- define "triton-controlplane.chart" -}}
