@@ -22,7 +22,7 @@ from controlplane.agent.witness import Witness
 from controlplane.client.access import Access
 from controlplane.client.sync import SyncLoop
 from controlplane.core.errors import LoadFailed
-from controlplane.core.messages import Assignment, ReplicaReport, Wanted
+from controlplane.core.messages import Assignment, ReplicaReport, ServerState, Wanted
 from controlplane.core.names import Key
 from controlplane.local.home import Home
 
@@ -54,6 +54,8 @@ class Agent:
         self._current = False
         """Whether the assignment came from the controller, and its download addresses were good when last used."""
         self._stop = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._end = asyncio.Event()
         self._ordered_to_stop = False
         self._leaked_bytes = 0
         self._keepers: dict[str, Keeper] = {}
@@ -109,6 +111,11 @@ class Agent:
         await asyncio.sleep(0)
         self._sync.poke()  # "stopping"
         await ending
+        self._stopped.set()
+        if self._settings.pod_ip and not self._end.is_set():
+            # The kubelet ends the pod, and would only start this agent again. The controller goes on hearing of it.
+            self._sync.poke()
+            await asyncio.wait((syncing, asyncio.ensure_future(self._end.wait())), return_when=asyncio.FIRST_COMPLETED)
         await _cancel(syncing)
         heard = await self._sync.tell(timeout_s=LAST_WORD_S)
         log.info("stopped", controller_heard=heard)
@@ -116,7 +123,17 @@ class Agent:
 
     def stop(self) -> None:
         """End the server and then this agent."""
+        self._end.set()
         self._stop.set()
+
+    @property
+    def server_state(self) -> ServerState:
+        """How the server is."""
+        return self._server.status.state
+
+    async def drained(self) -> None:
+        """Wait until the controller has led everything away and had the server stop."""
+        await self._stopped.wait()
 
     # The controller's side.
 
@@ -149,13 +166,15 @@ class Agent:
             return
         if held is not None and self._current and (order.epoch, order.generation) < (held.epoch, held.generation):
             return
+        if self._ordered_to_stop:
+            return  # there is no way back
         self._ledger.accept(replace(order, wanted=()) if order.stop else order)
         self._assignment, self._current = order, True
         log.info("assignment", epoch=order.epoch, generation=order.generation, versions=len(order.wanted))
         self._hand_out(order.wanted)
         if order.stop:
             self._ordered_to_stop = True
-            self.stop()
+            self._stop.set()
 
     def _hand_out(self, wanted: tuple[Wanted, ...]) -> None:
         by_model: dict[str, dict[int, Wanted]] = defaultdict(dict)

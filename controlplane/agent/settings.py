@@ -15,7 +15,9 @@ class Settings:
     A server that misses `live_failures` checks in a row, `live_every_s` apart, is taken to hang. `exit_timeout_s` is
     what Triton gives requests in flight when it is told to end. Crashes further apart than `crash_window_s` have
     nothing to do with each other; for `settle_s` after its load a version is suspected like one that loads.
-    `use_every_s`: how often the time of the last inference is read.
+    `use_every_s`: how often the time of the last inference is read. `pod_ip`: the server is a container of this pod,
+    which the kubelet starts and ends, and gateways reach it there (empty: the agent runs the server itself); `port`:
+    where the agent then answers probes and the preStop hook, which waits `drain_s` at most.
     """
 
     home: Path
@@ -39,3 +41,6 @@ class Settings:
     crash_window_s: float = 600.0
     settle_s: float = 2.0
     use_every_s: float = 2.0
+    pod_ip: str = ""
+    port: int = 8090
+    drain_s: float = 60.0

@@ -14,6 +14,8 @@ import pytest
 
 from controlplane.agent.server import Death
 from controlplane.agent.settings import Settings
+from controlplane.agent.triton.installation import find_installation
+from controlplane.agent.triton.process import LocalProcess
 from controlplane.agent.triton.server import TritonServer
 from controlplane.core.names import Key
 from controlplane.local import processes
@@ -54,7 +56,7 @@ async def supervised(server: TritonServer, heard: Heard) -> AsyncIterator[None]:
 
 async def test_a_port_that_is_taken_is_left_alone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the choice of a port and its use somebody else may take it."""
-    server, heard = TritonServer(settings), Heard()
+    server, heard = TritonServer(settings, LocalProcess(settings, find_installation())), Heard()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -75,7 +77,7 @@ async def test_a_port_that_is_taken_is_left_alone(settings: Settings, monkeypatc
 
 
 async def test_a_server_without_its_ports_is_replaced(settings: Settings) -> None:
-    first, heard = TritonServer(settings), Heard()
+    first, heard = TritonServer(settings, LocalProcess(settings, find_installation())), Heard()
     task = asyncio.create_task(first.supervise(heard))
     await asyncio.wait_for(heard.ups.get(), 30)
     task.cancel()
@@ -83,7 +85,7 @@ async def test_a_server_without_its_ports_is_replaced(settings: Settings) -> Non
     record = processes.read_record(Home(settings.home).replica("cpu-0") / "server.json")
     assert record is not None
     (Home(settings.home).replica("cpu-0") / "ports.json").unlink()
-    second = TritonServer(settings)
+    second = TritonServer(settings, LocalProcess(settings, find_installation()))
     async with supervised(second, heard):
         await asyncio.wait_for(heard.ups.get(), 30)
         assert record.process() is None
@@ -91,7 +93,7 @@ async def test_a_server_without_its_ports_is_replaced(settings: Settings) -> Non
 
 async def test_the_servers_environment_holds_no_secrets(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    server, heard = TritonServer(settings), Heard()
+    server, heard = TritonServer(settings, LocalProcess(settings, find_installation())), Heard()
     async with supervised(server, heard):
         await asyncio.wait_for(heard.ups.get(), 30)
         record = processes.read_record(Home(settings.home).replica("cpu-0") / "server.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import os
@@ -15,7 +16,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from controlplane.agent.settings import Settings
-from controlplane.agent.triton.installation import Installation
+from controlplane.agent.triton.installation import Installation, count_gpus, python_packages
 from controlplane.core.names import Key
 from controlplane.local import processes
 from controlplane.local.home import Home, replace_file
@@ -46,27 +47,150 @@ class End:
     from_outside: bool = False
 
 
-class TritonProcess:
-    """The one server process of a replica's folder.
+class TritonProcess(abc.ABC):
+    """A tritonserver beside this agent: found, watched, ended, cleaned up after. Who starts it is left open.
 
-    Files in the folder: `server.json` (which process it is), `ports.json`, `models/` (its repository), `backends/`
-    (links), `empty/` (where it runs: Python's path begins with that folder, so nothing may lie there).
+    Files in the replica's folder: `models/` (its repository).
+    """
+
+    host = HOST
+    """Where gateways reach it."""
+    ours = True
+    """Whether it is this agent that starts and stops it."""
+
+    def __init__(self, settings: Settings, *, prefix: str, log_file: Path) -> None:
+        """`prefix` begins the names of its shared-memory regions."""
+        self._settings = settings
+        self._folder = Home(settings.home).replica(settings.replica)
+        self.repository = self._folder / "models"
+        self.log_file = log_file
+        self.backends: tuple[str, ...] = ()
+        self.ports: Ports | None = None
+        self._prefix = prefix
+        self._process: psutil.Process | None = None
+
+    @property
+    @abc.abstractmethod
+    def running(self) -> bool:
+        """Whether the server process is there."""
+
+    @property
+    @abc.abstractmethod
+    def response_cache(self) -> bool:
+        """Whether the server has a response cache."""
+
+    @abc.abstractmethod
+    def adopt(self) -> Ports | None:
+        """Take over a server that runs already; None when there is none."""
+
+    @abc.abstractmethod
+    def start(self) -> Ports:
+        """Have a server, with nothing loaded. Raises OSError when it can't be started."""
+
+    @abc.abstractmethod
+    def gpus(self) -> int:
+        """How many GPUs the server has. May take a while: not for the event loop."""
+
+    @abc.abstractmethod
+    def python_packages(self) -> tuple[str, ...]:
+        """Those of PROBED_PACKAGES that Python models can import."""
+
+    async def ended(self) -> End:
+        """Wait for the server's end."""
+        process = self._process
+        if process is None:
+            return End("it is not there")
+        gone = asyncio.Event()
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return _reap(process.pid)
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_reader(descriptor, gone.set)
+            if self.running:
+                await gone.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        return _reap(process.pid)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None and self.running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._process.kill()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._process is not None and self.running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._process.send_signal(signal.SIGTERM)
+
+    def clean_up(self) -> None:
+        """Remove what a dead server leaves: orphaned stubs, shared-memory files."""
+        self._process = None
+        orphans = list(self.stubs())
+        for stub in orphans:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stub.kill()
+        processes.wait_ended(orphans, timeout_s=5)
+        processes.remove_shared_memory(self._prefix)
+
+    def stubs(self, model: str | None = None, version: int | None = None) -> Iterator[psutil.Process]:
+        """The Python stubs of this replica, dead parent or not; of one model's version only, if it is named."""
+        part = f"/{model}/{version}/" if model is not None else ""
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            ours = len(words) > 2 and words[0].endswith(STUB) and words[2].startswith(self._prefix)
+            if ours and part in words[1]:
+                yield process
+
+    def memory_bytes(self, of: Key | None = None) -> int:
+        """The proportional memory of the server and its children, or of one version's stubs."""
+        process = self._process
+        if process is None:
+            return 0
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            family = (process, *process.children(recursive=True)) if of is None else self.stubs(of.model, of.version)
+            for each in family:
+                with contextlib.suppress(psutil.Error):
+                    total += each.memory_full_info().pss
+        return total
+
+    def log_size(self) -> int:
+        """How long the server's log is now, in bytes."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.log_file.stat().st_size
+        return 0
+
+    def log_since(self, offset: int) -> str:
+        """What the server has logged since its log was `offset` bytes long (64 KiB of it at most)."""
+        with contextlib.suppress(FileNotFoundError), self.log_file.open("rb") as file:
+            file.seek(offset)
+            return file.read(64 << 10).decode(errors="replace")
+        return ""
+
+
+class LocalProcess(TritonProcess):
+    """A server that this agent, or the one before it, has started.
+
+    More files in the folder: `server.json` (which process it is), `ports.json`, `backends/` (links), `empty/` (where it
+    runs: Python's path begins with that folder, so nothing may lie there).
     """
 
     def __init__(self, settings: Settings, installation: Installation) -> None:
-        self._settings = settings
-        self._installation = installation
         home = Home(settings.home)
+        super().__init__(
+            settings,
+            prefix=processes.shared_memory_prefix(settings.home, settings.replica),
+            log_file=home.logs / f"{settings.replica}-triton.log",
+        )
+        self._installation = installation
         self._home = settings.home
-        self._folder = home.replica(settings.replica)
         self._record_file = self._folder / "server.json"
         self._ports_file = self._folder / "ports.json"
-        self.repository = self._folder / "models"
-        self.log_file = home.logs / f"{settings.replica}-triton.log"
-        self.backends: tuple[str, ...] = ()
-        self.ports: Ports | None = None
-        self._prefix = processes.shared_memory_prefix(settings.home, settings.replica)
-        self._process: psutil.Process | None = None
 
     @property
     def running(self) -> bool:
@@ -75,7 +199,7 @@ class TritonProcess:
         return self._process is not None and record is not None and record.process() is not None
 
     def adopt(self) -> Ports | None:
-        """Take over the server that an earlier agent left running; None when there is none."""
+        """Take over the server that an earlier agent left running."""
         record = processes.read_record(self._record_file)
         process = record.process() if record else None
         if process is None:
@@ -90,7 +214,7 @@ class TritonProcess:
         return self.ports
 
     def start(self) -> Ports:
-        """Start a server on free ports, with nothing loaded. Raises OSError when it can't be started."""
+        """Start it on free ports."""
         for name in ("models", "empty"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self.backends = self._installation.link_backends(self._folder / "backends")
@@ -154,84 +278,19 @@ class TritonProcess:
             "CUDA_VISIBLE_DEVICES": gpus,
         }
 
-    async def ended(self) -> End:
-        """Wait for the server's end."""
-        process = self._process
-        if process is None:
-            return End("it is not there")
-        gone = asyncio.Event()
-        try:
-            descriptor = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            return _reap(process.pid)
-        loop = asyncio.get_running_loop()
-        try:
-            loop.add_reader(descriptor, gone.set)
-            if self.running:
-                await gone.wait()
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-        return _reap(process.pid)
+    def gpus(self) -> int:
+        """Those that it may use, as far as they are there."""
+        return min(self._settings.gpus, count_gpus()) if self._settings.gpus else 0
 
-    def kill(self) -> None:
-        """End it at once."""
-        if self._process is not None and self.running:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._process.kill()
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        if self._process is not None and self.running:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._process.send_signal(signal.SIGTERM)
+    def python_packages(self) -> tuple[str, ...]:
+        """Models run in this very Python."""
+        return python_packages()
 
     def clean_up(self) -> None:
-        """Remove what a dead server leaves: its record, orphaned stubs, shared-memory files."""
-        self._process = None
+        """Remove its record, too."""
         self._record_file.unlink(missing_ok=True)
         self._ports_file.unlink(missing_ok=True)
-        orphans = list(self.stubs())
-        for stub in orphans:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                stub.kill()
-        processes.wait_ended(orphans, timeout_s=5)
-        processes.remove_shared_memory(self._prefix)
-
-    def stubs(self, model: str | None = None, version: int | None = None) -> Iterator[psutil.Process]:
-        """The Python stubs of this replica, dead parent or not; of one model's version only, if it is named."""
-        part = f"/{model}/{version}/" if model is not None else ""
-        for process in psutil.process_iter(["cmdline"]):
-            words = process.info["cmdline"] or []
-            ours = len(words) > 2 and words[0].endswith(STUB) and words[2].startswith(self._prefix)
-            if ours and part in words[1]:
-                yield process
-
-    def memory_bytes(self, of: Key | None = None) -> int:
-        """The proportional memory of the server and its children, or of one version's stubs."""
-        process = self._process
-        if process is None:
-            return 0
-        total = 0
-        with contextlib.suppress(psutil.Error):
-            family = (process, *process.children(recursive=True)) if of is None else self.stubs(of.model, of.version)
-            for each in family:
-                with contextlib.suppress(psutil.Error):
-                    total += each.memory_full_info().pss
-        return total
-
-    def log_size(self) -> int:
-        """How long the server's log is now, in bytes."""
-        with contextlib.suppress(FileNotFoundError):
-            return self.log_file.stat().st_size
-        return 0
-
-    def log_since(self, offset: int) -> str:
-        """What the server has logged since its log was `offset` bytes long (64 KiB of it at most)."""
-        with contextlib.suppress(FileNotFoundError), self.log_file.open("rb") as file:
-            file.seek(offset)
-            return file.read(64 << 10).decode(errors="replace")
-        return ""
+        super().clean_up()
 
 
 def _reap(pid: int) -> End:

@@ -33,8 +33,12 @@ class ModelRepository:
     def clear(self) -> None:
         """Remove everything: for a server that holds nothing yet."""
         shutil.rmtree(self._staging, ignore_errors=True)
-        shutil.rmtree(self._root, ignore_errors=True)
-        self._root.mkdir(parents=True)
+        self._root.mkdir(parents=True, exist_ok=True)  # itself it stays: a server may be starting on it
+        for each in self._root.iterdir():
+            if each.is_dir():
+                shutil.rmtree(each)
+            else:
+                each.unlink()
 
     def models(self) -> frozenset[str]:
         """The models that have a directory."""

@@ -15,7 +15,6 @@ from controlplane.agent.settings import Settings
 from controlplane.agent.triton import proof
 from controlplane.agent.triton.client import Deadline, TritonClient
 from controlplane.agent.triton.http import answers, pending_requests
-from controlplane.agent.triton.installation import count_gpus, find_installation, python_packages
 from controlplane.agent.triton.process import HOST, Ports, TritonProcess
 from controlplane.agent.triton.repository import ModelRepository
 from controlplane.agent.triton.stubs import Stubs
@@ -41,14 +40,14 @@ _STATE = re.compile(r"version \d+ is at UNAVAILABLE state: ")
 
 
 class TritonServer:
-    """A local tritonserver. See `controlplane.agent.server.Server` for what its methods promise."""
+    """A tritonserver beside this agent. See `controlplane.agent.server.Server` for what its methods promise."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises InvalidInput when there is no usable Triton on this machine."""
+    def __init__(self, settings: Settings, process: TritonProcess) -> None:
+        """`process` is the server's."""
         self._settings = settings
         folder = Home(settings.home).replica(settings.replica)
         folder.mkdir(parents=True, exist_ok=True)
-        self._process = TritonProcess(settings, find_installation())
+        self._process = process
         self._repository = ModelRepository(self._process.repository, folder / "staging")
         self._stubs = Stubs(self._process)
         self._client: TritonClient | None = None
@@ -104,14 +103,16 @@ class TritonServer:
         settings = self._settings
         self._status = ServerStatus(
             state="ready",
-            endpoint=Endpoint(replica=settings.replica, host=HOST, grpc_port=ports.grpc, http_port=ports.http),
+            endpoint=Endpoint(
+                replica=settings.replica, host=self._process.host, grpc_port=ports.grpc, http_port=ports.http
+            ),
             metrics_port=ports.metrics,
             capabilities=Capabilities(
                 server_version=await self._client.server_version(),
                 backends=self._process.backends,
-                gpus=min(settings.gpus, await asyncio.to_thread(count_gpus)) if settings.gpus else 0,
+                gpus=await asyncio.to_thread(self._process.gpus),
                 response_cache=self._process.response_cache,
-                python_packages=python_packages(),
+                python_packages=await asyncio.to_thread(self._process.python_packages),
             ),
             crashes=self._status.crashes,
         )
@@ -174,17 +175,20 @@ class TritonServer:
         self._process.kill()
 
     async def stop(self) -> None:
-        """SIGTERM, the exit time-out, SIGKILL; then the traces are removed."""
+        """SIGTERM, the exit time-out, SIGKILL; then the traces are removed. One that is not ours is left to whoever
+        ends it."""
         self._status = ServerStatus(state="stopping", reason="told to stop", crashes=self._status.crashes)
-        ended = asyncio.ensure_future(self._process.ended())
-        self._process.terminate()
-        await asyncio.wait((ended,), timeout=self._settings.exit_timeout_s + 10)
-        self._process.kill()
-        await ended
+        if self._process.ours:
+            ended = asyncio.ensure_future(self._process.ended())
+            self._process.terminate()
+            await asyncio.wait((ended,), timeout=self._settings.exit_timeout_s + 10)
+            self._process.kill()
+            await ended
         if self._client is not None:
             await self._client.close()
             self._client = None
-        await asyncio.to_thread(self._process.clean_up)
+        if self._process.ours:
+            await asyncio.to_thread(self._process.clean_up)
         self._status = ServerStatus(state="stopped", reason="told to stop", crashes=self._status.crashes)
 
     def _running(self) -> TritonClient:

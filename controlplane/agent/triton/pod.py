@@ -1,0 +1,122 @@
+"""A tritonserver in a container of the agent's own pod: the kubelet starts it, and starts it again when it ends.
+
+The containers share a process namespace and run as one user. So the agent finds the server among the processes, can end
+it, and can look at its files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from controlplane.agent.settings import Settings
+from controlplane.agent.triton.installation import PROBED_PACKAGES
+from controlplane.agent.triton.process import End, Ports, TritonProcess
+from controlplane.local.home import Home
+
+PORTS = Ports(http=8000, grpc=8001, metrics=8002)
+PREFIX = "ctl"
+"""Begins the names of shared-memory regions: /dev/shm is the pod's own."""
+LOOK_S = 0.2
+BACKENDS = "opt/tritonserver/backends"
+PACKAGES = (
+    "usr/local/lib/python3*/dist-packages",
+    "usr/local/lib/python3*/site-packages",
+    "usr/lib/python3/dist-packages",
+)
+
+
+def arguments(settings: Settings, ports: Ports = PORTS) -> list[str]:
+    """What `tritonserver` is to be started with in the pod."""
+    folder = Home(settings.home).replica(settings.replica)
+    return [
+        f"--id={settings.replica}",
+        f"--model-repository={folder / 'models'}",
+        "--model-control-mode=explicit",
+        # Readiness is judged by model version; the server's own turns false with each load.
+        "--strict-readiness=false",
+        # What `ctl render` shows is what is served: nothing is guessed into it.
+        "--disable-auto-complete-config",
+        # Without it instances' rate limiters are accepted, and do nothing.
+        "--rate-limit=execution_count",
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        f"--backend-config=python,shm-region-prefix-name={PREFIX}_",
+        f"--exit-timeout-secs={settings.exit_timeout_s}",
+        f"--log-file={log_file(settings)}",
+        *([f"--cache-config=local,size={settings.response_cache_bytes}"] if settings.response_cache_bytes else []),
+    ]
+
+
+def log_file(settings: Settings) -> Path:
+    """Where the server writes its log, which says why a configuration can't be read."""
+    return Home(settings.home).replica(settings.replica) / "triton.log"
+
+
+class PodProcess(TritonProcess):
+    """The server in the pod."""
+
+    ours = False
+
+    def __init__(self, settings: Settings, ports: Ports = PORTS) -> None:
+        super().__init__(settings, prefix=PREFIX, log_file=log_file(settings))
+        self.host = settings.pod_ip
+        self._fixed = ports
+        self.repository.mkdir(parents=True, exist_ok=True)  # the server starts on it
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there."""
+        return self._process is not None and self._process.is_running()
+
+    @property
+    def response_cache(self) -> bool:
+        """As it was started."""
+        return self._settings.response_cache_bytes > 0
+
+    def adopt(self) -> Ports | None:
+        """Find it among the pod's processes."""
+        self._process = next(self._servers(), None)
+        if self._process is None:
+            return None
+        root = self._root(self._process)
+        self.backends = tuple(sorted(each.name for each in (root / BACKENDS).glob("*") if each.is_dir()))
+        self.ports = self._fixed
+        return self._fixed
+
+    def start(self) -> Ports:
+        """The kubelet does that."""
+        return self._fixed
+
+    async def ended(self) -> End:
+        """Wait until it is there, and then for its end."""
+        while True:
+            if self.running or self.adopt() is not None:
+                return await super().ended()
+            await asyncio.sleep(LOOK_S)
+
+    def gpus(self) -> int:
+        """What the pod asks for."""
+        return self._settings.gpus
+
+    def python_packages(self) -> tuple[str, ...]:
+        """Those that lie where the image's Python finds them."""
+        if self._process is None:
+            return ()
+        folders = [found for pattern in PACKAGES for found in self._root(self._process).glob(pattern)]
+        return tuple(name for name in PROBED_PACKAGES if any((folder / name).is_dir() for folder in folders))
+
+    def _servers(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or [""]
+            if words[0].endswith("tritonserver") and f"--id={self._settings.replica}" in words:
+                yield process
+
+    @staticmethod
+    def _root(process: psutil.Process) -> Path:
+        """The server's own file system."""
+        return Path("/proc", str(process.pid), "root")

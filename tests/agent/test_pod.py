@@ -1,0 +1,130 @@
+"""A server that somebody else starts, as the kubelet does in a pod: found, watched, killed, and never ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from controlplane.agent.probes import answering
+from controlplane.agent.settings import Settings
+from controlplane.agent.triton.installation import find_installation
+from controlplane.agent.triton.pod import PodProcess, arguments
+from controlplane.agent.triton.process import Ports
+from controlplane.agent.triton.server import TritonServer
+from controlplane.core.messages import ServerState
+from controlplane.local import processes
+from tests.agent.test_process import Heard
+
+
+class Kubelet:
+    """Starts a server as the pod's container is started, again and again until told to leave it."""
+
+    def __init__(self, settings: Settings, ports: Ports, folder: Path) -> None:
+        installation = find_installation()
+        backends = folder / "backends"
+        installation.link_backends(backends)
+        self._command = [
+            str(installation.binary),
+            *arguments(settings, ports),
+            f"--backend-directory={backends}",
+            "--http-address=127.0.0.1",
+            "--grpc-address=127.0.0.1",
+            "--metrics-address=127.0.0.1",
+        ]
+        self._environment = processes.scrubbed_environment(folder, installation.environment())
+        self.running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.running = subprocess.Popen(self._command, env=self._environment)
+
+    def end(self) -> None:
+        if self.running is not None:
+            self.running.kill()
+            self.running.wait(30)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    home = tmp_path / "data"
+    return Settings(
+        home=home, replica="pod-1", fleet="cpu", pod_ip="127.0.0.1", response_cache_bytes=0, exit_timeout_s=1
+    )
+
+
+@pytest.fixture
+def ports() -> Ports:
+    http, grpc, metrics = processes.free_ports(3)
+    return Ports(http=http, grpc=grpc, metrics=metrics)
+
+
+@pytest.fixture
+def kubelet(settings: Settings, ports: Ports, tmp_path: Path) -> Iterator[Kubelet]:
+    made = Kubelet(settings, ports, tmp_path)
+    yield made
+    made.end()
+
+
+@contextlib.asynccontextmanager
+async def supervised(server: TritonServer, heard: Heard) -> AsyncIterator[None]:
+    task = asyncio.create_task(server.supervise(heard))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_it_is_found_killed_and_found_again(settings: Settings, ports: Ports, kubelet: Kubelet) -> None:
+    process = PodProcess(settings, ports)
+    assert process.repository.is_dir(), "the server starts on it"
+    server, heard = TritonServer(settings, process), Heard()
+    async with supervised(server, heard):
+        kubelet.start()
+        assert await asyncio.wait_for(heard.ups.get(), 60) == {}
+        status = server.status
+        assert status.endpoint is not None and status.metrics_port == ports.metrics
+        assert (status.endpoint.host, status.endpoint.grpc_port) == ("127.0.0.1", ports.grpc)
+        process.kill()
+        kubelet.end()
+        kubelet.start()
+        assert await asyncio.wait_for(heard.ups.get(), 60) == {}
+        assert [each.how for each in heard.deaths] == ["crash"] and server.status.crashes == 1
+    await server.stop()
+    assert server.status.state == "stopped"
+    assert kubelet.running is not None and kubelet.running.poll() is None, "the kubelet ends it"
+
+
+class Agent:
+    def __init__(self) -> None:
+        self.server_state: ServerState = "starting"
+        self.stopped = asyncio.Event()
+
+    async def drained(self) -> None:
+        await self.stopped.wait()
+
+
+async def test_the_kubelet_is_answered() -> None:
+    agent = Agent()
+    async with answering(agent, "127.0.0.1", 0, drain_s=30) as port, httpx2.AsyncClient() as http:
+
+        async def ask(path: str) -> int:
+            return int((await http.get(f"http://127.0.0.1:{port}{path}", timeout=60)).status_code)
+
+        assert [await ask(path) for path in ("/livez", "/startupz", "/readyz", "/other")] == [200, 503, 503, 404]
+        agent.server_state = "ready"
+        assert [await ask(path) for path in ("/startupz", "/readyz")] == [200, 200]
+        draining = asyncio.create_task(ask("/drain"))
+        assert await ask("/readyz") == 200 and not draining.done(), "it serves until nothing is led here any more"
+        agent.stopped.set()
+        assert await draining == 200
+
+
+async def test_a_drain_that_does_not_end_is_given_up() -> None:
+    async with answering(Agent(), "127.0.0.1", 0, drain_s=0.1) as port, httpx2.AsyncClient() as http:
+        assert (await http.get(f"http://127.0.0.1:{port}/drain", timeout=60)).status_code == 200
