@@ -31,7 +31,9 @@ def values(source: str) -> Iterator[Value]:
     """Every value of a values.yaml, in its order. What has a `# --` line is one value, whatever it holds."""
     lines = source.splitlines()
     said = {
-        number + 1: line.strip().removeprefix(MARK) for number, line in enumerate(lines) if line.strip().startswith(MARK)
+        number + 1: line.strip().removeprefix(MARK)
+        for number, line in enumerate(lines)
+        if line.strip().startswith(MARK)
     }
     root = yaml.compose(source, Loader=yaml.SafeLoader)
     if not isinstance(root, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""What `helm test` runs: the server is live and ready through the gateway, and answers a real inference if a model is named."""
+"""What `helm test` runs: the gateway answers as a live and ready server, and a real inference if a model is named."""
 
 from __future__ import annotations
 

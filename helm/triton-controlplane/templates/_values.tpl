@@ -49,11 +49,11 @@ maps of independent parts, the parts that it does not name keep their defaults.
 {{- default .root.Values.image.pullPolicy .image.pullPolicy -}}
 {{- end -}}
 
-{{/* Seconds until a pod of a fleet is killed: it is led away from, its requests end, Triton ends. Takes root and fleet. */}}
-{{- define "triton-controlplane.grace" -}}
-{{- if kindIs "invalid" .fleet.terminationGracePeriodSeconds -}}
-{{- add (ceil .root.Values.controller.settings.drain_s | int64) (int64 .fleet.exitTimeoutSeconds) 30 -}}
+{{/* Seconds that a replica which ends has until nothing is led there any more. Takes root and fleet. */}}
+{{- define "triton-controlplane.drain" -}}
+{{- if kindIs "invalid" .fleet.drainTimeoutSeconds -}}
+{{- add (ceil .root.Values.controller.settings.drain_s | int64) 30 -}}
 {{- else -}}
-{{- int64 .fleet.terminationGracePeriodSeconds -}}
+{{- int64 .fleet.drainTimeoutSeconds -}}
 {{- end -}}
 {{- end -}}

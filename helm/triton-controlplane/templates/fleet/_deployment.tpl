@@ -43,7 +43,8 @@ spec:
       enableServiceLinks: false
       # The agent watches and ends the server's process.
       shareProcessNamespace: true
-      terminationGracePeriodSeconds: {{ include "triton-controlplane.grace" . }}
+      # It is led away from, then Triton ends, then the agent.
+      terminationGracePeriodSeconds: {{ add (include "triton-controlplane.drain" . | int64) (int64 $fleet.exitTimeoutSeconds) 15 }}
       {{- with include "triton-controlplane.pullSecrets" (dict "root" $root "settings" $fleet) | trim }}{{ . | nindent 6 }}{{ end }}
       {{- with include "triton-controlplane.hostAliases" $root | trim }}{{ . | nindent 6 }}{{ end }}
       {{- with $fleet.podSecurityContext }}
@@ -56,7 +57,7 @@ spec:
           restartPolicy: Always
           image: {{ include "triton-controlplane.image" (dict "root" $root "image" $fleet.agentImage) }}
           imagePullPolicy: {{ include "triton-controlplane.pullPolicy" (dict "root" $root "image" $fleet.agentImage) }}
-          command: [python, -m, controlplane.agent]
+          command: [python3, -m, controlplane.agent]
           args:
             - --home=/data
             - --replica=$(POD_NAME)
@@ -69,6 +70,8 @@ spec:
             - --gpus={{ int64 $fleet.gpus }}
             - --load-timeout-s={{ $fleet.load_timeout_s }}
             - --exit-timeout-s={{ int64 $fleet.exitTimeoutSeconds }}
+            - --drain-s={{ include "triton-controlplane.drain" . }}
+            - --response-cache-bytes={{ include "triton-controlplane.bytes" $fleet.responseCacheBytes }}
           env:
             {{- include "triton-controlplane.podEnv" $root | nindent 12 }}
             {{- with $fleet.agentExtraEnv }}
@@ -109,7 +112,6 @@ spec:
             {{- with $fleet.extraArgs }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
-          workingDir: /data
           env:
             {{- include "triton-controlplane.podEnv" $root | nindent 12 }}
             {{- with $fleet.extraEnv }}
@@ -163,13 +165,22 @@ spec:
 
 {{/* What tritonserver is told: the same as controlplane/agent/triton/pod.py says. Takes fleet. */}}
 {{- define "triton-controlplane.tritonArguments" -}}
+- --id=$(POD_NAME)
 - --model-repository=/data/replicas/$(POD_NAME)/models
 - --model-control-mode=explicit
 - --strict-readiness=false
-- --exit-timeout-secs={{ int64 .fleet.exitTimeoutSeconds }}
-- --grpc-port=8001
+- --disable-auto-complete-config
+- --rate-limit=execution_count
 - --http-port=8000
+- --grpc-port=8001
 - --metrics-port=8002
+- --backend-config=python,shm-region-prefix-name=ctl_
+- --exit-timeout-secs={{ int64 .fleet.exitTimeoutSeconds }}
+- --log-file=/data/replicas/$(POD_NAME)/triton.log
+{{- $cache := include "triton-controlplane.bytes" .fleet.responseCacheBytes }}
+{{- if ne $cache "0" }}
+- --cache-config=local,size={{ $cache }}
+{{- end }}
 {{- end -}}
 
 {{/* Requests and limits of Triton's container, with its GPUs. Takes fleet and bytes. */}}
