@@ -8,6 +8,7 @@ from typing import Any, Self
 import httpx2
 
 from controlplane.client.access import Access, read_access
+from controlplane.client.following import MISDIRECTED, MOST_HOPS, Leader
 from controlplane.core.errors import ControlPlaneError, Unavailable
 from controlplane.local.home import Home
 
@@ -19,8 +20,8 @@ class Reader:
 
     def __init__(self, access: Access) -> None:
         self._url = access.url
+        self._leader = Leader()
         self._http = httpx2.Client(
-            base_url=access.url,
             headers={"authorization": f"Bearer {access.token}"},
             timeout=httpx2.Timeout(TIMEOUT_S, connect=2.0),
             trust_env=False,  # the controller is on this machine: no proxy leads there
@@ -34,7 +35,7 @@ class Reader:
     def get(self, path: str) -> Any:
         """What a GET answers, as plain data. Raises the controller's own error, or Unavailable."""
         try:
-            answer = self._http.get(path)
+            answer = self._ask(path)
             content = answer.json()
         except (httpx2.HTTPError, ValueError) as error:
             raise Unavailable(
@@ -44,6 +45,20 @@ class Reader:
         if answer.is_error:
             raise _error(content, answer.status_code)
         return content
+
+    def _ask(self, path: str) -> httpx2.Response:
+        """The answer of whoever leads."""
+        for hop in range(MOST_HOPS + 1):
+            try:
+                answer = self._http.get(self._leader.url(self._url) + path)
+            except httpx2.TransportError:
+                self._leader.failed()
+                raise
+            if answer.status_code != MISDIRECTED or not self._leader.follow(answer.headers.get("location")):
+                break
+            if hop == MOST_HOPS:
+                self._leader.failed()
+        return answer
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from controlplane.client.access import Access
+from controlplane.client.following import MISDIRECTED, MOST_HOPS, Leader
 from controlplane.core.errors import ControlPlaneError
 
 log = structlog.get_logger(__name__)
@@ -21,6 +22,8 @@ Order = TypeVar("Order")
 
 LONG_POLL_S = 20.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 2.0
+RETRY_AFTER_MAX_S = 5.0
+"""How long a pause a controller may ask for."""
 
 
 class SyncLoop(Generic[Report, Order]):
@@ -28,7 +31,8 @@ class SyncLoop(Generic[Report, Order]):
 
     `report` is asked for the present report before each call; `poke` interrupts a long poll so that news goes up at
     once. An unreachable controller is no error here: the loop waits, with back-off and jitter, and `run` never raises
-    because of it. The address and the token are read anew for each call, since both may change under way.
+    because of it. The address and the token are read anew for each call, since both may change under way. A controller
+    that stands by names the leader, which is called from then on, until it fails.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class SyncLoop(Generic[Report, Order]):
         self._orders = TypeAdapter(order_type)
         self._news = asyncio.Event()
         self._failures = 0
+        self._leader = Leader()
 
     def poke(self) -> None:
         """There is something new to report."""
@@ -66,14 +71,8 @@ class SyncLoop(Generic[Report, Order]):
     async def tell(self, *, timeout_s: float) -> bool:
         """Report once more, without waiting for an order: the last word, after `run` has ended. Whether it arrived."""
         try:
-            access = self._access()
-            async with httpx2.AsyncClient(timeout=timeout_s, trust_env=False) as http:
-                answer = await http.post(
-                    f"{access.url}{self._path}",
-                    params={"wait_s": 0},
-                    content=self._reports.dump_json(self._report()),
-                    headers={"authorization": f"Bearer {access.token}", "content-type": "application/json"},
-                )
+            async with asyncio.timeout(timeout_s), httpx2.AsyncClient(timeout=timeout_s, trust_env=False) as http:
+                answer = await self._post(http, wait_s=0)
             return bool(answer.is_success)
         except (httpx2.HTTPError, OSError, ValueError, ControlPlaneError):
             return False
@@ -91,13 +90,7 @@ class SyncLoop(Generic[Report, Order]):
 
     async def _call(self, http: httpx2.AsyncClient) -> Order | None:
         try:
-            access = self._access()
-            answer = await http.post(
-                f"{access.url}{self._path}",
-                params={"wait_s": LONG_POLL_S},
-                content=self._reports.dump_json(self._report()),
-                headers={"authorization": f"Bearer {access.token}", "content-type": "application/json"},
-            )
+            answer = await self._post(http, wait_s=LONG_POLL_S)
             answer.raise_for_status()
             # 204: nothing newer. An empty order would be something else: to give everything up.
             order = (
@@ -105,12 +98,40 @@ class SyncLoop(Generic[Report, Order]):
             )
         except (httpx2.HTTPError, OSError, ValueError, ControlPlaneError) as error:
             self._failures += 1
+            self._leader.failed()
             if self._failures in (1, 10, 100):
                 log.warning("controller does not answer", path=self._path, error=str(error), attempts=self._failures)
             delay_s = min(RETRY_MIN_S * 2 ** min(self._failures - 1, 10), RETRY_MAX_S)
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            delay_s *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+            await asyncio.sleep(max(delay_s, _asked_pause_s(error)))
             return None
         if self._failures:
             log.info("controller answers again", path=self._path, attempts=self._failures)
         self._failures = 0
         return order
+
+    async def _post(self, http: httpx2.AsyncClient, *, wait_s: float) -> httpx2.Response:
+        """Send the present report to whoever leads."""
+        access = self._access()
+        content = self._reports.dump_json(self._report())
+        hops = 0
+        while True:
+            answer = await http.post(
+                f"{self._leader.url(access.url)}{self._path}",
+                params={"wait_s": wait_s},
+                content=content,
+                headers={"authorization": f"Bearer {access.token}", "content-type": "application/json"},
+            )
+            if answer.status_code != MISDIRECTED or hops == MOST_HOPS:
+                return answer
+            if not self._leader.follow(answer.headers.get("location")):
+                return answer
+            hops += 1
+
+
+def _asked_pause_s(error: Exception) -> float:
+    """The pause that a controller asks for with its refusal."""
+    if not isinstance(error, httpx2.HTTPStatusError):
+        return 0.0
+    asked = error.response.headers.get("retry-after", "")
+    return min(float(asked), RETRY_AFTER_MAX_S) if asked.isdecimal() else 0.0

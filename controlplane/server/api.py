@@ -1,12 +1,16 @@
-"""The controller's HTTP API: the sync calls of agents and gateways, and what `ctl` reads. All need the token."""
+"""The controller's HTTP API: the sync calls of agents and gateways, and what `ctl` reads.
+
+All of it is for callers who show who they are, but for probes. Where several controllers stand by, only the leader does
+what is asked; the others name it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -19,10 +23,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, NotFound, Unauthenticated
+from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, NotFound, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport
 from controlplane.server import explain
 from controlplane.server.controller import Controller
+from controlplane.server.identity import Busy, Forbidden, Identify, SharedToken, permit
 from controlplane.server.openapi import document
 from controlplane.server.targets import targets
 from controlplane.server.top import top
@@ -31,6 +36,10 @@ log = structlog.get_logger(__name__)
 
 MAX_WAIT_S = 25.0
 MAX_REPORT_BYTES = 64 << 20
+RETRY_AFTER_S = 1
+"""When to ask again where nobody leads yet."""
+OPEN = frozenset({"/healthz", "/livez", "/readyz"})
+"""Probes, for which nobody needs a token."""
 
 _REPLICA_REPORT = TypeAdapter(ReplicaReport)
 _GATEWAY_REPORT = TypeAdapter(GatewayReport)
@@ -42,36 +51,70 @@ Message = TypeVar("Message", ReplicaReport, GatewayReport)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+@dataclass(slots=True, kw_only=True)
+class Serving:
+    """What stands behind the API at present.
+
+    `controller`: the one that leads here; None while none does. `leader`: the base URL of the controller that leads
+    elsewhere, None while nobody is known to. `ready`: whether a controller that does not lead can do its part.
+    """
+
+    controller: Controller | None = None
+    leader: Callable[[], str | None] = lambda: None
+    ready: Callable[[], bool] = lambda: False
+
+
 def make_app(controller: Controller, token: str) -> Starlette:
-    """The ASGI application for one controller."""
+    """The ASGI application for one controller that is alone, with one token for everybody."""
+    return application(Serving(controller=controller), SharedToken(token))
+
+
+def application(serving: Serving, identify: Identify) -> Starlette:
+    """The ASGI application. `serving` is looked at anew with each call."""
+
+    def leading() -> Controller:
+        if serving.controller is None:
+            raise Busy("this controller does not lead at present", retry_after_s=RETRY_AFTER_S, remedy="ask again")
+        return serving.controller
 
     async def sync_replica(request: Request) -> Response:
         report = await _read(request, _REPLICA_REPORT, "replica")
-        assignment = await controller.sync_replica(report, _wait_s(request))
+        assignment = await leading().sync_replica(report, _wait_s(request))
         return _json(_ASSIGNMENT, assignment) if assignment is not None else Response(status_code=204)
 
     async def sync_gateway(request: Request) -> Response:
         report = await _read(request, _GATEWAY_REPORT, "gateway")
-        order = await controller.sync_gateway(report, _wait_s(request))
+        order = await leading().sync_gateway(report, _wait_s(request))
         return _json(_ORDER, order) if order is not None else Response(status_code=204)
 
     def read(describe: Callable[[Controller, float], object]) -> Handler:
         async def handler(_: Request) -> Response:
-            return _json(_ANY, describe(controller, time.time()))
+            return _json(_ANY, describe(leading(), time.time()))
 
         return handler
 
     async def explain_model(request: Request) -> Response:
-        return _json(_ANY, explain.model(controller, request.path_params["name"], time.time()))
+        return _json(_ANY, explain.model(leading(), request.path_params["name"], time.time()))
 
     async def explain_fleet(request: Request) -> Response:
-        return _json(_ANY, explain.fleet(controller, request.path_params["name"], time.time()))
+        return _json(_ANY, explain.fleet(leading(), request.path_params["name"], time.time()))
 
     async def metrics(_: Request) -> Response:
-        return Response(controller.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+        controller = serving.controller
+        return Response(controller.metrics.expose() if controller else b"", media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(_: Request) -> Response:
-        return JSONResponse({"status": "ok" if controller.planned_at else "starting"})
+        controller = serving.controller
+        return JSONResponse({"status": "ok" if controller and controller.planned_at else "starting"})
+
+    async def livez(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(_: Request) -> Response:
+        leads = serving.controller is not None
+        ready = leads or serving.ready()
+        role = "leader" if leads else "standby" if ready else "starting"
+        return JSONResponse({"status": role}, status_code=200 if ready else 503)
 
     async def openapi(_: Request) -> Response:
         return JSONResponse(document())
@@ -79,6 +122,8 @@ def make_app(controller: Controller, token: str) -> Starlette:
     return Starlette(
         routes=[
             Route("/healthz", healthz),
+            Route("/livez", livez),
+            Route("/readyz", readyz),
             Route("/openapi.json", openapi),
             Route("/metrics", metrics),
             Route("/v1/replicas/{name}/sync", sync_replica, methods=["POST"]),
@@ -94,26 +139,49 @@ def make_app(controller: Controller, token: str) -> Starlette:
             Route("/v1/top", read(top)),
             Route("/v1/targets", read(targets)),
         ],
-        middleware=[Middleware(_RequireToken, token=token)],
+        middleware=[Middleware(_Doorkeeper, serving=serving, identify=identify)],
         exception_handlers={ControlPlaneError: _as_response},
     )
 
 
-class _RequireToken:
-    """Refuses every call without the token, but for the liveness probe."""
+class _Doorkeeper:
+    """Lets in who may do what he wants to, but for probes, which anybody may; leads others to the leader.
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    Where to go is told without a look at the token: the leader will look at it, and a standby can tell it even while
+    the API server is away.
+    """
+
+    def __init__(self, app: ASGIApp, serving: Serving, identify: Identify) -> None:
         self._app = app
-        self._wanted = f"Bearer {token}".encode()
+        self._serving = serving
+        self._identify = identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/healthz":
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._wanted):
-                error = Unauthenticated("this call needs the controller's token", remedy="send it as a bearer token")
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            try:
+                if self._serving.controller is None and scope["path"].startswith("/v1/"):
+                    raise self._elsewhere()
+                given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+                permit(await self._identify(given), scope["method"], scope["path"])
+            except ControlPlaneError as error:
+                log.debug("call refused", code=error.code, reason=str(error), path=scope["path"])
                 await _error(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _elsewhere(self) -> ControlPlaneError:
+        leader = self._serving.leader()
+        if leader is None:
+            return Busy("no controller leads at present", retry_after_s=RETRY_AFTER_S, remedy="ask again")
+        return Elsewhere(leader)
+
+
+class Elsewhere(NotLeader):
+    """Another controller leads, at `location`."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(f"the controller at {location} leads", remedy="ask there")
+        self.location = location
 
 
 async def _read(request: Request, schema: TypeAdapter[Message], sender: str) -> Message:
@@ -151,7 +219,13 @@ def _json(schema: TypeAdapter[Any], value: object) -> Response:
 
 def _error(error: ControlPlaneError) -> JSONResponse:
     content = {"code": error.code, "message": error.what, "field": error.field, "remedy": error.remedy}
-    return JSONResponse({"error": content}, status_code=STATUS[error.code].http)
+    status = 403 if isinstance(error, Forbidden) else STATUS[error.code].http
+    headers = {}
+    if isinstance(error, Busy):
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, Elsewhere):
+        headers["location"] = error.location
+    return JSONResponse({"error": content}, status_code=status, headers=headers)
 
 
 async def _as_response(_: Request, error: Exception) -> Response:

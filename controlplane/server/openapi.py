@@ -60,6 +60,16 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/v1/replicas/{name}/sync": sync("An agent's report; its replica's assignment.", ReplicaReport, Assignment),
         "/v1/gateways/{name}/sync": sync("A gateway's report; its next table.", GatewayReport, GatewayOrder),
+        "/livez": {"get": {"summary": "Liveness; needs no token.", "responses": {"200": {"description": "Alive."}}}},
+        "/readyz": {
+            "get": {
+                "summary": "Readiness; needs no token.",
+                "responses": {
+                    "200": {"description": "It leads, or can name who does."},
+                    "503": {"description": "Neither yet."},
+                },
+            }
+        },
         "/healthz": {"get": {"summary": "Liveness; needs no token.", "responses": {"200": {"description": "Alive."}}}},
         "/metrics": {"get": {"summary": "Prometheus metrics.", "responses": {"200": {"description": "Metrics."}}}},
     }
@@ -109,6 +119,16 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _ERRORS = {
+    "421": {
+        "description": "Another controller leads; the header says where.",
+        "headers": {"location": {"schema": {"type": "string"}, "description": "Its base URL."}},
+        "content": _content({"$ref": "#/components/schemas/Error"}),
+    },
+    "503": {
+        "description": "Nobody leads at present, or who calls can't be found out.",
+        "headers": {"retry-after": {"schema": {"type": "integer"}, "description": "When to ask again, in seconds."}},
+        "content": _content({"$ref": "#/components/schemas/Error"}),
+    },
     "4XX": {"description": "Refused.", "content": _content({"$ref": "#/components/schemas/Error"})},
 }
 
