@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import urllib3
-from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
+from kubernetes.client import ApiClient, ApiException, Configuration
+from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from controlplane.core.errors import Conflict, ControlPlaneError, InvalidInput, NotFound, Unauthenticated, Unavailable
 
@@ -19,24 +21,32 @@ GONE, TOO_MANY = 410, 429
 T = TypeVar("T")
 
 
-def connect(kubeconfig: str | None = None, context: str | None = None) -> client.ApiClient:
-    """A client: with the pod's own ServiceAccount, or by a kubeconfig. Raises InvalidInput where there is neither."""
-    settings = client.Configuration()
+def configured(kubeconfig: Path | None = None, context: str | None = None) -> Configuration:
+    """How to reach the API server: as a pod's ServiceAccount, or as a kubeconfig says. Raises InvalidInput."""
+    made = Configuration()
     try:
         if kubeconfig is None and context is None:
-            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+            load_incluster_config(client_configuration=made)  # type: ignore[no-untyped-call]
         else:
-            config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=kubeconfig, context=context, client_configuration=settings
+            load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(kubeconfig) if kubeconfig is not None else None,
+                context=context,
+                client_configuration=made,
             )
-    except config.ConfigException as error:
+    except (ConfigException, OSError) as error:
         raise InvalidInput(
-            f"there is no way to a Kubernetes API server: {error}",
-            remedy="run it in a pod with a ServiceAccount's token, or name a kubeconfig",
+            f"it is not known how to reach the Kubernetes API server: {error}",
+            remedy="run this in a pod whose ServiceAccount's token is mounted, or name a kubeconfig",
         ) from error
-    settings.retries = False  # who calls decides; the library would try again without a pause
-    settings.client_side_validation = False  # bookmarks hold next to nothing, and newer servers new fields
-    return client.ApiClient(settings)
+    return made
+
+
+def client_of(configuration: Configuration) -> ApiClient:
+    """A client that tells of a failure at once: the library's own retries may sleep as long as a server asks."""
+    changed = copy.copy(configuration)
+    changed.retries = False
+    changed.client_side_validation = False  # a watch's bookmarks hold next to nothing
+    return ApiClient(changed)
 
 
 async def call(function: Callable[..., T], *arguments: Any, doing: str, **options: Any) -> T:

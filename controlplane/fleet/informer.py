@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 import urllib3
-from kubernetes.client.exceptions import ApiException
+from kubernetes.client import ApiException
 from kubernetes.watch import Watch
 
 from controlplane.fleet.cluster import CALL_S, GONE, told

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
-from controlplane.fleet.cluster import connect
+from controlplane.fleet.cluster import client_of, configured
 from controlplane.fleet.kubernetes import FLEET_LABEL, KubernetesFleet
 from controlplane.fleet.protocol import FleetBackend, FleetReplica
 from tests.fleet.contract import *  # noqa: F403 - its tests
@@ -59,7 +59,7 @@ class Made:
 
     async def __call__(self, release: str = "serving") -> KubernetesFleet:
         backend = KubernetesFleet(
-            connect(str(self.cluster.kubeconfig)),
+            client_of(configured(self.cluster.kubeconfig)),
             namespace=self.namespace,
             selector=f"{INSTANCE}={release}",
             changed=self.changed.set,
@@ -178,7 +178,7 @@ async def test_a_right_that_is_missing_is_named(make: Made) -> None:
     make.kubectl("create", "role", "reader", "--verb=list,watch", "--resource=pods,deployments.apps")
     make.kubectl("create", "rolebinding", "reader", "--role=reader", f"--serviceaccount={make.namespace}:poor")
     backend = KubernetesFleet(
-        connect(str(make.cluster.kubeconfig_of(make.namespace, "poor"))),
+        client_of(configured(make.cluster.kubeconfig_of(make.namespace, "poor"))),
         namespace=make.namespace,
         selector=f"{INSTANCE}=serving",
         changed=lambda: None,
