@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as validated
 from controlplane.core.entry import is_name
 from controlplane.core.errors import InvalidEntry, InvalidInput
 from controlplane.core.models import FleetShape
+from controlplane.core.snapshot import Settings
 from controlplane.entry.document import EMPTY, read_document
 from controlplane.entry.problems import problem_of
 from controlplane.entry.wording import size_bytes
@@ -81,6 +82,12 @@ class ControllerSettings:
     warm_s: Annotated[float, Ge(0)] = 600.0
     max_replicas: Annotated[int, Ge(1)] | None = None
     max_gpus: Annotated[int, Ge(0)] | None = None
+
+    def settings(self) -> Settings:
+        """The times and budgets as the rest of the program knows them."""
+        return Settings(
+            drain_s=self.drain_s, warm_s=self.warm_s, max_replicas=self.max_replicas, max_gpus=self.max_gpus
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

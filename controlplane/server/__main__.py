@@ -1,4 +1,5 @@
-"""The controller of a local system: ``python -m controlplane.server --home DIR``."""
+"""The controller: of a local system ``python -m controlplane.server --home DIR``, in a pod ``… --kubernetes --config
+FILE``."""
 
 from __future__ import annotations
 
@@ -16,7 +17,6 @@ from pydantic import TypeAdapter
 
 from controlplane.client.access import ControllerAddress
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
-from controlplane.core.snapshot import Settings
 from controlplane.fleet.local import LocalFleet
 from controlplane.local.home import Home, write_private
 from controlplane.local.system import System, load_system
@@ -44,12 +44,7 @@ async def serve(home: Home, system: System) -> None:
         epoch=epoch,
         shapes=shapes,
         backend=LocalFleet(home),
-        settings=Settings(
-            drain_s=system.controller.drain_s,
-            warm_s=system.controller.warm_s,
-            max_replicas=system.controller.max_replicas,
-            max_gpus=system.controller.max_gpus,
-        ),
+        settings=system.controller.settings(),
         poll_s=system.controller.poll_s,
         clash=compatible,
         source=source_of(system.metrics, home),
@@ -110,10 +105,22 @@ def _listen(port: int) -> socket.socket:
 def main() -> int:
     """Parse the arguments and serve; the exit status says what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m controlplane.server", description=__doc__)
-    parser.add_argument("--home", type=Path, required=True, help="the home folder that `ctl up` prepared")
-    home = Home(parser.parse_args().home)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--home", type=Path, help="the home folder that `ctl up` prepared")
+    where.add_argument("--kubernetes", action="store_true", help="this is a pod that the chart has made")
+    parser.add_argument("--config", type=Path, help="with --kubernetes: the system's definition")
+    parser.add_argument("--kubeconfig", type=Path, help="with --kubernetes: the way there, outside of a pod")
+    found = parser.parse_args()
     configure()
     try:
+        if found.kubernetes:
+            from controlplane.server import pod  # noqa: PLC0415 - only a pod has to have what this needs
+
+            if found.config is None:
+                parser.error("--kubernetes needs --config")
+            asyncio.run(pod.serve(pod.system_of(found.config), pod.pod_of(os.environ), found.kubeconfig))
+            return 0
+        home = Home(found.home)
         system = load_system(home)
         if system is None:
             raise InvalidInput(f"{home.root} holds no system", remedy="start it with `ctl up`")

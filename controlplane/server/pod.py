@@ -1,0 +1,171 @@
+"""The controller in a pod: stands by until it holds the lease, leads, and has its replicas run as pods."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import uvicorn
+from kubernetes.client import Configuration
+
+from controlplane.core.errors import ControlPlaneError, InvalidInput
+from controlplane.fleet.cluster import client_of, configured
+from controlplane.fleet.kubernetes import KubernetesFleet
+from controlplane.local.home import Home
+from controlplane.local.system import System, read_system
+from controlplane.metrics.source import source_of
+from controlplane.registry import open_registry
+from controlplane.render.sharing import compatible
+from controlplane.server.acting import record_shapes
+from controlplane.server.api import Serving, application
+from controlplane.server.controller import Controller, claim
+from controlplane.server.identity_tokens import ReviewedTokens, reviewer
+from controlplane.server.leading import Election, new_identity
+from controlplane.server.leases import KubernetesLease, owner_of
+
+log = structlog.get_logger(__name__)
+
+PORT = 8080
+DATA = Path("/data")
+"""What a pod may write to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """Which pod this is. `release` begins the names of what the chart makes; `instance` is its label."""
+
+    name: str
+    namespace: str
+    ip: str
+    release: str
+    instance: str
+    port: int = PORT
+
+
+def pod_of(environment: Mapping[str, str]) -> Pod:
+    """The pod that the chart's variables describe. Raises InvalidInput."""
+    missing = [name for name in ("POD_NAME", "POD_NAMESPACE", "POD_IP", "RELEASE") if not environment.get(name)]
+    if missing:
+        raise InvalidInput(
+            f"{', '.join(missing)} must be set", remedy="the chart does that; outside of a pod use --home"
+        )
+    return Pod(
+        name=environment["POD_NAME"],
+        namespace=environment["POD_NAMESPACE"],
+        ip=environment["POD_IP"],
+        release=environment["RELEASE"],
+        instance=environment.get("INSTANCE") or environment["RELEASE"],
+        port=int(environment.get("PORT") or PORT),
+    )
+
+
+def system_of(config: Path) -> System:
+    """The system in the chart's file. Raises InvalidInput or InvalidEntry."""
+    system = read_system(config, Home(DATA))
+    if "://" not in system.registry:
+        raise InvalidInput(
+            f"{system.registry} is a folder, and pods share none",
+            field="registry",
+            remedy="name a bucket: s3://BUCKET/PREFIX",
+        )
+    return system
+
+
+async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> None:
+    """Run until told to stop, as the leader or standing by. Raises ControlPlaneError when it can't go on."""
+    configuration = configured(kubeconfig)
+    lease = KubernetesLease(
+        configuration,
+        namespace=pod.namespace,
+        name=f"{pod.release}-controller",
+        owner=await _owner(configuration, pod),
+    )
+    election = Election(lease, identity=new_identity(pod.name), address=f"http://{pod.ip}:{pod.port}")
+    serving = Serving(leader=lambda: election.elsewhere, ready=lambda: election.heard)
+    identify = ReviewedTokens(reviewer(configuration), namespace=pod.namespace, release=pod.release)
+    listener = socket.create_server(("", pod.port), family=socket.AF_INET, backlog=1024)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(serving, identify),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+    )
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    api = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    standing = asyncio.create_task(election.run(lambda: _lead(system, pod, configuration, serving)))
+    try:
+        await asyncio.wait((api, stopping, standing), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (stopping, standing):
+            task.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await standing
+        await asyncio.gather(api, return_exceptions=True)
+
+
+async def _owner(configuration: Configuration, pod: Pod) -> dict[str, object] | None:
+    """The controller's Deployment, with which the lease goes; None where that can't be known: then it stays."""
+    try:
+        return await asyncio.to_thread(
+            owner_of, configuration, namespace=pod.namespace, deployment=f"{pod.release}-controller"
+        )
+    except ControlPlaneError as error:
+        log.warning("the lease will stay behind when this is uninstalled", reason=str(error))
+        return None
+
+
+async def _lead(system: System, pod: Pod, configuration: Configuration, serving: Serving) -> None:
+    """Control the system for as long as nobody cancels it."""
+    registry = open_registry(system.registry)
+    shapes = {fleet.name: fleet.shape() for fleet in system.fleets}
+    epoch = await claim(registry, identity=f"kubernetes:{pod.namespace}/{pod.release}")
+    await record_shapes(registry, shapes.values())
+    loop = asyncio.get_running_loop()
+    woken: list[Controller] = []
+
+    def changed() -> None:
+        if woken:
+            loop.call_soon_threadsafe(woken[0].wake)
+
+    backend = KubernetesFleet(
+        client_of(configuration),
+        namespace=pod.namespace,
+        selector=f"app.kubernetes.io/instance={pod.instance},app.kubernetes.io/component=fleet",
+        changed=changed,
+    )
+    try:
+        await backend.open()
+        controller = Controller(
+            registry=registry,
+            epoch=epoch,
+            shapes=shapes,
+            backend=backend,
+            settings=system.controller.settings(),
+            poll_s=system.controller.poll_s,
+            clash=compatible,
+            source=source_of(system.metrics, Home(DATA)),
+        )
+        woken.append(controller)
+        serving.controller = controller
+        log.info("controller leads", epoch=epoch, registry=system.registry, pod=pod.name)
+        await controller.run()
+    finally:
+        if serving.controller is not None:
+            serving.controller.orders.close()  # ends the long polls
+        serving.controller = None
+        backend.close()
