@@ -1,4 +1,4 @@
-"""Installed by Helm's SDK on a real API server with real controllers, in a namespace where only restricted pods may be."""
+"""Installed by Helm on a real API server with real controllers, in a namespace that takes only restricted pods."""
 
 from __future__ import annotations
 

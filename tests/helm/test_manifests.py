@@ -16,6 +16,7 @@ from controlplane.agent.__main__ import parse as parse_agent
 from controlplane.agent.triton.pod import PORTS, arguments
 from controlplane.local.home import Home
 from controlplane.local.system import read_system
+from controlplane.server.pod import pod_of
 from gateway.__main__ import parse as parse_gateway
 from gateway.settings import Settings as GatewaySettings
 from gateway.settings import check
@@ -235,6 +236,26 @@ def _filled(given: list[str], name: str) -> list[str]:
     """Arguments as the kubelet gives them."""
     pod = f"{name}-7d9c-x2"
     return [each.replace("$(POD_NAME)", pod).replace("$(POD_IP)", "10.0.0.7") for each in given]
+
+
+def test_the_controller_is_told_whose_it_is() -> None:
+    pod = one(objects(tiny(fullnameOverride="r")), "Deployment", "r-controller")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] + container["args"] == [
+        *("python3", "-m", "controlplane.server"),
+        *("--kubernetes", "--config", "/etc/triton-controlplane/system.yaml"),
+    ]
+    given = {each["name"]: each.get("value", "told by the kubelet") for each in container["env"]}
+    told = pod_of(given)
+    assert (told.release, told.instance) == ("r", RELEASE)
+    assert told.port == container["ports"][0]["containerPort"]
+
+
+def test_servers_without_gpus_see_none() -> None:
+    found = objects(tiny(fleets=[{"name": "cpu"}, {"name": "gpu", "gpus": 1}]))
+    for name, hidden in (("serving-cpu", True), ("serving-gpu", False)):
+        triton = one(found, "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+        assert ({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in triton["env"]) is hidden
 
 
 def test_memory_disk_and_gpus_come_from_the_fleet() -> None:

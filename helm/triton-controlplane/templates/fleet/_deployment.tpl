@@ -114,6 +114,11 @@ spec:
             {{- end }}
           env:
             {{- include "triton-controlplane.podEnv" $root | nindent 12 }}
+            {{- if eq (int64 $fleet.gpus) 0 }}
+            # The image asks for all GPUs; where NVIDIA's runtime is the default, it would get them.
+            - name: NVIDIA_VISIBLE_DEVICES
+              value: void
+            {{- end }}
             {{- with $fleet.extraEnv }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
