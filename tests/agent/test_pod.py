@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -37,7 +39,8 @@ class Kubelet:
             "--grpc-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
         ]
-        self._environment = processes.scrubbed_environment(folder, installation.environment())
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self._environment = processes.scrubbed_environment(folder, {**installation.environment(), "PATH": path})
         self.running: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -21,7 +21,8 @@ PORTS = Ports(http=8000, grpc=8001, metrics=8002)
 PREFIX = "ctl"
 """Begins the names of shared-memory regions: /dev/shm is the pod's own."""
 LOOK_S = 0.2
-BACKENDS = "opt/tritonserver/backends"
+BACKENDS, BACKENDS_OPTION = "/opt/tritonserver/backends", "--backend-directory="
+"""Where the server's image has its backends, unless the server is told."""
 PACKAGES = (
     "usr/local/lib/python3*/dist-packages",
     "usr/local/lib/python3*/site-packages",
@@ -83,10 +84,18 @@ class PodProcess(TritonProcess):
         self._process = next(self._servers(), None)
         if self._process is None:
             return None
-        root = self._root(self._process)
-        self.backends = tuple(sorted(each.name for each in (root / BACKENDS).glob("*") if each.is_dir()))
+        try:
+            self._look(self._process)
+        except psutil.Error:  # it has just ended
+            self._process = None
+            return None
         self.ports = self._fixed
         return self._fixed
+
+    def _look(self, process: psutil.Process) -> None:
+        told = [each.removeprefix(BACKENDS_OPTION) for each in process.cmdline() if each.startswith(BACKENDS_OPTION)]
+        folder = self._root(process) / (told or [BACKENDS])[-1].lstrip("/")
+        self.backends = tuple(sorted(each.name for each in folder.glob("*") if each.is_dir()))
 
     def start(self) -> Ports:
         """The kubelet does that."""
