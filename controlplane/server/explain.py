@@ -174,7 +174,7 @@ def _replica(controller: Controller, replica: ReplicaView, now: float) -> dict[s
         "name": replica.name,
         "fleet": replica.fleet,
         "server": report.server if report else "unknown",
-        "reason": report.reason if report else "not heard from yet",
+        "reason": report.reason if report else _silent(controller, replica.name),
         "heard_s_ago": None if replica.heard_at is None else round(now - replica.heard_at, 1),
         "endpoint": None
         if replica.endpoint is None
@@ -186,6 +186,12 @@ def _replica(controller: Controller, replica: ReplicaView, now: float) -> dict[s
         "leaving": [str(place.key) for place in controller.memory.last_plan.leaving if place.replica == replica.name],
         "stopping": replica.name in controller.memory.last_plan.stopping,
     }
+
+
+def _silent(controller: Controller, replica: str) -> str:
+    """Why a replica has not been heard from, as far as whoever runs it can say."""
+    known = controller.memory.backend_replicas.get(replica)
+    return f"not heard from yet: {known.reason}" if known is not None and known.reason else "not heard from yet"
 
 
 def _copy(copy: Copy, now: float) -> dict[str, Any]:
@@ -259,7 +265,8 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     told = [{"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())]
     for each in there:
         if each.report is None or each.report.server != "ready":
-            state = f"{each.report.server}: {each.report.reason}" if each.report else "not heard from yet"
+            silent = _silent(controller, each.name)
+            state = f"{each.report.server}: {each.report.reason}" if each.report else silent
             told.append({"code": "NOT_READY", "text": f"{each.name} is {state.removesuffix(': ')}"})
     return {**_fleet(controller, name), "reasons": told}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -187,3 +188,19 @@ async def test_a_right_that_is_missing_is_named(make: Made) -> None:
     await backend.open()
     with pytest.raises(Unauthenticated, match=r'cannot patch resource "deployments/scale".*Role'):
         await backend.start(CPU, "cpu-0")
+
+
+async def test_why_a_pod_does_not_come_up_is_told_in_the_clusters_words(make: Made) -> None:
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    (name,) = await names(make, backend)
+    unschedulable = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+    }
+    # What the scheduler writes there: here is none.
+    status = json.dumps({"status": {"conditions": [unschedulable]}})
+    make.kubectl("patch", "pod", name, "--subresource=status", "-p", status)
+    await true(lambda: any("Insufficient nvidia.com/gpu" in each.reason for each in asyncio.run(backend.list())))
