@@ -1,4 +1,7 @@
-"""`python -m gateway --home HOME`: run one gateway in the foreground."""
+"""`python -m gateway --home HOME`: run one gateway in the foreground.
+
+On one machine everything else is in the home: the settings, where the controller is, the token. Elsewhere it is given.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,77 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from controlplane.core.errors import STATUS, ControlPlaneError
+from controlplane.client.access import fixed_access
+from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
 from controlplane.local.home import Home
 from controlplane.logs import configure
+from gateway import probes
 from gateway.service import Gateway
-from gateway.settings import read_settings
+from gateway.settings import read_settings, read_settings_file
 
 
-def main() -> int:
-    """Parse the arguments, run until SIGTERM or SIGINT, return the exit status."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments."""
     parser = argparse.ArgumentParser(prog="gateway", description="Envoy with the control plane's routes.")
+    parser.add_argument("--home", type=Path, required=True, help="the system's folder, for what the gateway keeps")
+    parser.add_argument("--settings", type=Path, help="the settings' file (default: gateway/settings.json in the home)")
+    parser.add_argument("--name", help="this gateway's name (default: as the settings say)")
+    parser.add_argument("--controller-url", help="where the controller is (default: as the home says)")
+    parser.add_argument("--token-file", type=Path, help="the token for the controller (default: token in the home)")
     parser.add_argument(
-        "--home", type=Path, required=True, help="the system's folder; settings in gateway/settings.json"
+        "--port", type=int, help="serve /livez, /readyz and /drain there (default: they are not served)"
+    )
+    parser.add_argument(
+        "--drain-s", type=float, default=30.0, help="what /drain waits for requests in flight (%(default)s)"
     )
     parser.add_argument(
         "--grace-s", type=float, default=5.0, help="what requests in flight get at the end (%(default)s)"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Parse the arguments, run until SIGTERM or SIGINT, return the exit status."""
+    arguments = parse()
     configure()
     try:
-        asyncio.run(_run(arguments.home, arguments.grace_s))
+        asyncio.run(_run(arguments))
     except ControlPlaneError as error:
         sys.stderr.write(f"{error}\n")
         return STATUS[error.code].exit
     return 0
 
 
-async def _run(folder: Path, grace_s: float) -> None:
-    home = Home(folder)
-    gateway = Gateway(home, read_settings(home.gateway))
+def make(arguments: argparse.Namespace) -> Gateway:
+    """The gateway that the arguments describe. Raises InvalidInput."""
+    home = Home(arguments.home)
+    home.logs.mkdir(parents=True, exist_ok=True)
+    settings = read_settings_file(arguments.settings) if arguments.settings else read_settings(home.gateway)
+    if arguments.name:
+        settings = replace(settings, name=arguments.name)
+    access = None
+    if arguments.controller_url:
+        access = fixed_access(arguments.controller_url, arguments.token_file or home.token_file)
+    elif arguments.token_file:
+        raise InvalidInput(
+            "--token-file is for a controller at a given URL", field="--token-file", remedy="add --controller-url"
+        )
+    return Gateway(home, settings, access)
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    gateway = make(arguments)
+    async with contextlib.AsyncExitStack() as stack:
+        if arguments.port is not None:
+            await stack.enter_async_context(probes.serving(gateway, port=arguments.port, drain_s=arguments.drain_s))
+        await _until_told(gateway, arguments.grace_s)
+
+
+async def _until_told(gateway: Gateway, grace_s: float) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

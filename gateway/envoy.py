@@ -108,7 +108,8 @@ class Envoy:
         command = [str(binary()), "-c", str(self._files.bootstrap), "--concurrency", str(threads)]
         command += ["--reject-unknown-dynamic-fields", "--disable-hot-restart", "--log-level", "warning"]
         command += ["--component-log-level", "http:critical", "--admin-address-path", str(self._files.admin_address)]
-        command += ["--file-flush-interval-msec", "1000"]
+        # A draining Envoy tells each client with its next answer, instead of a few more of them each second.
+        command += ["--file-flush-interval-msec", "1000", "--drain-strategy", "immediate"]
         popen, self._record = start(
             command,
             home=self._home.root,
@@ -157,14 +158,24 @@ class Envoy:
             return
         with contextlib.suppress(httpx2.HTTPError, OSError):
             await self._admin.drain()
-            end = asyncio.get_running_loop().time() + grace_s
-            while asyncio.get_running_loop().time() < end:
-                active = await self._admin.numbers(r"^http\.(grpc|http)\.downstream_rq_active$", "Gauges")
-                if not any(active.values()):
-                    break
-                await asyncio.sleep(0.05)
+            await self.idle(grace_s)
         await asyncio.to_thread(stop, process, grace_s=1.0)
         self._record_file.unlink(missing_ok=True)
+
+    async def drain(self) -> None:
+        """Have clients go elsewhere with their next requests; who comes all the same is served. Raises httpx2.HTTPError
+        or OSError."""
+        await self._admin.drain()
+
+    async def idle(self, timeout_s: float) -> int:
+        """Wait until no request is in flight, for so long at most; how many are. Raises httpx2.HTTPError or OSError."""
+        end = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            active = await self._admin.numbers(r"^http\.(grpc|http)\.downstream_rq_active$", "Gauges")
+            left = sum(active.values())
+            if not left or asyncio.get_running_loop().time() >= end:
+                return left
+            await asyncio.sleep(0.05)
 
     async def _ended(self) -> None:
         """Wait until the process is gone."""

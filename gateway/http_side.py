@@ -218,11 +218,12 @@ def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> 
     return JSONResponse({"error": text}, status_code=status, headers=headers)
 
 
-class _Quiet(uvicorn.Server):
+class QuietServer(uvicorn.Server):
     """A server that leaves signals to the gateway."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Nothing is captured."""
         yield
 
 
@@ -247,4 +248,4 @@ def server(app: Starlette, port: int) -> tuple[uvicorn.Server, socket.socket]:
     except OSError:
         listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=3600)
-    return _Quiet(config), listener
+    return QuietServer(config), listener

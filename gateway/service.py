@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import grpc.aio
 import httpx2
 import structlog
 
-from controlplane.client.access import read_access
+from controlplane.client.access import Access, read_access
 from controlplane.client.sync import SyncLoop
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.messages import GatewayOrder, GatewayReport
@@ -39,12 +39,14 @@ LARGE_TABLE = 1000
 LARGE_PAUSE_S = 0.5
 TICK_S = 1.0
 RETRY_S = 2.0
+LINGER_S = 3.0
+"""For so long clients may still come after this gateway has said that it drains: word of it has to get around."""
 
 
 class Gateway:
-    """A running gateway. Make one with `run`."""
+    """A running gateway. Make one with `run`. `access`: how to reach the controller; default: as the home says."""
 
-    def __init__(self, home: Home, settings: Settings) -> None:
+    def __init__(self, home: Home, settings: Settings, access: Callable[[], Access] | None = None) -> None:
         folder = home.gateway
         folder.mkdir(parents=True, exist_ok=True)
         self._home = home
@@ -68,11 +70,12 @@ class Gateway:
         self._refused: tuple[int, int] | None = None
         self._under_way: tuple[int, int] | None = None
         self._send_table = False
+        self._draining = False
         self._active: Mapping[str, int] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._sync = SyncLoop(
             path=f"/v1/gateways/{self.settings.name}/sync",
-            access=lambda: read_access(home.controller_file, home.token_file),
+            access=access or (lambda: read_access(home.controller_file, home.token_file)),
             report=self.report,
             apply=self.take,
             report_type=GatewayReport,
@@ -107,6 +110,34 @@ class Gateway:
             async with asyncio.TaskGroup() as tasks:
                 for job in (self.envoy.keep_alive(), self._sync.run(), self._apply_newest(), self._tick()):
                     tasks.create_task(job)
+
+    @property
+    def unready(self) -> str:
+        """Why no client should be sent here; empty when there is no such reason."""
+        if self._draining:
+            return "draining"
+        if not self.envoy.running:
+            return "Envoy does not run"
+        return "" if self.served.epoch else "no route table from the controller yet"
+
+    async def drain(self, timeout_s: float) -> int:
+        """Have clients go elsewhere, and wait until nothing is in flight, for `timeout_s` at most; what still is.
+
+        There is no way back. Whoever comes all the same is served, until `stop`.
+        """
+        if not self._draining:
+            log.info("draining")
+        self._draining = True
+        try:
+            await self.envoy.drain()
+            linger_s = min(LINGER_S, timeout_s)
+            await asyncio.sleep(linger_s)
+            left = await self.envoy.idle(timeout_s - linger_s)
+        except (OSError, httpx2.HTTPError) as error:
+            log.warning("Envoy does not answer; nothing is waited for", error=str(error))
+            return 0
+        log.info("drained", in_flight=left)
+        return left
 
     async def stop(self, grace_s: float) -> None:
         """End Envoy too; what is in flight gets up to `grace_s`."""

@@ -60,12 +60,17 @@ class Settings:
 def read_settings(folder: Path) -> Settings:
     """The settings in `folder`; the defaults where there is no file. Raises InvalidInput."""
     path = folder / FILE
+    return read_settings_file(path) if path.exists() else Settings()
+
+
+def read_settings_file(path: Path) -> Settings:
+    """The settings in a file. Raises InvalidInput."""
     try:
         settings = TypeAdapter(Settings).validate_json(path.read_bytes())
         check(settings)
         return settings
-    except FileNotFoundError:
-        return Settings()
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}", remedy="see docs/gateway.md") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or None

@@ -37,7 +37,8 @@ class Controller:
         self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
-        address = ControllerAddress(url=f"http://127.0.0.1:{listener.getsockname()[1]}", pid=0)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        address = ControllerAddress(url=self.url, pid=0)
         replace_file(home.controller_file, TypeAdapter(ControllerAddress).dump_json(address).decode())
 
     async def _sync(self, request: Request) -> Response:

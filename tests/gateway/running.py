@@ -35,10 +35,13 @@ class Running:
         self.controller = Controller(self.home)
         self.start()
 
+    def arguments(self) -> list[str]:
+        return ["--home", str(self.home.root), "--grace-s", "1"]
+
     def start(self) -> None:
         with (self.home.logs / "gateway.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "--home", str(self.home.root), "--grace-s", "1"],
+                [sys.executable, "-m", "gateway", *self.arguments()],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,0 +1,75 @@
+"""What Kubernetes asks a gateway's pod: whether it lives, whether it is ready, and to drain before it is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from controlplane.core.errors import Conflict
+from gateway.http_side import QuietServer
+from gateway.service import Gateway
+
+
+def application(gateway: Gateway, *, drain_s: float) -> Starlette:
+    """`/livez`, `/readyz`, and `/drain`, which answers when nothing is in flight any more, or after `drain_s`."""
+
+    async def livez(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(_: Request) -> Response:
+        reason = gateway.unready
+        return JSONResponse({"status": reason or "ready"}, status_code=503 if reason else 200)
+
+    async def drain(_: Request) -> Response:
+        left = await gateway.drain(drain_s)
+        return JSONResponse({"in_flight": left})
+
+    return Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/drain", drain, methods=["GET", "POST"]),
+        ]
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(gateway: Gateway, *, port: int, drain_s: float) -> AsyncIterator[int]:
+    """Serve the probes on all addresses; yields the port. Raises Conflict for a port in use."""
+    listener = _listen(port)
+    config = uvicorn.Config(
+        application(gateway, drain_s=drain_s), log_config=None, access_log=False, lifespan="off", timeout_keep_alive=5
+    )
+    server = QuietServer(config)
+    task = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await asyncio.gather(task, return_exceptions=True)
+        listener.close()
+
+
+def _listen(port: int) -> socket.socket:
+    six = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            ("::" if six else "0.0.0.0", port),  # noqa: S104 - the kubelet asks at the pod's address
+            family=socket.AF_INET6 if six else socket.AF_INET,
+            dualstack_ipv6=six,
+            backlog=64,
+        )
+    except OSError as error:
+        raise Conflict(
+            f"the gateway's probes can't listen on port {port}: {error.strerror}",
+            field="--port",
+            remedy="end what listens there, or give another port",
+        ) from error

@@ -1,0 +1,139 @@
+"""A gateway as a pod's: everything is given to it by arguments, it is probed, and drained before it is ended."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from controlplane.core.errors import InvalidInput
+from controlplane.core.routes import RouteTable
+from controlplane.local.processes import free_ports
+from gateway.__main__ import make, parse
+from gateway.settings import Settings, write_settings
+from tests.gateway.asking import stream
+from tests.gateway.running import Running
+from tests.gateway.waiting import wait_for
+
+NAME = "serving-gateway-7d4b9c-x2x5q"
+
+
+class Pod(Running):
+    """A gateway with nothing in its home."""
+
+    port = 0
+
+    def arguments(self) -> list[str]:
+        self.port = self.port or free_ports(1)[0]
+        self.controller.table = RouteTable()  # it has none yet
+        beside = self.home.root.parent
+        (beside / "token").write_text(self.home.token_file.read_text())
+        for file in (self.home.token_file, self.home.controller_file):
+            file.unlink(missing_ok=True)
+        (self.home.gateway / "settings.json").replace(beside / "given.json")
+        return [
+            f"--home={self.home.root}",
+            f"--name={NAME}",
+            f"--settings={beside / 'given.json'}",
+            f"--controller-url={self.controller.url}",
+            f"--token-file={beside / 'token'}",
+            f"--port={self.port}",
+            "--drain-s=30",
+            "--grace-s=1",
+        ]
+
+    def probe(self, path: str) -> httpx2.Response:
+        return httpx2.get(f"http://127.0.0.1:{self.port}{path}", timeout=60)
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Pod]:
+    made = Pod(tmp_path / "home")
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def slow(pod: Pod, seconds: float) -> list[object]:
+    """The answers on one stream."""
+    with pod.grpc() as client:
+        return [*stream(client, [("slow", "", seconds)], headers={"x-model-name": "slow"})]
+
+
+def test_it_is_ready_with_its_first_table_until_it_drains(pod: Pod, full_table: RouteTable) -> None:
+    assert pod.controller.latest.gateway == NAME
+    assert pod.probe("/livez").status_code == 200
+    answer = pod.probe("/readyz")
+    assert (answer.status_code, "no route table" in answer.text) == (503, True)
+    pod.controller.put(full_table)
+    assert pod.probe("/readyz").status_code == 200
+
+    with httpx2.Client(base_url=f"http://{pod.http_url}") as client, ThreadPoolExecutor(2) as threads:
+        ready = "/v2/models/echo/versions/2/ready"
+        assert "close" not in client.get(ready).headers.get("connection", "")
+        request: Future[list[object]] = threads.submit(slow, pod, 6.0)
+        wait_for(lambda: in_flight(pod), "the request to be in flight")
+        draining = threads.submit(pod.probe, "/drain")
+        wait_for(lambda: pod.probe("/readyz").status_code == 503, "it to say that it drains")
+        assert "draining" in pod.probe("/readyz").text
+        assert pod.probe("/livez").status_code == 200
+        wait_for(lambda: client.get(ready).headers.get("connection") == "close", "clients to be told to go elsewhere")
+        assert httpx2.get(f"http://{pod.http_url}{ready}").status_code == 200, "who comes all the same is served"
+        assert not draining.done(), "a request is in flight"
+        assert request.result(60) == [("slow", "1", 6.0)]
+        answer = draining.result(60)
+        assert (answer.status_code, answer.json()) == (200, {"in_flight": 0})
+    assert pod.probe("/drain").json() == {"in_flight": 0}, "a second time does no harm"
+    reports = len(pod.controller.reports)
+    wait_for(lambda: len(pod.controller.reports) > reports, "it to go on reporting")
+
+
+def in_flight(pod: Pod) -> int:
+    text = httpx2.get(f"{pod.admin}/stats?filter=downstream_rq_active").text
+    values = (line.rpartition(":")[2] for line in text.splitlines() if line.startswith(("http.grpc", "http.http")))
+    return sum(map(int, values))
+
+
+def test_it_lives_when_its_controller_goes(pod: Pod, full_table: RouteTable) -> None:
+    pod.controller.put(full_table)
+    pod.controller.stop()
+    assert pod.probe("/livez").status_code == 200
+    assert pod.probe("/readyz").status_code == 200
+
+
+def test_a_port_in_use_is_told(tmp_path: Path, pod: Pod) -> None:
+    arguments = ["--home", str(tmp_path / "other"), "--port", str(pod.port)]
+    done = subprocess.run([sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert "--port" in done.stderr and str(pod.port) in done.stderr
+
+
+# What is given.
+
+
+def test_settings_come_from_the_file_that_is_named(tmp_path: Path) -> None:
+    write_settings(tmp_path, Settings(name="one", address="127.0.0.9", cold_wait_s=7.0))
+    gateway = make(parse([f"--home={tmp_path / 'home'}", f"--settings={tmp_path / 'settings.json'}"]))
+    assert (gateway.settings.name, gateway.settings.cold_wait_s) == ("one", 7.0)
+    gateway = make(parse([f"--home={tmp_path / 'home'}", f"--settings={tmp_path / 'settings.json'}", "--name=two"]))
+    assert (gateway.settings.name, gateway.settings.address) == ("two", "127.0.0.9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--settings=/nowhere.json"], "/nowhere.json can't be read"),
+        (["--controller-url=controller:8080"], "no URL of a controller"),
+        (["--token-file=/token"], "add --controller-url"),
+    ],
+)
+def test_wrong_arguments_are_told(tmp_path: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        make(parse([f"--home={tmp_path}", *arguments]))
+    assert said in str(error.value)
