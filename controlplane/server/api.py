@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -63,6 +63,11 @@ class Serving:
     leader: Callable[[], str | None] = lambda: None
     ready: Callable[[], bool] = lambda: False
 
+    @property
+    def leading(self) -> Controller | None:
+        """The controller that leads here, but for one that is coming to its end: who calls it would only call again."""
+        return self.controller if self.controller is not None and not self.controller.orders.closed else None
+
 
 def make_app(controller: Controller, token: str) -> Starlette:
     """The ASGI application for one controller that is alone, with one token for everybody."""
@@ -73,9 +78,10 @@ def application(serving: Serving, identify: Identify) -> Starlette:
     """The ASGI application. `serving` is looked at anew with each call."""
 
     def leading() -> Controller:
-        if serving.controller is None:
+        controller = serving.leading
+        if controller is None:
             raise Busy("this controller does not lead at present", retry_after_s=RETRY_AFTER_S, remedy="ask again")
-        return serving.controller
+        return controller
 
     async def sync_replica(request: Request) -> Response:
         report = await _read(request, _REPLICA_REPORT, "replica")
@@ -111,7 +117,7 @@ def application(serving: Serving, identify: Identify) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def readyz(_: Request) -> Response:
-        leads = serving.controller is not None
+        leads = serving.leading is not None
         ready = leads or serving.ready()
         role = "leader" if leads else "standby" if ready else "starting"
         return JSONResponse({"status": role}, status_code=200 if ready else 503)
@@ -159,7 +165,7 @@ class _Doorkeeper:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
-                if self._serving.controller is None and scope["path"].startswith("/v1/"):
+                if self._serving.leading is None and scope["path"].startswith("/v1/"):
                     raise self._elsewhere()
                 given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
                 permit(await self._identify(given), scope["method"], scope["path"])
@@ -186,10 +192,13 @@ class Elsewhere(NotLeader):
 
 async def _read(request: Request, schema: TypeAdapter[Message], sender: str) -> Message:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_REPORT_BYTES:
-            raise InvalidInput(f"a report of more than {MAX_REPORT_BYTES} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_REPORT_BYTES:
+                raise InvalidInput(f"a report of more than {MAX_REPORT_BYTES} bytes")
+    except ClientDisconnect as error:  # it has news, and calls again with them
+        raise InvalidInput("the caller went away before its report was here") from error
     try:
         report = (
             await asyncio.to_thread(schema.validate_json, body) if len(body) > 1 << 20 else schema.validate_json(body)

@@ -19,8 +19,8 @@ from kubernetes.client import ApiException, AuthenticationV1Api, Configuration
 from urllib3.exceptions import HTTPError
 
 from controlplane.core.errors import ControlPlaneError, Unauthenticated, Unavailable
+from controlplane.fleet.cluster import client_of, told
 from controlplane.server.identity import Busy, Caller, Forbidden
-from controlplane.server.leases import prompt, told
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ Ask = Callable[[str], Review]
 
 def reviewer(configuration: Configuration, audience: str = AUDIENCE) -> Ask:
     """Asks the API server."""
-    api = AuthenticationV1Api(prompt(configuration))
+    api = AuthenticationV1Api(client_of(configuration))
 
     def ask(token: str) -> Review:
         body = {"spec": {"token": token, "audiences": [audience]}}
@@ -210,9 +210,9 @@ class ReviewedTokens:
                 log.warning("callers can't be identified; those who are known go on for a while", reason=str(error))
             self._away = True
             raise Busy(
-                f"who calls can't be found out at present: {error.what}",
+                "the API server does not tell at present who calls",
                 retry_after_s=RETRY_AFTER_S,
-                remedy=error.remedy or "ask again",
+                remedy="ask again; the controller's log says why",
             ) from error
         if self._away:
             log.info("callers can be identified again")

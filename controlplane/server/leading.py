@@ -60,8 +60,8 @@ class Record:
 
 
 class Lease(Protocol):
-    """The lease, wherever it is kept. The calls block, and raise Conflict when somebody else was first, Unavailable
-    (perhaps a `Busy`) for whatever asking again may help with."""
+    """The lease, wherever it is kept. The calls block, and raise Conflict when somebody else was first, `Busy` when a
+    pause is asked for, or any other ControlPlaneError: whatever it is, it may be granted later, be it a right."""
 
     def read(self) -> Record | None:
         """The present state; None when there is no lease."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from kubernetes.client import ApiClient, ApiException, AppsV1Api, Configuration, CoordinationV1Api
-from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.client import ApiException, AppsV1Api, Configuration, CoordinationV1Api
 from urllib3.exceptions import HTTPError
 
-from controlplane.core.errors import Conflict, ControlPlaneError, InvalidInput, Unavailable
+from controlplane.core.errors import Conflict, ControlPlaneError, Unavailable
+from controlplane.fleet.cluster import client_of, told
 from controlplane.server.leading import Busy, Record
 
 ADDRESS = "triton-controlplane.io/address"
@@ -21,29 +19,6 @@ ADDRESS = "triton-controlplane.io/address"
 MARK = ("holderIdentity", "acquireTime", "renewTime", "leaseTransitions", "leaseDurationSeconds")
 MERGE = "application/merge-patch+json"
 TIMEOUT_S = 2.0
-
-
-def configured(kubeconfig: Path | None = None) -> Configuration:
-    """How to reach the API server: as a pod's ServiceAccount, or as a kubeconfig file says. Raises InvalidInput."""
-    made = Configuration()
-    try:
-        if kubeconfig is None:
-            load_incluster_config(client_configuration=made)  # type: ignore[no-untyped-call]
-        else:
-            load_kube_config(config_file=str(kubeconfig), client_configuration=made)  # type: ignore[no-untyped-call]
-    except (ConfigException, OSError) as error:
-        raise InvalidInput(
-            f"it is not known how to reach the Kubernetes API server: {error}",
-            remedy="run this in a pod whose ServiceAccount's token is mounted",
-        ) from error
-    return made
-
-
-def prompt(configuration: Configuration) -> ApiClient:
-    """A client that tells of a failure at once: the client library's own retries may sleep as long as a server asks."""
-    changed = copy.copy(configuration)
-    changed.retries = False
-    return ApiClient(changed)
 
 
 class KubernetesLease:
@@ -59,7 +34,7 @@ class KubernetesLease:
         labels: Mapping[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._api = CoordinationV1Api(prompt(configuration))
+        self._api = CoordinationV1Api(client_of(configuration))
         self._namespace, self._name = namespace, name
         self._timeout_s = timeout_s
         self._metadata: dict[str, Any] = {"labels": dict(labels or {})}
@@ -149,42 +124,29 @@ class KubernetesLease:
             raise Unavailable(f"the API server's answer to {verb} lease {self._name} is no lease") from error
 
     def _told(self, error: ApiException, verb: str) -> ControlPlaneError:
-        return told(error, f"{verb} lease {self._name} in namespace {self._namespace}")
+        return _busy(error) or told(error, f"{verb} lease {self._name}")
 
 
 def owner_of(configuration: Configuration, *, namespace: str, deployment: str) -> dict[str, Any]:
-    """The owner reference that names a Deployment. Raises Unavailable."""
+    """The owner reference that names a Deployment. Raises ControlPlaneError."""
     try:
-        answer: Any = AppsV1Api(prompt(configuration)).read_namespaced_deployment(
+        answer: Any = AppsV1Api(client_of(configuration)).read_namespaced_deployment(
             deployment, namespace, _preload_content=False, _request_timeout=TIMEOUT_S
         )
         uid = json.loads(answer.data)["metadata"]["uid"]
     except ApiException as error:
-        raise told(error, f"get deployment {deployment} in namespace {namespace}") from error
+        raise told(error, f"get deployment {deployment}") from error
     except (HTTPError, OSError, ValueError, KeyError, TypeError) as error:
         raise Unavailable(f"the API server does not answer: {error}") from error
     return {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment, "uid": uid}
 
 
-def told(error: ApiException, wish: str) -> ControlPlaneError:
-    """The API server's refusal as an error of ours; a missing permission is named. All of them may pass with time."""
-    said = _said(error)
-    if error.status in (401, 403):
-        return Unavailable(
-            f"the API server does not let this controller {wish}: {said}",
-            remedy="look at the Role and RoleBinding of the controller's ServiceAccount",
-        )
-    what = f"the API server can't {wish} (HTTP status {error.status}): {said}"
+def _busy(error: ApiException) -> Busy | None:
+    """The pause that a refusal asks for, if it does."""
     after = str((error.headers or {}).get("retry-after", ""))
-    return Busy(what, retry_after_s=float(after)) if after.isdecimal() else Unavailable(what)
-
-
-def _said(error: ApiException) -> str:
-    """The sentence in a refusal."""
-    try:
-        return str(json.loads(error.body or "")["message"])
-    except (ValueError, KeyError, TypeError):
-        return str(error.reason or "no reason given")
+    if not after.isdecimal():
+        return None
+    return Busy(f"the API server asks for a pause (HTTP status {error.status})", retry_after_s=float(after))
 
 
 def _micro_time() -> str:
