@@ -1,0 +1,106 @@
+"""One of several controllers, in a process of its own: the real election, API and loop, with a registry in a directory.
+
+It prints what happens to it as JSON, one line each, with the machine's monotonic time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import socket
+import time
+from pathlib import Path
+
+import uvicorn
+
+from controlplane.core.models import FleetShape
+from controlplane.core.snapshot import Settings
+from controlplane.fleet.cluster import configured
+from controlplane.fleet.protocol import FleetReplica
+from controlplane.logs import configure
+from controlplane.registry import open_registry
+from controlplane.render.sharing import compatible
+from controlplane.server.api import Serving, application
+from controlplane.server.controller import Controller, claim
+from controlplane.server.identity_tokens import ReviewedTokens, reviewer
+from controlplane.server.leading import Election, new_identity
+from controlplane.server.leases import KubernetesLease
+
+SHAPE = FleetShape(name="cpu", memory_bytes=1 << 30)
+REPLICA = "serving-cpu-0"
+
+
+class Pods:
+    """A fleet of one pod that is always there."""
+
+    async def list(self) -> tuple[FleetReplica, ...]:
+        return (FleetReplica(name=REPLICA, fleet=SHAPE.name),)
+
+    async def start(self, shape: FleetShape, replica: str) -> None:
+        pass
+
+    async def remove(self, replica: str) -> None:
+        pass
+
+
+def tell(event: str, **what: object) -> None:
+    print(json.dumps({"event": event, "at": time.monotonic(), **what}), flush=True)
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    configuration = configured(arguments.kubeconfig)
+    registry = open_registry(str(arguments.registry))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        lease = KubernetesLease(configuration, namespace=arguments.namespace, name=f"{arguments.release}-controller")
+        election = Election(lease, identity=new_identity(arguments.name), address=url)
+        serving = Serving(leader=lambda: election.elsewhere, ready=lambda: election.heard)
+        identify = ReviewedTokens(reviewer(configuration), namespace=arguments.namespace, release=arguments.release)
+        server = uvicorn.Server(
+            uvicorn.Config(application(serving, identify), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        )
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+
+        async def lead() -> None:
+            tell("leads")
+            epoch = await claim(registry, f"kubernetes:{arguments.namespace}/{arguments.release}")
+            controller = Controller(
+                registry=registry,
+                epoch=epoch,
+                shapes={SHAPE.name: SHAPE},
+                backend=Pods(),
+                settings=Settings(settle_s=1.0),
+                poll_s=0.5,
+                clash=compatible,
+            )
+            serving.controller = controller
+            tell("serves", epoch=epoch)
+            try:
+                await controller.run()
+            finally:
+                serving.controller = None
+                controller.orders.close()
+                tell("stops", epoch=epoch)
+
+        tell("listens", url=url)
+        api = asyncio.create_task(server.serve(sockets=[listener]))
+        running = asyncio.create_task(election.run(lead))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+        await asyncio.wait((running,))
+        tell("ends", error=None if running.cancelled() else repr(running.exception()))
+        server.should_exit = True
+        await asyncio.gather(api, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kubeconfig", type=Path, required=True)
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--release", default="serving")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--registry", type=Path, required=True)
+    configure()
+    asyncio.run(serve(parser.parse_args()))

@@ -1,0 +1,212 @@
+"""Two controllers and one Lease, on a real API server."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane.core.errors import Conflict, Unavailable
+from controlplane.fleet.cluster import configured
+from controlplane.server.leading import Timing
+from controlplane.server.leases import ADDRESS, KubernetesLease, owner_of
+from tests.kubernetes.candidates import RELEASE, Candidate, permissions
+from tests.kubernetes.control_plane import ControlPlane
+from tests.waiting import until
+
+LEASE_S, GIVE_UP_S = Timing().lease_s, Timing().give_up_s
+
+
+@pytest.fixture
+def kubeconfig(api_server: ControlPlane, namespace: str) -> Path:
+    return permissions(api_server, namespace)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, namespace: str, kubeconfig: Path) -> Iterator[tuple[Candidate, Candidate]]:
+    """One that leads, and one that stands by."""
+    with contextlib.ExitStack() as stack:
+        first = Candidate(tmp_path, "first", namespace, kubeconfig)
+        stack.callback(first.end)
+        until(lambda: first.leads, what="the first does not lead")
+        second = Candidate(tmp_path, "second", namespace, kubeconfig)
+        stack.callback(second.end)
+        until(lambda: second.get("/readyz").status_code == 200, what="the second does not get ready")
+        yield first, second
+
+
+def lease(api_server: ControlPlane, namespace: str) -> Any:
+    return api_server.get("lease", f"{RELEASE}-controller", f"--namespace={namespace}")
+
+
+def figure(what: str, seconds: float) -> None:
+    print(f"{what}: {seconds:.2f} s")
+
+
+def test_one_leads_and_the_other_says_where(
+    api_server: ControlPlane, namespace: str, pair: tuple[Candidate, Candidate]
+) -> None:
+    first, second = pair
+    assert not second.leads
+    written = lease(api_server, namespace)
+    assert written["spec"]["holderIdentity"].startswith("first_")
+    assert written["metadata"]["annotations"][ADDRESS] == first.url
+    assert second.get("/readyz").json() == {"status": "standby"}
+    assert first.get("/readyz").json() == {"status": "leader"}
+    for path in ("/v1/status", "/v1/replicas/somebody/sync"):
+        answer = second.get(path)
+        assert answer.status_code == 421
+        assert answer.headers["location"] == first.url
+        assert answer.json()["error"]["code"] == "NOT_LEADER"
+    assert second.get("/metrics").status_code == 401, "the rest is for callers who are known"
+
+
+def test_a_killed_leader_is_followed_when_its_lease_has_run_out(pair: tuple[Candidate, Candidate]) -> None:
+    first, second = pair
+    killed_at = time.monotonic()
+    first.send(signal.SIGKILL)
+    until(lambda: second.leads, timeout_s=15.0, what="nobody takes over in time")
+    figure("hand-over after kill -9", second.at("serves") - killed_at)
+    assert (second.last("serves") or {})["epoch"] > (first.last("serves") or {})["epoch"]
+
+
+def test_a_leader_that_is_stopped_hands_over_at_once(
+    api_server: ControlPlane, namespace: str, pair: tuple[Candidate, Candidate]
+) -> None:
+    first, second = pair
+    told_at = time.monotonic()
+    first.send(signal.SIGTERM)
+    until(lambda: second.leads, timeout_s=LEASE_S / 2, what="the lease was not given back")
+    figure("hand-over after SIGTERM", second.at("serves") - told_at)
+    assert first.at("stops") <= second.at("leads"), "the new one begins when the old one has ended"
+    assert first.process.wait(10) == 0
+    assert (first.last("ends") or {})["error"] is None
+    second.send(signal.SIGTERM)
+    assert second.process.wait(10) == 0
+    assert lease(api_server, namespace)["spec"].get("holderIdentity", "") == ""
+    assert ADDRESS not in lease(api_server, namespace)["metadata"].get("annotations", {})
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_without_an_api_server_nobody_leads_and_somebody_does_when_it_is_back(
+    api_server: ControlPlane, pair: tuple[Candidate, Candidate], fault: str
+) -> None:
+    first, second = pair
+    before = first.last("serves") or {}
+    away_at = time.monotonic()
+    getattr(api_server, fault)()
+    try:
+        until(lambda: not first.leads, timeout_s=LEASE_S, what="a leader that can't renew goes on")
+        figure("a leader gives up", first.at("stops") - away_at)
+        until(lambda: second.get("/v1/status").status_code == 503, what="the leader that was is still named")
+        answer = first.get("/v1/status")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert first.process.poll() is None and second.process.poll() is None
+        assert not second.leads
+    finally:
+        if fault == "kill":
+            api_server.start()
+        else:
+            api_server.go_on()
+    until(lambda: first.leads or second.leads, what="nobody leads again")
+    now = next(each for each in pair if each.leads)
+    assert (now.last("serves") or {})["epoch"] > before["epoch"]
+    other = next(each for each in pair if each is not now)
+    until(lambda: other.get("/v1/status").headers.get("location") == now.url, what="the standby does not say where")
+
+
+def test_a_leader_that_was_frozen_finds_itself_deposed_and_stands_by(pair: tuple[Candidate, Candidate]) -> None:
+    first, second = pair
+    first.send(signal.SIGSTOP)
+    until(lambda: second.leads, timeout_s=15.0, what="nobody takes over")
+    first.send(signal.SIGCONT)
+    until(lambda: not first.leads, what="the deposed one goes on")
+    until(lambda: first.get("/v1/status").headers.get("location") == second.url, what="it does not say who leads")
+    assert first.process.poll() is None, "it stands by"
+    assert second.leads
+    second.send(signal.SIGTERM)
+    until(lambda: first.leads, what="it does not lead again")
+
+
+def test_hands_that_change_the_lease_do_not_move_it(
+    api_server: ControlPlane, namespace: str, pair: tuple[Candidate, Candidate]
+) -> None:
+    first, second = pair
+    holder = lease(api_server, namespace)["spec"]["holderIdentity"]
+    began, number = time.monotonic(), 0
+    while time.monotonic() < began + 5:  # more than two renewals
+        number += 1
+        api_server.kubectl(
+            "annotate", "lease", f"{RELEASE}-controller", f"--namespace={namespace}", "--overwrite", f"n={number}"
+        )
+    api_server.kubectl("delete", "lease", f"{RELEASE}-controller", f"--namespace={namespace}")
+    api_server.until("kube-apiserver", "get", "lease", f"{RELEASE}-controller", f"--namespace={namespace}")
+    assert lease(api_server, namespace)["spec"]["holderIdentity"] == holder
+    assert first.leads and not second.leads
+    assert len([each for each in first.events if each["event"] == "leads"]) == 1
+
+
+def test_a_leader_that_loses_its_permission_stops_and_says_which(
+    api_server: ControlPlane, namespace: str, pair: tuple[Candidate, Candidate]
+) -> None:
+    first, second = pair
+    api_server.kubectl("delete", "rolebinding", "serving-controller", f"--namespace={namespace}")
+    until(lambda: not first.leads, what="it goes on")
+    assert not second.leads
+    assert "patch lease serving-controller" in first.log.read_text()
+    permissions(api_server, namespace)
+    until(lambda: first.leads or second.leads, what="nobody leads again")
+
+
+# The Lease itself.
+
+
+def kubernetes_lease(kubeconfig: Path, namespace: str, **settings: Any) -> KubernetesLease:
+    configuration = configured(kubeconfig)
+    return KubernetesLease(configuration, namespace=namespace, name=f"{RELEASE}-controller", **settings)
+
+
+def test_of_two_writes_to_a_lease_one_wins(namespace: str, kubeconfig: Path) -> None:
+    kept = kubernetes_lease(kubeconfig, namespace)
+    assert kept.read() is None
+    made = kept.create(holder="a", address="http://a:1", lease_s=10)
+    with pytest.raises(Conflict):
+        kept.create(holder="b", address="http://b:1", lease_s=10)
+    renewed = kept.write(made, holder="a", address="http://a:1", lease_s=10)
+    assert renewed.mark != made.mark and renewed.transitions == made.transitions
+    with pytest.raises(Conflict):
+        kept.write(made, holder="b", address="http://b:1", lease_s=10)
+    assert kept.read() == renewed
+    taken = kept.write(renewed, holder="b", address="http://b:1", lease_s=10)
+    assert (taken.holder, taken.address, taken.transitions) == ("b", "http://b:1", 1)
+    given_back = kept.write(taken, holder="", address="", lease_s=10)
+    assert (given_back.holder, given_back.address) == ("", "")
+
+
+def test_a_lease_goes_with_its_owner(api_server: ControlPlane, namespace: str) -> None:
+    name = f"{RELEASE}-controller"
+    api_server.kubectl("create", "deployment", name, f"--namespace={namespace}", "--image=x", "--replicas=0")
+    configuration = configured(api_server.kubeconfig)
+    owner = owner_of(configuration, namespace=namespace, deployment=name)
+    kept = kubernetes_lease(api_server.kubeconfig, namespace, owner=owner, labels={"app.kubernetes.io/instance": "x"})
+    kept.create(holder="a", address="http://a:1", lease_s=10)
+    api_server.kubectl("delete", "deployment", name, f"--namespace={namespace}")
+    until(lambda: kept.read() is None, timeout_s=60, what="the lease is left over")
+
+
+def test_a_lease_on_an_api_server_that_does_not_answer(
+    api_server: ControlPlane, namespace: str, kubeconfig: Path
+) -> None:
+    kept = kubernetes_lease(kubeconfig, namespace, timeout_s=0.5)
+    api_server.pause()
+    try:
+        with pytest.raises(Unavailable, match="does not answer"):
+            kept.read()
+    finally:
+        api_server.go_on()
