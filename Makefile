@@ -5,11 +5,12 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
 
-.PHONY: help install lint test demo bench clean
+.PHONY: help install lint test e2e-kubernetes demo bench clean
 
 help:
 	@echo "make demo   show the main job on real models (a minute)"
 	@echo "make test   run every test"
+	@echo "make e2e-kubernetes  run it on a real Kubernetes node, as root (a quarter of an hour the first time)"
 	@echo "make lint   check style, types and the floors of the house"
 	@echo "make bench  measure what docs/benchmarks.md states"
 	@echo "make clean  remove what the targets above installed and made"
@@ -38,6 +39,9 @@ lint: install
 
 test: install
 	$(RUN)/python -m pytest
+
+e2e-kubernetes: install
+	E2E_KUBERNETES=1 $(RUN)/python -m pytest tests/kubernetes/e2e
 
 demo: install
 	@$(RUN)/python -m examples.demo

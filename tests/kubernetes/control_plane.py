@@ -89,7 +89,7 @@ class ControlPlane:
         private, public = signing_key(pki, "service-accounts")
         self._apiserver = self._apiserver_options(etcd, port, private, public)
         self.start()
-        manager = self._kubeconfig(authority.issue("system:kube-controller-manager"), "kube-controller-manager")
+        manager = self.kubeconfig_for("kube-controller-manager")
         # There is one of each, so an election would only delay it.
         self.run(
             "kube-controller-manager",
@@ -148,6 +148,10 @@ class ControlPlane:
             ]
         # The address of `kubernetes.default` would have to be one that is not a loopback's.
         return [*options, "--endpoint-reconciler-type=none"]
+
+    def kubeconfig_for(self, part: str) -> Path:
+        """A kubeconfig file of one of Kubernetes' own parts."""
+        return self._kubeconfig(self.authority.issue(f"system:{part}"), part)
 
     def _kubeconfig(self, client: Pair, name: str) -> Path:
         return kubeconfig(self.folder / f"{name}.kubeconfig", url=self.url, ca=self.ca, client=client)
@@ -237,11 +241,11 @@ class ControlPlane:
         )
 
     def until(self, name: str, *arguments: str, timeout_s: float = 60.0) -> None:
-        """Wait until kubectl succeeds with `arguments`. AssertionError when the daemon that it depends on has ended."""
+        """Wait until kubectl succeeds with `arguments`, which `name` works on. AssertionError when a daemon has ended."""
 
         def succeeds() -> bool:
             for daemon, process in self.daemons.items():
-                if process.poll() is not None and daemon in ("etcd", name):
+                if process.poll() is not None:
                     last = self.log(daemon).read_text(errors="replace")[-3000:]
                     if "address already in use" in last:
                         raise PortTaken(daemon)
@@ -280,16 +284,18 @@ def control_plane(folder: Path) -> Iterator[ControlPlane]:
 
 
 @contextlib.contextmanager
-def guarded(module: str, folder: Path) -> Iterator[None]:
+def guarded(module: str, folder: Path, *, keep: Sequence[int] = ()) -> Iterator[None]:
     """Have `python -m MODULE FOLDER` clear away when this process ends without having left the context.
 
-    It learns that from the end of a pipe, which the kernel closes however this process ends.
+    It learns that from the end of a pipe, which the kernel closes however this process ends. `keep` are open files that
+    it holds open as long as it lives.
     """
     folder.mkdir(parents=True, exist_ok=True)
     guard = subprocess.Popen(
         [sys.executable, "-m", module, str(folder.resolve())],
         stdin=subprocess.PIPE,
         start_new_session=True,
+        pass_fds=keep,
         cwd=Path(__file__).resolve().parents[2],
     )
     assert guard.stdin is not None

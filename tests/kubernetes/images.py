@@ -87,10 +87,10 @@ def build(name: str) -> str:
         )
         number = Path(digest.name).read_text().strip().removeprefix("sha256:")
     reference = f"{repository}:{number[:12]}"
+    buildah("tag", number, reference)
     for older in _names(repository):
         if older != reference:
-            buildah("untag", older, older)
-    buildah("tag", number, reference)
+            buildah("rmi", "--force", older)
     return reference
 
 
@@ -98,10 +98,10 @@ def from_program(name: str, program: Path) -> str:
     """An image that holds one static program and runs it; returns its reference."""
     reference = f"localhost/{name}:{program.stat().st_size}"
     if not _names(reference):
-        container = buildah("from", "scratch")
-        buildah("copy", "--quiet", container, program, f"/{name}")
-        buildah("config", f'--entrypoint=["/{name}"]', "--user=65535:65535", container)
-        buildah("commit", "--quiet", "--rm", container, reference)
+        with _container("scratch") as container:
+            buildah("copy", "--quiet", container, program, f"/{name}")
+            buildah("config", f'--entrypoint=["/{name}"]', "--user=65535:65535", container)
+            buildah("commit", "--quiet", container, reference)
     return reference
 
 
@@ -116,16 +116,20 @@ def sizes(reference: str) -> tuple[int, int]:
     return _unpacked(reference), _unpacked(reference) - _unpacked(_base(PYTHON))
 
 
-def _unpacked(reference: str) -> int:
-    container = buildah("from", "--pull-never", reference)
+@contextmanager
+def _container(image: str) -> Iterator[str]:
+    """One of an image, removed afterwards."""
+    made = buildah("from", "--pull-never", image)
     try:
-        folder = buildah("mount", container)
-        counted = subprocess.run(
-            ["du", "-sx", "--apparent-size", "--block-size=1", folder], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-        return int(counted.split()[0])
+        yield made
     finally:
-        buildah("rm", container)
+        buildah("rm", made)
+
+
+def _unpacked(reference: str) -> int:
+    with _container(reference) as container:
+        command = ["du", "-sx", "--apparent-size", "--block-size=1", buildah("mount", container)]
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[0])
 
 
 def _names(prefix: str) -> list[str]:
@@ -139,28 +143,27 @@ def _base(kind: str) -> str:
     if _names(reference):
         return reference
     _say(f"making {kind} of Debian's packages")
-    container = buildah("from", "scratch")
-    folder = buildah("mount", container)
     same = platform.freedesktop_os_release().get("VERSION_CODENAME") == DEBIAN
     sources = [path for path in _files("/etc/apt/sources.list", "/etc/apt/sources.list.d") if same]
     variant, packages = BASES[kind]
-    subprocess.run(
-        [
-            "mmdebstrap",
-            "--quiet",
-            f"--variant={variant}",
-            f"--include={packages}",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in KEPT_OUT),
-            *(f"--{'extract' if variant == 'extract' else 'customize'}-hook={hook}" for hook in HOOKS[kind]),
-            DEBIAN,
-            folder,
-            *sources,
-        ],
-        check=True,
-        stdout=sys.stderr,
-    )
-    buildah("config", "--cmd=python3", f"--env=PATH={PATH}", container)
-    buildah("commit", "--quiet", "--rm", container, reference)
+    with _container("scratch") as container:
+        subprocess.run(
+            [
+                "mmdebstrap",
+                "--quiet",
+                f"--variant={variant}",
+                f"--include={packages}",
+                *(f"--dpkgopt=path-exclude={pattern}" for pattern in KEPT_OUT),
+                *(f"--{'extract' if variant == 'extract' else 'customize'}-hook={hook}" for hook in HOOKS[kind]),
+                DEBIAN,
+                buildah("mount", container),
+                *sources,
+            ],
+            check=True,
+            stdout=sys.stderr,
+        )
+        buildah("config", "--cmd=python3", f"--env=PATH={PATH}", container)
+        buildah("commit", "--quiet", container, reference)
     return reference
 
 
