@@ -5,11 +5,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import controlplane
-from controlplane.cli.context import DEFAULT_HOME, HOME_VARIABLE, REGISTRY_VARIABLE, Context
+from controlplane.cli.context import (
+    CONTEXT_VARIABLE,
+    DEFAULT_HOME,
+    HOME_VARIABLE,
+    NAMESPACE_VARIABLE,
+    REGISTRY_VARIABLE,
+    RELEASE_VARIABLE,
+    Context,
+    Target,
+)
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidEntry, InvalidInput
 from controlplane.local.home import Home
 
@@ -36,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "infer": ("controlplane.cli.infer", "Send a request, and show the code for it."),
     "unquarantine": ("controlplane.cli.unquarantine", "Let a version run again where it took a server down."),
     "simulate": ("controlplane.cli.simulate", "Replay recorded traffic: replicas and waits that would have been."),
+    "doctor": ("controlplane.cli.doctor", "Check an installation, and say what to do."),
     "gc": ("controlplane.cli.gc", "Remove files that no version needs."),
     "completion": ("controlplane.cli.completion", "Print the shell's completion script."),
     "version": ("controlplane.cli.version", "Print the version of this program."),
@@ -85,6 +97,25 @@ def _set_home(ctx: click.Context, _: click.Parameter, value: Path | None) -> Non
         context.home = Home(value)
 
 
+TYPED = ("--namespace", "--release")
+"""What means nothing without a context."""
+TARGET: dict[str, click.ParamType[Any]] = {
+    "--context": click.STRING,
+    "--namespace": click.STRING,
+    "--release": click.STRING,
+    "--kubeconfig": click.Path(path_type=Path),
+}
+
+
+def _set_target(ctx: click.Context, param: click.Parameter, value: str | Path | None) -> None:
+    context = ctx.find_object(Context)
+    if value is not None and context is not None:
+        option = param.opts[0]
+        setattr(context.target, option.removeprefix("--"), value)
+        if option in TYPED:
+            context.target.typed.add(option)
+
+
 def accept_global_options(command: click.Command) -> click.Command:
     """Let the global options be given after the subcommand as well."""
     taken = {option for param in command.params for option in param.opts}
@@ -106,6 +137,12 @@ def accept_global_options(command: click.Command) -> click.Command:
         command.params.append(
             click.Option(["--registry", "_registry"], callback=_set_registry, expose_value=False, hidden=True)
         )
+    for option, kind in TARGET.items():
+        if option not in taken:
+            name = f"_{option.removeprefix('--')}"
+            command.params.append(
+                click.Option([option, name], type=kind, callback=_set_target, expose_value=False, hidden=True)
+            )
     return command
 
 
@@ -124,17 +161,56 @@ def accept_global_options(command: click.Command) -> click.Command:
     "registry_url",
     envvar=REGISTRY_VARIABLE,
     show_envvar=True,
-    help="Where models are kept: s3://bucket/prefix or a folder. Without it: where the home says.",
+    help="Where models are kept: s3://bucket/prefix or a folder. Without it: where the home, or the release, says.",
+)
+@click.option(
+    "--context",
+    "context",
+    envvar=CONTEXT_VARIABLE,
+    show_envvar=True,
+    help="A context of the kubeconfig: the system is a release on that cluster, not the home's.",
+)
+@click.option(
+    "--namespace",
+    envvar=NAMESPACE_VARIABLE,
+    show_envvar=True,
+    help="The release's namespace. Without it: the context's.",
+)
+@click.option(
+    "--release",
+    envvar=RELEASE_VARIABLE,
+    show_envvar=True,
+    help="The release. Without it: the only one in the namespace.",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    help="The kubeconfig. Without it: KUBECONFIG, or ~/.kube/config.",
 )
 @click.version_option(controlplane.__version__, message="ctl %(version)s", help="Show the version and exit.")
 @click.pass_context
-def ctl(ctx: click.Context, home: Path, registry_url: str | None) -> None:
+def ctl(
+    ctx: click.Context,
+    *,
+    home: Path,
+    registry_url: str | None,
+    context: str | None,
+    namespace: str | None,
+    release: str | None,
+    kubeconfig: Path | None,
+) -> None:
     """Control plane for fleets of Triton servers.
 
-    Changes go to the registry; what runs is told by the controller of the home. Data goes to standard output, all else
-    to standard error. Exit status: 0 done, 1 failed or different, 2 usage, 3 waited in vain, 4 no access, 5 conflict.
+    Changes go to the registry; what runs is told by the controller of the home, or of a release on Kubernetes.
+
+    Data goes to standard output, all else to standard error. Exit status: 0 done, 1 failed or different, 2 usage, 3
+    waited in vain, 4 no access, 5 conflict.
     """
-    ctx.obj = Context(Home(home), registry_url)
+    typed = {
+        option for option in TYPED if ctx.get_parameter_source(option.removeprefix("--")) is ParameterSource.COMMANDLINE
+    }
+    target = Target(context=context, namespace=namespace, release=release, kubeconfig=kubeconfig, typed=typed)
+    ctx.obj = Context(Home(home), registry_url, target)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

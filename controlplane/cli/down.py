@@ -15,6 +15,7 @@ from controlplane.cli.up import end
 @pass_context
 def down(context: Context, timeout_s: float, dry_run: bool) -> None:
     """End the system of this home: its gateway, controller, agents and servers. The registry stays."""
+    context.refuse_kubernetes("down", "`helm uninstall RELEASE` ends one; the bucket stays")
     if dry_run:
         from controlplane.cli.would import print_end
 

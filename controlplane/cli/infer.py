@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from controlplane.cli.arguments import DURATION, MODEL_OR_MENTION, Mention, Reference
-from controlplane.cli.context import Context, pass_context
+from controlplane.cli.context import Context, Gateway, pass_context
 from controlplane.cli.importing import importing
 from controlplane.cli.output import note, output_option, show_one
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, NotFound, Unavailable
@@ -26,7 +26,9 @@ SHOWN_VALUES = 20
 @click.argument("name", metavar="NAME[@VERSION|@ALIAS]", type=MODEL_OR_MENTION)
 @click.option("--input", "inputs", multiple=True, metavar="[TENSOR=]@FILE|JSON", help="An input; once for each.")
 @click.option("--sequence", type=click.IntRange(min=1), help="Send it as a whole sequence with this correlation id.")
-@click.option("--gateway", "address", metavar="HOST:PORT", help="The gateway's gRPC address; without it, the home's.")
+@click.option(
+    "--gateway", "address", metavar="HOST:PORT", help="The gateway's gRPC address; without it, the home's or release's."
+)
 @click.option("--timeout", "timeout_s", type=DURATION, default="60s", show_default=True, help="How long it may take.")
 @click.option("--raw", is_flag=True, help="Print numbers also where an output has labels.")
 @click.option("--code/--no-code", "with_code", default=True, help="Print the Python code for it on standard error.")
@@ -52,42 +54,38 @@ def infer(
     with importing():
         from tritonclient import grpc
 
-        from controlplane.cli.addresses import gateway_addresses
         from controlplane.cli.tensors import Declared, read_input
 
     # What another gateway answers has its labels in another registry than the home's, unless one is named.
     has_labels = address is None or context.registry_url is not None
-    address = address or gateway_addresses(context.home).grpc
-    model, version = _asked(context, name)
-    client = grpc.InferenceServerClient(address)
-    try:
-        with _own_errors(model, address):
-            told = client.get_model_metadata(model, version, client_timeout=timeout_s)
-        declared = {
-            each.name: Declared(name=each.name, data_type=each.datatype, shape=tuple(each.shape))
-            for each in told.inputs
-        }
-        given = [read_input(text, declared) for text in inputs]
-        _check_complete(given, declared)
-        for each in given:
-            if each.note:
-                note(each.note)
-        started = time.perf_counter()
-        with _own_errors(model, address):
-            result = client.infer(
-                model,
-                [_tensor(grpc, each) for each in given],
-                model_version=version,
-                client_timeout=timeout_s,
-                **_sequence(sequence),
-            )
-        took_ms = (time.perf_counter() - started) * 1000
-    finally:
-        client.close()
+    with context.gateway(address) as gateway:
+        model, version = _asked(context, name)
+        with closing(grpc.InferenceServerClient(gateway.address)) as client:
+            with _own_errors(model, gateway):
+                told = client.get_model_metadata(model, version, client_timeout=timeout_s)
+            declared = {
+                each.name: Declared(name=each.name, data_type=each.datatype, shape=tuple(each.shape))
+                for each in told.inputs
+            }
+            given = [read_input(text, declared) for text in inputs]
+            _check_complete(given, declared)
+            for each in given:
+                if each.note:
+                    note(each.note)
+            started = time.perf_counter()
+            with _own_errors(model, gateway):
+                result = client.infer(
+                    model,
+                    [_tensor(grpc, each) for each in given],
+                    model_version=version,
+                    client_timeout=timeout_s,
+                    **_sequence(sequence),
+                )
+            took_ms = (time.perf_counter() - started) * 1000
     answer = result.get_response()
     names = [each.name for each in answer.outputs]
     if with_code:
-        note(_code(address, model, version, given, outputs=names, sequence=sequence))
+        note(_code(gateway.shown, model, version, given, outputs=names, sequence=sequence))
     outputs = [
         {
             "name": each.name,
@@ -206,16 +204,18 @@ def _short(values: object) -> str:
 
 
 @contextmanager
-def _own_errors(model: str, address: str) -> Iterator[None]:
+def _own_errors(model: str, gateway: Gateway) -> Iterator[None]:
     from tritonclient.utils import InferenceServerException
 
     try:
         yield
     except InferenceServerException as error:
         status = str(error.status() or "").removeprefix("StatusCode.")
-        if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not _is_there(address):
+        if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and gateway.failure is not None:
+            raise gateway.failure from error
+        if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not _is_there(gateway.address):
             raise Unavailable(
-                f"nothing answers at {address}",
+                f"nothing answers at {gateway.shown}",
                 remedy="`ctl up` starts the system; another one's gateway is named with --home or --gateway",
             ) from error
         kinds: dict[str, type[ControlPlaneError]] = {
@@ -228,7 +228,7 @@ def _own_errors(model: str, address: str) -> Iterator[None]:
             "NOT_FOUND": "`ctl get models` lists them; only what is promoted or has an alias can be asked for",
             "UNAVAILABLE": f"`ctl explain {model}` says why",
         }.get(status)
-        raise kinds.get(status, ControlPlaneError)(f"{address}: {error.message()}", remedy=remedy) from error
+        raise kinds.get(status, ControlPlaneError)(f"{gateway.shown}: {error.message()}", remedy=remedy) from error
 
 
 def _is_there(address: str) -> bool:

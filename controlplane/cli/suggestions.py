@@ -7,7 +7,7 @@ from functools import wraps
 
 import click
 
-from controlplane.cli.context import DEFAULT_HOME, Context
+from controlplane.cli.context import DEFAULT_HOME, Context, Target
 from controlplane.core.models import Model
 from controlplane.local.home import Home
 
@@ -107,4 +107,5 @@ def _versions(model: Model) -> list[str]:
 def _context(ctx: click.Context) -> Context:
     """The global options, from what has been typed so far: while completing, no command runs."""
     root = ctx.find_root().params
-    return Context(Home(root.get("home") or DEFAULT_HOME), root.get("registry_url"))
+    target = Target(root.get("context"), root.get("namespace"), root.get("release"), root.get("kubeconfig"))
+    return Context(Home(root.get("home") or DEFAULT_HOME), root.get("registry_url"), target)

@@ -48,6 +48,7 @@ def up(
     the foreground until Ctrl-C; everything is kept in the home folder (./.ctl), which also tells the other commands
     where things are.
     """
+    context.refuse_kubernetes("up", "`helm install` starts a release, `helm upgrade` changes it")
     home = context.home
     known = load_system(home) if file is None else None
     system = known or read_system(file, home)

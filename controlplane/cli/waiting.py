@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from controlplane.cli.context import Context
+from controlplane.cli.context import Context, Reads
 from controlplane.cli.output import note
 from controlplane.core.errors import Conflict, ControlPlaneError, DeadlineExceeded, LoadFailed, Unavailable
 from controlplane.core.models import Model, Rollout
 from controlplane.registry import Registry
-
-if TYPE_CHECKING:
-    from controlplane.client.reader import Reader
 
 LOOK_MIN_S, LOOK_MAX_S, LOOK_MORE = 0.1, 1.0, 1.3
 """The pause between two looks: short at first, when most rollouts end, then longer with each look."""
@@ -66,7 +63,7 @@ class _Watcher:
         self._heard_at: float | None = None
         self._silent_since = time.monotonic()
         self._connection = contextlib.ExitStack()
-        self._reader: Reader | None = None
+        self._reader: Reads | None = None
         self.said = ""
 
     def __enter__(self) -> Self:
@@ -105,10 +102,13 @@ class _Watcher:
             raise
 
     def _silence(self, rollout: Rollout, error: Unavailable) -> None:
-        never_there = self._heard_at is None and not self._context.home.controller_file.exists()
+        on_kubernetes = self._context.on_kubernetes  # where controllers come by themselves
+        never_there = self._heard_at is None and not on_kubernetes and not self._context.home.controller_file.exists()
         if never_there or time.monotonic() - self._silent_since > CONTROLLER_AWAY_S:
             raise DeadlineExceeded(
                 f"recorded, not served: {self._name}@{rollout.target} is to be promoted, and no controller answers "
                 f"({error.what})",
-                remedy="start it with `ctl up`: it then carries the rollout out; or use --no-wait",
+                remedy="a controller that leads carries it out: `ctl doctor` says what is missing; or use --no-wait"
+                if on_kubernetes
+                else "start it with `ctl up`: it then carries the rollout out; or use --no-wait",
             ) from error

@@ -16,10 +16,12 @@ TIMEOUT_S = 10.0
 
 
 class Reader:
-    """One connection to a controller; use it as a context manager."""
+    """One connection to a controller; use it as a context manager. `follows`: whether it goes where a standby says that
+    the leader is; else it raises NotLeader."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, *, follows: bool = True) -> None:
         self._url = access.url
+        self._follows = follows
         self._leader = Leader()
         self._http = httpx2.Client(
             headers={"authorization": f"Bearer {access.token}"},
@@ -54,7 +56,9 @@ class Reader:
             except httpx2.TransportError:
                 self._leader.failed()
                 raise
-            if answer.status_code != MISDIRECTED or not self._leader.follow(answer.headers.get("location")):
+            if answer.status_code != MISDIRECTED or not self._follows:
+                break
+            if not self._leader.follow(answer.headers.get("location")):
                 break
             if hop == MOST_HOPS:
                 self._leader.failed()

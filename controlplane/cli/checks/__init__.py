@@ -1,0 +1,1 @@
+"""What `ctl doctor` looks at."""

@@ -1,0 +1,1 @@
+"""What `ctl` does where the system is a release on Kubernetes."""
