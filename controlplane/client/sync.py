@@ -134,4 +134,7 @@ def _asked_pause_s(error: Exception) -> float:
     if not isinstance(error, httpx2.HTTPStatusError):
         return 0.0
     asked = error.response.headers.get("retry-after", "")
-    return min(float(asked), RETRY_AFTER_MAX_S) if asked.isdecimal() else 0.0
+    if not asked.isdecimal():
+        return 0.0
+    # Many may have been told the same at once: they don't come back all at once.
+    return min(float(asked), RETRY_AFTER_MAX_S) * random.uniform(1.0, 1.5)  # noqa: S311

@@ -34,7 +34,7 @@ FRESH_S = 30.0
 """From then on he is reviewed again, but known while the API server is away."""
 REFUSED_S = 5.0
 MOST_KNOWN, MOST_REFUSED = 10_000, 1_000
-MOST_WAITING = 256
+MOST_WAITING = 1_000
 LONGEST_TOKEN = 16 << 10
 TIMEOUT_S = 3.0
 RETRY_AFTER_S = 2
@@ -163,7 +163,7 @@ class ReviewedTokens:
         self._namespace, self._release, self._audience = namespace, release, audience
         self._known, self._refused = _Kept(MOST_KNOWN), _Kept(MOST_REFUSED)
         self._under_way: dict[bytes, asyncio.Task[Caller]] = {}
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="tokens")
+        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="tokens")
         self._away = False
 
     async def __call__(self, authorization: bytes) -> Caller:
