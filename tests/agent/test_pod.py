@@ -16,7 +16,7 @@ import pytest
 from controlplane.agent.probes import answering
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.installation import find_installation
-from controlplane.agent.triton.pod import PodProcess, arguments
+from controlplane.agent.triton.pod import PodProcess, arguments, inside
 from controlplane.agent.triton.process import Ports
 from controlplane.agent.triton.server import TritonServer
 from controlplane.core.messages import ServerState
@@ -101,6 +101,19 @@ async def test_it_is_found_killed_and_found_again(settings: Settings, ports: Por
     await server.stop()
     assert server.status.state == "stopped"
     assert kubelet.running is not None and kubelet.running.poll() is None, "the kubelet ends it"
+
+
+def test_links_of_the_servers_file_system_are_followed_there(tmp_path: Path) -> None:
+    (tmp_path / "usr" / "lib" / "server" / "backends").mkdir(parents=True)
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "server").symlink_to("/usr/lib/server")
+    (tmp_path / "opt" / "beside").symlink_to("../usr/lib")
+    (tmp_path / "circle").symlink_to("/circle")
+    expected = tmp_path / "usr" / "lib" / "server" / "backends"
+    assert inside(tmp_path, "/opt/server/backends") == expected
+    assert inside(tmp_path, "/opt/beside/server/backends") == expected
+    assert inside(tmp_path, "/../../opt/server/backends") == expected
+    assert not inside(tmp_path, "/circle/backends").is_dir()
 
 
 class Agent:

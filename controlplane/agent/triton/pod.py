@@ -7,6 +7,7 @@ it, and can look at its files.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ PORTS = Ports(http=8000, grpc=8001, metrics=8002)
 PREFIX = "ctl"
 """Begins the names of shared-memory regions: /dev/shm is the pod's own."""
 LOOK_S = 0.2
+MOST_STEPS = 256
+"""Links that lead around in a circle end here."""
 BACKENDS, BACKENDS_OPTION = "/opt/tritonserver/backends", "--backend-directory="
 """Where the server's image has its backends, unless the server is told."""
 PACKAGES = (
@@ -56,6 +59,22 @@ def arguments(settings: Settings, ports: Ports = PORTS) -> list[str]:
 def log_file(settings: Settings) -> Path:
     """Where the server writes its log, which says why a configuration can't be read."""
     return Home(settings.home).replica(settings.replica) / "triton.log"
+
+
+def inside(root: Path, path: str) -> Path:
+    """A path below another root, as it is meant there: its absolute links begin at that root, not at ours."""
+    at, rest = root, deque(Path(path).parts)
+    for _ in range(MOST_STEPS):
+        if not rest:
+            break
+        part = rest.popleft()
+        if part == "/":
+            at = root
+        elif (at / part).is_symlink():
+            rest.extendleft(reversed((at / part).readlink().parts))
+        else:
+            at = (at if at == root else at.parent) if part == ".." else at / part
+    return root.joinpath(*(part for part in rest if part != "/")) if rest else at
 
 
 class PodProcess(TritonProcess):
@@ -94,7 +113,7 @@ class PodProcess(TritonProcess):
 
     def _look(self, process: psutil.Process) -> None:
         told = [each.removeprefix(BACKENDS_OPTION) for each in process.cmdline() if each.startswith(BACKENDS_OPTION)]
-        folder = self._root(process) / (told or [BACKENDS])[-1].lstrip("/")
+        folder = inside(self._root(process), (told or [BACKENDS])[-1])
         self.backends = tuple(sorted(each.name for each in folder.glob("*") if each.is_dir()))
 
     def start(self) -> Ports:
