@@ -241,7 +241,7 @@ class ControlPlane:
         )
 
     def until(self, name: str, *arguments: str, timeout_s: float = 60.0) -> None:
-        """Wait until kubectl succeeds with `arguments`, which `name` works on. AssertionError when a daemon has ended."""
+        """Wait until kubectl succeeds with `arguments`, `name`'s work. AssertionError when a daemon has ended."""
 
         def succeeds() -> bool:
             for daemon, process in self.daemons.items():

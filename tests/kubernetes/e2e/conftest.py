@@ -25,8 +25,8 @@ BUILT = pytest.StashKey[dict[str, str]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Build, start the node and go there.
 
-    It is done before any test, for it takes longer than a test may; and before a test's module is imported, for a library
-    with threads of its own must be loaded where those are to be.
+    It is done before any test, for it takes longer than a test may; and before a test's module is imported, for a
+    library with threads of its own must be loaded where those are to be.
     """
     if not WANTED or config.option.collectonly:
         return
