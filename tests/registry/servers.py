@@ -90,11 +90,11 @@ def moto() -> Iterator[S3Server]:
 
 
 @contextlib.contextmanager
-def versitygw(folder: Path) -> Iterator[S3Server]:
+def versitygw(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """Versitygw over a plain folder."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.bind((host, 0))
+        address = f"{host}:{probe.getsockname()[1]}"
     folder.mkdir()
     process = subprocess.Popen(
         [_versitygw(), "--port", address, "--quiet", "posix", str(folder)],
