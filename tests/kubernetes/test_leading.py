@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from controlplane.core.errors import Conflict, Unavailable
 from controlplane.fleet.cluster import configured
-from controlplane.server.leading import Timing
+from controlplane.server.leading import Busy, Timing
 from controlplane.server.leases import ADDRESS, KubernetesLease, owner_of
 from tests.kubernetes.candidates import RELEASE, Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane
@@ -92,14 +94,17 @@ def test_a_leader_that_is_stopped_hands_over_at_once(
     assert ADDRESS not in lease(api_server, namespace)["metadata"].get("annotations", {})
 
 
-@pytest.mark.parametrize("fault", ["kill", "pause"])
+@pytest.mark.parametrize("fault", ["kill", "pause", "store"])
 def test_without_an_api_server_nobody_leads_and_somebody_does_when_it_is_back(
     api_server: ControlPlane, pair: tuple[Candidate, Candidate], fault: str
 ) -> None:
     first, second = pair
     before = first.last("serves") or {}
     away_at = time.monotonic()
-    getattr(api_server, fault)()
+    if fault == "store":  # what is asked takes too long, and ends with 500
+        api_server.daemons["etcd"].send_signal(signal.SIGSTOP)
+    else:
+        getattr(api_server, fault)()
     try:
         until(lambda: not first.leads, timeout_s=LEASE_S, what="a leader that can't renew goes on")
         figure("a leader gives up", first.at("stops") - away_at)
@@ -110,10 +115,13 @@ def test_without_an_api_server_nobody_leads_and_somebody_does_when_it_is_back(
         assert first.process.poll() is None and second.process.poll() is None
         assert not second.leads
     finally:
-        if fault == "kill":
-            api_server.start()
-        else:
-            api_server.go_on()
+        match fault:
+            case "kill":
+                api_server.start()
+            case "pause":
+                api_server.go_on()
+            case "store":
+                api_server.daemons["etcd"].send_signal(signal.SIGCONT)
     until(lambda: first.leads or second.leads, what="nobody leads again")
     now = next(each for each in pair if each.leads)
     assert (now.last("serves") or {})["epoch"] > before["epoch"]
@@ -162,6 +170,57 @@ def test_a_leader_that_loses_its_permission_stops_and_says_which(
     assert "patch lease serving-controller" in first.log.read_text()
     permissions(api_server, namespace)
     until(lambda: first.leads or second.leads, what="nobody leads again")
+
+
+JAIL = """\
+apiVersion: flowcontrol.apiserver.k8s.io/v1
+kind: PriorityLevelConfiguration
+metadata: {{name: {namespace}}}
+spec:
+  type: Limited
+  limited: {{nominalConcurrencyShares: 0, borrowingLimitPercent: 0, limitResponse: {{type: Reject}}}}
+---
+apiVersion: flowcontrol.apiserver.k8s.io/v1
+kind: FlowSchema
+metadata: {{name: {namespace}}}
+spec:
+  priorityLevelConfiguration: {{name: {namespace}}}
+  matchingPrecedence: 2
+  rules:
+    - subjects: [{{kind: ServiceAccount, serviceAccount: {{name: serving-controller, namespace: {namespace}}}}}]
+      resourceRules: [{{verbs: ["*"], apiGroups: ["*"], resources: ["*"], namespaces: ["*"], clusterScope: true}}]
+"""
+
+
+def test_an_api_server_that_has_too_much_to_do(
+    api_server: ControlPlane, namespace: str, kubeconfig: Path, pair: tuple[Candidate, Candidate]
+) -> None:
+    """It answers 429 to most of what the controllers ask, since somebody takes the little that they may have."""
+    first, _ = pair
+    kept, enough = kubernetes_lease(kubeconfig, namespace), threading.Event()
+
+    def ask() -> bool:
+        """Ask until it is enough; whether a pause was asked for."""
+        pauses = False
+        while not enough.is_set():
+            try:
+                kept.read()
+            except Busy as error:
+                pauses = pauses or error.retry_after_s > 0
+        return pauses
+
+    objects = JAIL.format(namespace=namespace)
+    api_server.kubectl("apply", "--filename=-", given=objects)
+    with ThreadPoolExecutor(4) as threads:
+        try:
+            asking = [threads.submit(ask) for _ in range(4)]
+            until(lambda: "HTTP status 429" in first.log.read_text(), timeout_s=60, what="it serves all the same")
+        finally:
+            enough.set()
+            api_server.kubectl("delete", "--filename=-", given=objects)
+        assert any(each.result() for each in asking)
+    until(lambda: any(each.leads for each in pair), what="nobody leads")
+    assert all(each.process.poll() is None for each in pair)
 
 
 # The Lease itself.
