@@ -18,8 +18,8 @@ MOST_CONNECTIONS = 64
 STALLED_S = 30.0
 """So long may one piece take to be taken by the client."""
 LINGER_S = 5.0
-"""Nothing tells a client that has closed its connection from one that only says no more: an answer on its way still
-gets through, as long as it comes without a longer pause."""
+"""Nothing tells a client that has closed its connection from one that only says no more, and a tunnel can't pass on
+either: an answer on its way still gets through, as long as it comes without a longer pause."""
 LOOK_S = 0.5
 END_S = 2.0
 

@@ -67,7 +67,10 @@ class PodTunnel:
             self._begun.add(channel)
             return b""
         if channel == ERROR:
-            raise Unavailable(f"{self._where}: {content.decode(errors='replace').strip()}", remedy=AGAIN)
+            said = content.decode(errors="replace").strip()  # long, and of the node's inner matters
+            raise Unavailable(
+                f"{self._where}: {'nobody listens there' if 'connection refused' in said else said}", remedy=AGAIN
+            )
         return content if channel == DATA else b""
 
     def send(self, data: bytes) -> None:

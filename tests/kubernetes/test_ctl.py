@@ -1,0 +1,514 @@
+"""`ctl --context` and `ctl doctor` on a real API server, without a node: up to where a pod's port is forwarded."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controlplane.cli.checks.rights import of_person
+from controlplane.cli.cluster.api import Api
+from controlplane.cli.cluster.bridge import Bridge
+from controlplane.cli.cluster.release import ADDRESS, AUDIENCE, Leader, Release, find_release
+from controlplane.cli.cluster.tunnel import open_tunnel
+from controlplane.cli.main import main
+from controlplane.client.access import Access
+from controlplane.client.reader import Reader
+from controlplane.core.errors import InvalidInput, NotFound, NotLeader, Unauthenticated, Unavailable
+from controlplane.server import identity_tokens, leases
+from tests.cli.conftest import Answer
+from tests.helm.rendering import CHART, read
+from tests.helm.rendering import objects as rendered
+from tests.kubernetes.candidates import Candidate, permissions
+from tests.kubernetes.control_plane import ControlPlane
+from tests.waiting import until
+
+Ctl = Callable[..., Answer]
+Object = dict[str, Any]
+CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME_DIR", "REGISTRY", "CONTEXT", "NAMESPACE", "RELEASE"):
+        monkeypatch.delenv(f"CTL_{name}", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def ctl(api_server: ControlPlane, namespace: str, capsys: pytest.CaptureFixture[str]) -> Ctl:
+    """With the administrator's kubeconfig and the test's namespace, where no others are named."""
+
+    def run(*arguments: object, kubeconfig: Path | None = None, inside: str = namespace) -> Answer:
+        capsys.readouterr()
+        where = [f"--kubeconfig={kubeconfig or api_server.kubeconfig}", "--context=test", f"--namespace={inside}"]
+        status = main([*where, *(str(each) for each in arguments)])
+        said = capsys.readouterr()
+        return Answer(status, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def api(api_server: ControlPlane, namespace: str) -> Api:
+    return Api(kubeconfig=api_server.kubeconfig, context="test", namespace=namespace)
+
+
+def chart(name: str, namespace: str, **more: Any) -> list[Object]:
+    """What the chart renders of a release that is not tested here for itself."""
+    values = {**read(CHART / "ci" / "tiny-values.yaml"), "registry": "s3://registry/fleet", **more}
+    found = rendered(values, name=name, namespace=namespace)
+    kept = [each for each in found if "helm.sh/hook" not in (each["metadata"].get("annotations") or {})]
+    return sorted(kept, key=lambda each: each["kind"] == "Deployment")  # after what their pods need, as Helm does
+
+
+@pytest.fixture
+def install(api_server: ControlPlane, namespace: str) -> Iterator[Callable[..., None]]:
+    """Applies what the chart renders."""
+    wide: list[Object] = []
+
+    def apply(name: str = "serving", **more: Any) -> None:
+        objects = chart(name, namespace, **more)
+        wide.extend(each for each in objects if each["kind"] in CLUSTER_WIDE)
+        api_server.kubectl("apply", "--filename=-", given=yaml.safe_dump_all(objects))
+
+    yield apply
+    for each in wide:
+        api_server.kubectl("delete", each["kind"], each["metadata"]["name"], "--ignore-not-found")
+
+
+def lease(namespace: str, holder: str, address: str = "http://10.0.0.1:8080") -> str:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    spec = {"holderIdentity": holder, "leaseDurationSeconds": 10, "renewTime": now, "acquireTime": now}
+    metadata = {"name": "serving-controller", "namespace": namespace, "annotations": {ADDRESS: address}}
+    return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
+
+
+def person(api_server: ControlPlane, namespace: str, name: str = "somebody") -> Path:
+    api_server.kubectl("create", "serviceaccount", name, f"--namespace={namespace}")
+    return api_server.kubeconfig_of(namespace, name)
+
+
+def states(answer: Answer, check: str) -> list[str]:
+    return [each["state"] for each in answer.data if each["check"] == check]
+
+
+def told(answer: Answer, check: str) -> str:
+    return "\n".join(f"{each['what']} → {each['remedy']}" for each in answer.data if each["check"] == check)
+
+
+# Which release.
+
+
+def test_the_only_release_is_found_and_several_are_listed(api: Api, ctl: Ctl, install: Callable[..., None]) -> None:
+    with pytest.raises(NotFound, match=f"no release in namespace {api.namespace}"):
+        find_release(api, None)
+    install("serving")
+    assert find_release(api, None).name == "serving"
+    install("other")
+    with pytest.raises(InvalidInput, match=r"several releases .* other, serving"):
+        find_release(api, None)
+    answer = ctl("get", "models")
+    assert answer.status == 2
+    assert "--release" in answer.err and "other, serving" in answer.err
+    assert find_release(api, "other").name == "other"
+    answer = ctl("get", "fleets", "--release=wrong")
+    assert answer.status == 1
+    assert "there is no release wrong" in answer.err and "there are: other, serving" in answer.err
+
+
+def test_the_registry_is_the_releases_unless_another_is_named(
+    api: Api, ctl: Ctl, install: Callable[..., None], tmp_path: Path
+) -> None:
+    install()
+    assert find_release(api, None).registry() == "s3://registry/fleet"
+    answer = ctl("get", "models", "-o", "json", f"--registry={tmp_path / 'registry'}")
+    assert (answer.status, answer.data) == (0, [])
+
+
+def test_environment_variables_name_the_release(
+    api_server: ControlPlane,
+    namespace: str,
+    install: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install("serving")
+    install("other")
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
+    monkeypatch.setenv("CTL_CONTEXT", "test")
+    monkeypatch.setenv("CTL_NAMESPACE", namespace)
+    monkeypatch.setenv("CTL_RELEASE", "other")
+    command = [sys.executable, "-m", "controlplane.cli.main", "status"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert f"release other in namespace {namespace}" in done.stderr
+
+
+def test_wrong_ways_there_are_told(api_server: ControlPlane, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = ctl("--context=nowhere", "status")
+    assert answer.status == 2
+    assert "no context 'nowhere'" in answer.err and "there are: test" in answer.err
+    answer = ctl("status", kubeconfig=Path("missing.kubeconfig"))
+    assert answer.status == 2
+    assert "missing.kubeconfig" in answer.err
+    for command, way_out in (("up", "helm install"), ("down", "helm uninstall")):
+        answer = ctl(command)
+        assert answer.status == 2
+        assert way_out in answer.err
+    capsys.readouterr()
+    assert main(["--namespace=somewhere", "status"]) == 2
+    assert "--context NAME" in capsys.readouterr().err
+
+
+# The leader, and a token for it.
+
+
+def test_the_leader_is_the_lease_holders_pod(
+    api: Api, api_server: ControlPlane, namespace: str, install: Callable[..., None], ctl: Ctl
+) -> None:
+    install()
+    release = Release(api, "serving")
+    with pytest.raises(Unavailable, match="no controller has led yet"):
+        release.leader()
+    answer = ctl("status")
+    assert answer.status == 1
+    assert "no controller of release serving" in answer.err and "leads at present" in answer.err
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-7d4-x2_a1b2c3"))
+    assert release.leader() == Leader("serving-controller-7d4-x2", 8080)
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, "odd_name_1", "http://10.0.0.1:9000"))
+    assert release.leader() == Leader("odd_name", 9000)
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, ""))
+    with pytest.raises(Unavailable, match="leads at present"):
+        release.leader()
+
+
+def test_words_that_controllers_use_too() -> None:
+    assert (ADDRESS, AUDIENCE) == (leases.ADDRESS, identity_tokens.AUDIENCE)
+
+
+@pytest.fixture
+def candidate(tmp_path: Path, api_server: ControlPlane, namespace: str) -> Iterator[Candidate]:
+    """A real controller, in a process."""
+    made = Candidate(tmp_path, "first", namespace, permissions(api_server, namespace))
+    until(lambda: made.leads, what="it does not lead")
+    yield made
+    made.end()
+
+
+def test_a_token_is_good_for_reading_and_never_shown(
+    api: Api, install: Callable[..., None], candidate: Candidate
+) -> None:
+    install()
+    token = Release(api, "serving").token()
+    assert 540 < token.until - time.monotonic() <= 600
+    assert token.value not in repr(token)
+    with Reader(Access(url=candidate.url, token=token.value)) as reader:
+        assert reader.get("/v1/status")["epoch"] == 1
+
+
+def test_a_token_is_not_taken_to_where_a_standby_points(
+    api: Api, api_server: ControlPlane, namespace: str, install: Callable[..., None], candidate: Candidate
+) -> None:
+    install()
+    standby = Candidate(candidate.log.parent, "second", namespace, permissions(api_server, namespace))
+    try:
+        until(lambda: standby.get("/readyz").status_code == 200, what="the second does not get ready")
+        access = Access(url=standby.url, token=Release(api, "serving").token().value)
+        with Reader(access) as reader:
+            assert reader.get("/v1/status")["epoch"] == 1
+        with Reader(access, follows=False) as reader, pytest.raises(NotLeader):
+            reader.get("/v1/status")
+    finally:
+        standby.end()
+
+
+# Rights.
+
+
+def test_a_missing_right_is_named(
+    api_server: ControlPlane, namespace: str, ctl: Ctl, install: Callable[..., None]
+) -> None:
+    install()
+    nobody = person(api_server, namespace)
+    answer = ctl("status", kubeconfig=nobody)
+    assert answer.status == 4
+    assert 'cannot list resource "deployments"' in answer.err and "ctl.subjects" in answer.err
+    answer = ctl("--release=serving", "status", kubeconfig=nobody)
+    assert answer.status == 4
+    assert 'cannot get resource "leases"' in answer.err
+    answer = ctl("--release=serving", "get", "models", kubeconfig=nobody)
+    assert answer.status == 4
+    assert 'cannot get resource "configmaps"' in answer.err
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-0_x"))
+    api_server.kubectl("create", "role", "half", "--verb=get", "--resource=leases", f"--namespace={namespace}")
+    bind(api_server, namespace, "half")
+    answer = ctl("--release=serving", "status", kubeconfig=nobody)
+    assert answer.status == 4
+    assert 'cannot create resource "serviceaccounts/token"' in answer.err
+
+
+def test_these_rights_are_enough(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
+) -> None:
+    install()
+    somebody = person(api_server, namespace)
+    rules = [
+        {
+            "apiGroups": [right.group],
+            "resources": [right.resource],
+            "verbs": [right.verb],
+            **({"resourceNames": [right.name]} if right.name else {}),
+        }
+        for right in of_person("serving")
+        if not right.everywhere
+    ]
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "all"}, "rules": rules}
+    api_server.kubectl("apply", f"--namespace={namespace}", "--filename=-", given=json.dumps(role))
+    bind(api_server, namespace, "all")
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-gone_x"))
+    answer = looked(kubeconfig=somebody)
+    assert states(answer, "your rights") == ["warning"]
+    assert "list nodes" in told(answer, "your rights")
+    assert "pod serving-controller-gone is gone" in told(answer, "controller"), "nothing else is in the way"
+
+
+def bind(api_server: ControlPlane, namespace: str, role: str, name: str = "somebody") -> None:
+    api_server.kubectl(
+        "create",
+        "rolebinding",
+        role,
+        f"--role={role}",
+        f"--serviceaccount={namespace}:{name}",
+        f"--namespace={namespace}",
+    )
+
+
+def test_wrong_credentials_are_told(ctl: Ctl, api_server: ControlPlane, tmp_path: Path) -> None:
+    made = yaml.safe_load(api_server.kubeconfig.read_text())
+    made["users"][0]["user"] = {"token": "nonsense"}
+    file = tmp_path / "wrong.kubeconfig"
+    file.write_text(yaml.safe_dump(made))
+    answer = ctl("status", kubeconfig=file)
+    assert answer.status == 4
+    assert "valid credentials" in answer.err
+
+
+# The way to a pod, as far as it goes without a node.
+
+
+def test_forwarding_to_pods_that_are_not_there(
+    api: Api, api_server: ControlPlane, namespace: str, install: Callable[..., None], ctl: Ctl
+) -> None:
+    install()
+    with pytest.raises(Unavailable, match="pod missing is gone"):
+        open_tunnel(api, "missing", 8080)
+    selector = "--selector=app.kubernetes.io/component=controller"
+    until(lambda: api_server.get("pods", selector, f"--namespace={namespace}")["items"])
+    (pod, *_) = api_server.get("pods", selector, f"--namespace={namespace}")["items"]
+    with pytest.raises(InvalidInput, match="does not have a host assigned"):
+        open_tunnel(api, pod["metadata"]["name"], 8080)
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-gone_x"))
+    answer = ctl("get", "replicas")
+    assert answer.status == 1
+    assert "pod serving-controller-gone is gone" in answer.err
+    assert "127.0.0.1" not in answer.err, "people are told of pods, not of what leads there"
+    stranger = Api(kubeconfig=person(api_server, namespace), context="test", namespace=namespace)
+    with pytest.raises(Unauthenticated, match=r'cannot .* resource "pods/portforward"'):
+        open_tunnel(stranger, "missing", 8080)
+    answer = ctl("infer", "doubler", "--input=[1]")
+    assert answer.status == 1
+    assert "no gateway of release serving" in answer.err
+
+
+class Direct:
+    """A tunnel that is no more than a connection: what is behind the bridge is the same."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def pending(self) -> bool:
+        return False
+
+    def receive(self) -> bytes | None:
+        return self.socket.recv(1 << 16) or None
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def test_a_controller_behind_a_bridge(api: Api, install: Callable[..., None], candidate: Candidate) -> None:
+    install()
+    port = int(candidate.url.rpartition(":")[2])
+    token = Release(api, "serving").token().value
+    with Bridge(lambda: Direct(port)) as bridge:
+        access = Access(url=f"http://{bridge.address}", token=token)
+        answers: list[int] = []
+
+        def ask() -> None:
+            with Reader(access) as reader:
+                answers.extend(reader.get("/v1/status")["epoch"] for _ in range(5))
+
+        threads = [threading.Thread(target=ask) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert answers == [1] * 100
+        until(lambda: not bridge._connections, what="connections stay behind")
+        left_open = Reader(access)
+        assert left_open.get("/v1/status")["epoch"] == 1
+    with pytest.raises(Unavailable):
+        left_open.get("/v1/status")
+    assert not [each for each in threading.enumerate() if each.name in ("bridge", "bridged")]
+
+
+# Doctor.
+
+
+@pytest.fixture
+def looked(ctl: Ctl, tmp_path: Path) -> Callable[..., Answer]:
+    def run(*arguments: object, **options: Any) -> Answer:
+        return ctl("doctor", f"--registry={tmp_path / 'registry'}", "-o", "json", *arguments, **options)
+
+    return run
+
+
+def test_doctor_of_a_release_whose_pods_never_run(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
+) -> None:
+    install(fleets=[{"name": "gpu", "replicas": {"min": 1, "max": 2}, "gpus": 1}])
+    selector = "--selector=app.kubernetes.io/name=triton-controlplane"
+    until(lambda: len(api_server.get("pods", selector, f"--namespace={namespace}")["items"]) >= 3)
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-gone_x"))
+    answer = looked("--write")
+    assert answer.status == 1
+    assert states(answer, "api") == ["ok"]
+    assert states(answer, "your rights") == ["ok"], told(answer, "your rights")
+    assert states(answer, "controller's rights") == ["ok"], told(answer, "controller's rights")
+    assert states(answer, "clock") == ["ok"]
+    assert states(answer, "config") == ["ok"]
+    assert set(states(answer, "deployments")) == {"warning"}
+    assert "serving-gpu has 0 of 1 pods available" in told(answer, "deployments")
+    assert set(states(answer, "pods")) == {"warning"}
+    assert "no node has taken it up" in told(answer, "pods")
+    assert "pod serving-controller-gone holds it, and is gone" in told(answer, "lease")
+    assert states(answer, "controller") == ["problem"]
+    assert "pod serving-controller-gone is gone" in told(answer, "controller")
+    assert "asks for 1 nvidia.com/gpu for each replica, and none of 0 nodes" in told(answer, "gpus")
+    assert states(answer, "registry") == ["ok"]
+    assert states(answer, "registry writes") == ["ok"]
+    assert states(answer, "dns") == ["unchecked"]
+
+
+def test_doctor_sees_nodes_with_gpus(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
+) -> None:
+    install(fleets=[{"name": "gpu", "replicas": {"min": 2, "max": 4}, "gpus": 1, "nodeSelector": {"test": namespace}}])
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": namespace, "labels": {"test": namespace}}}
+    api_server.kubectl("apply", "--filename=-", given=json.dumps(node))
+    try:
+        assert "and none of 0 nodes" in told(looked(), "gpus"), "a node that is not ready has nothing"
+        resources = {"nvidia.com/gpu": "3"}
+        status = {
+            "capacity": resources,
+            "allocatable": resources,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Tested", "message": "it is"}],
+        }
+        api_server.kubectl(
+            "patch",
+            "node",
+            namespace,
+            "--subresource=status",
+            "--type=merge",
+            f"--patch={json.dumps({'status': status})}",
+        )
+        answer = looked()
+        assert states(answer, "gpus") == ["warning"]
+        assert "the nodes have places for 3" in told(answer, "gpus")
+    finally:
+        api_server.kubectl("delete", "node", namespace)
+
+
+def test_doctor_names_rights_that_are_missing(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
+) -> None:
+    install()
+    somebody = person(api_server, namespace)
+    answer = looked("--release=serving", kubeconfig=somebody)
+    assert answer.status == 1
+    assert f"you may not create serviceaccounts/token serving-ctl in namespace {namespace}" in told(
+        answer, "your rights"
+    )
+    assert states(answer, "controller's rights") == ["unchecked"]
+    assert states(answer, "registry") == ["ok"], "what needs no rights is looked at all the same"
+    api_server.kubectl("delete", "rolebinding", "serving-controller", f"--namespace={namespace}")
+    answer = looked()
+    assert "serviceaccount serving-controller may not patch pods" in told(answer, "controller's rights")
+    assert "may not patch deployments/scale.apps serving-" in told(answer, "controller's rights")
+    assert "helm upgrade" in told(answer, "controller's rights")
+
+
+def test_doctor_speaks_in_kubernetes_words(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
+) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "nothing", "namespace": namespace},
+        "spec": {"hard": {"pods": "0"}},
+    }
+    api_server.kubectl("apply", "--filename=-", given=json.dumps(quota))
+    until(lambda: "used" in api_server.get("resourcequota", "nothing", f"--namespace={namespace}")["status"])
+    install()
+
+    def failed() -> bool:
+        found = api_server.get("deployment", "serving-gateway", f"--namespace={namespace}")
+        return any("exceeded quota" in each["message"] for each in found["status"].get("conditions", ()))
+
+    until(failed, what="no quota holds")
+    answer = looked()
+    assert "exceeded quota: nothing" in told(answer, "deployments")
+    assert "kubectl" in told(answer, "deployments")
+    assert "problem" in states(answer, "deployments")
+
+
+def test_doctor_of_a_config_that_was_spoiled_by_hand(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer], ctl: Ctl
+) -> None:
+    install()
+    spoiled = json.dumps({"data": {"system.yaml": "registry: s3://registry/fleet\nfleets: 5\n"}})
+    api_server.kubectl("patch", "configmap", "serving-config", f"--patch={spoiled}", f"--namespace={namespace}")
+    answer = looked()
+    assert states(answer, "config") == ["problem"]
+    assert "fleets" in told(answer, "config")
+    api_server.kubectl("delete", "deployment", "serving-gateway", f"--namespace={namespace}")
+    answer = looked()
+    assert "deployment serving-gateway is not there" in told(answer, "deployments")
+    assert Release(Api(kubeconfig=api_server.kubeconfig, context="test", namespace=namespace), "serving").registry()
+
+
+def test_doctor_is_read_by_people(ctl: Ctl, install: Callable[..., None], tmp_path: Path) -> None:
+    install()
+    answer = ctl("doctor", f"--registry={tmp_path / 'registry'}")
+    assert answer.status == 1
+    lines = answer.out.splitlines()
+    assert any(line.startswith("ok") and "Kubernetes v" in line for line in lines)
+    assert any(line.startswith("problem") and "leads at present" in line for line in lines)
+    assert any(line.strip().startswith("→") for line in lines)
+    assert "problem" in answer.err
