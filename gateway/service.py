@@ -40,6 +40,7 @@ LARGE_PAUSE_S = 0.5
 TICK_S = 1.0
 RETRY_S = 2.0
 LINGER_S = 3.0
+LAST_WORD_S = 2.0
 """For so long clients may still come after this gateway has said that it drains: word of it has to get around."""
 
 
@@ -70,7 +71,7 @@ class Gateway:
         self._refused: tuple[int, int] | None = None
         self._under_way: tuple[int, int] | None = None
         self._send_table = False
-        self._draining = False
+        self._draining = self._gone = False
         self._active: Mapping[str, int] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._sync = SyncLoop(
@@ -140,8 +141,11 @@ class Gateway:
         return left
 
     async def stop(self, grace_s: float) -> None:
-        """End Envoy too; what is in flight gets up to `grace_s`."""
+        """End Envoy too; what is in flight gets up to `grace_s`. The controller is told, which else would wait for word
+        from this gateway before it takes anything away."""
         await self.envoy.stop(grace_s)
+        self._gone = True
+        await self._sync.tell(timeout_s=LAST_WORD_S)
 
     def report(self) -> GatewayReport:
         """What the controller is told."""
@@ -150,6 +154,7 @@ class Gateway:
         return GatewayReport(
             gateway=self.settings.name,
             incarnation=self.incarnation,
+            gone=self._gone,
             epoch=table.epoch,
             generation=table.generation,
             reason=self._reason,

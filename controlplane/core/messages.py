@@ -98,7 +98,8 @@ class GatewayReport:
     """A gateway's report. `epoch` and `generation` are those of the table that Envoy has confirmed it serves.
 
     `table` is that table, sent when the controller asked for it. `active` counts, for each draining replica, the
-    requests still in flight there. `reason` says what keeps a newer table from being served.
+    requests still in flight there. `reason` says what keeps a newer table from being served. `gone`: its last word; it
+    has ended, and leads nobody anywhere any more.
     """
 
     gateway: str
@@ -106,6 +107,7 @@ class GatewayReport:
     epoch: int = 0
     generation: int = 0
     ready: bool = True
+    gone: bool = False
     reason: str = ""
     table: RouteTable | None = None
     demand: tuple[Demand, ...] = ()

@@ -240,6 +240,10 @@ class Controller:
     async def sync_gateway(self, report: GatewayReport, wait_s: float) -> GatewayOrder | None:
         """Take a report; answer with a newer table, with a request for the one it serves, or None after `wait_s`."""
         self._check_epoch(report.epoch)
+        if report.gone:
+            self.memory.gateways.pop(report.gateway, None)
+            self.wake()
+            return None
         before = self.memory.gateways.get(report.gateway)
         changed = before is None or before.report != report
         heard = self.memory.hear_gateway(report, self.orders, time.time())

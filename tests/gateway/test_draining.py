@@ -94,6 +94,13 @@ def test_it_is_ready_with_its_first_table_until_it_drains(pod: Pod, full_table: 
     wait_for(lambda: len(pod.controller.reports) > reports, "it to go on reporting")
 
 
+def test_its_last_word_is_that_it_is_gone(pod: Pod, full_table: RouteTable) -> None:
+    pod.controller.put(full_table)
+    pod.process.terminate()
+    pod.process.wait(30)
+    assert pod.controller.latest.gone
+
+
 def in_flight(pod: Pod) -> int:
     text = httpx2.get(f"{pod.admin}/stats?filter=downstream_rq_active").text
     values = (line.rpartition(":")[2] for line in text.splitlines() if line.startswith(("http.grpc", "http.http")))

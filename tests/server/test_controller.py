@@ -6,8 +6,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from pydantic import TypeAdapter
 
 from controlplane.core.errors import NotLeader
+from controlplane.core.messages import GatewayReport
 from controlplane.core.models import FleetRecord, FleetShape
 from controlplane.registry import Registry
 from tests.server.conftest import TOKEN, FixedFleet, Pretender, Service, register
@@ -24,6 +26,14 @@ def test_a_promotion_goes_through(registry: Registry, tmp_path: Path, pretender:
     assert Path(source).read_text() == "1", "an assignment says where the files are"
     history = [each.action for each in registry.history("m")]
     assert history[-1] == "register" and len(history) == 3
+
+
+def test_nobody_waits_for_a_gateway_that_has_said_goodbye(http: httpx2.Client, pretender: Pretender) -> None:
+    until(pretender.turn)
+    assert [each["name"] for each in http.get("/v1/gateways").json()] == ["gw"]
+    gone = GatewayReport(gateway="gw", incarnation="1", gone=True)
+    pretender.post("/v1/gateways/gw/sync", TypeAdapter(GatewayReport), gone)
+    assert http.get("/v1/gateways").json() == []
 
 
 def test_a_model_that_fails_ends_its_rollout(registry: Registry, tmp_path: Path, pretender: Pretender) -> None:
