@@ -161,6 +161,12 @@ def test_wrong_ways_there_are_told(api_server: ControlPlane, ctl: Ctl, capsys: p
     answer = ctl("status", kubeconfig=Path("missing.kubeconfig"))
     assert answer.status == 2
     assert "missing.kubeconfig" in answer.err
+    for text in ("", "clusters: [", "clusters: 5\ncontexts: [{name: test}]\ncurrent-context: test", "[]"):
+        file = Path("broken.kubeconfig")
+        file.write_text(text)
+        answer = ctl("status", kubeconfig=file)
+        assert answer.status == 2, text
+        assert "error[INVALID]" in answer.err and "→" in answer.err
     for command, way_out in (("up", "helm install"), ("down", "helm uninstall")):
         answer = ctl(command)
         assert answer.status == 2
@@ -301,6 +307,19 @@ def test_wrong_credentials_are_told(ctl: Ctl, api_server: ControlPlane, tmp_path
     answer = ctl("status", kubeconfig=file)
     assert answer.status == 4
     assert "valid credentials" in answer.err
+
+
+def test_an_api_server_that_is_away(ctl: Ctl, api_server: ControlPlane, looked: Callable[..., Answer]) -> None:
+    api_server.kill()
+    try:
+        answer = ctl("--release=serving", "status")
+        assert answer.status == 1
+        assert "the Kubernetes API server can't be reached" in answer.err
+        answer = looked("--release=serving")
+        assert answer.status == 1
+        assert [(each["check"], each["state"]) for each in answer.data] == [("api", "problem")]
+    finally:
+        api_server.start()
 
 
 # The way to a pod, as far as it goes without a node.

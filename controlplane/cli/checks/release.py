@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -36,7 +37,10 @@ class ReleaseCheck:
 
     def findings(self) -> Iterator[Finding]:
         """Everything, one after the other; what one check misses does not stop the others."""
-        yield from found("api", self._server)
+        server = list(found("api", self._server))
+        yield from server
+        if any(each.state == "problem" for each in server if each.check == "api"):
+            return  # each of the others would wait for it in vain, and say the same
         yield from found("your rights", lambda: rights.person(self._api, self._release.name))
         yield from found("config", self._config)
         yield from found("controller's rights", self._controller_rights)
@@ -98,9 +102,10 @@ class ReleaseCheck:
     def _own_pods(self) -> list[Any]:
         """The pods that the release's Deployments have made: two releases' names may begin alike."""
         api = self._api
-        own = [f"{self._release.name}-{part}-" for part in ("controller", "gateway", *self._fleets())]
+        parts = "|".join(re.escape(part) for part in ("controller", "gateway", *self._fleets()))
+        own = re.compile(f"{re.escape(self._release.name)}-({parts})-[a-z0-9]+-")
         items = api.ask(api.core.list_namespaced_pod, api.namespace, label_selector=NAME, doing="list pods").items
-        return [each for each in items if any((each.metadata.generate_name or "").startswith(start) for start in own)]
+        return [each for each in items if own.fullmatch(each.metadata.generate_name or "")]
 
     def _pods(self) -> Iterator[Finding]:
         now = datetime.fromtimestamp(self._clock, UTC) if self._clock is not None else datetime.now(UTC)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes.client import (
     ApiClient,
     ApiException,
@@ -33,7 +34,14 @@ class Api:
         found = _context(kubeconfig, context)
         self.context: str = found["name"]
         self.namespace: str = namespace or (found.get("context") or {}).get("namespace") or "default"
-        self.configuration: Configuration = configured(kubeconfig, self.context)
+        try:
+            self.configuration: Configuration = configured(kubeconfig, self.context)
+        except InvalidInput as error:
+            raise InvalidInput(
+                error.what,
+                field="--context",
+                remedy=f"`kubectl --context {self.context} get pods` has to work with the same kubeconfig",
+            ) from error
         self.client: ApiClient = client_of(self.configuration)
 
     @cached_property
@@ -89,7 +97,7 @@ def _context(kubeconfig: Path | None, context: str | None) -> dict[str, Any]:
         contexts, current = list_kube_config_contexts(  # type: ignore[no-untyped-call]
             str(kubeconfig) if kubeconfig is not None else None
         )
-    except (ConfigException, OSError, TypeError, ValueError, AttributeError) as error:
+    except (ConfigException, OSError, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInput(
             f"{where} can't be used: {str(error) or type(error).__name__}",
             field="--kubeconfig" if kubeconfig is not None else "--context",
