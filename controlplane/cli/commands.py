@@ -95,10 +95,9 @@ def _set_home(ctx: click.Context, _: click.Parameter, value: Path | None) -> Non
     context = ctx.find_object(Context)
     if value is not None and context is not None:
         context.home = Home(value)
+        context.home_typed = True
 
 
-TYPED = ("--namespace", "--release")
-"""What means nothing without a context."""
 TARGET: dict[str, click.ParamType[Any]] = {
     "--context": click.STRING,
     "--namespace": click.STRING,
@@ -112,8 +111,7 @@ def _set_target(ctx: click.Context, param: click.Parameter, value: str | Path | 
     if value is not None and context is not None:
         option = param.opts[0]
         setattr(context.target, option.removeprefix("--"), value)
-        if option in TYPED:
-            context.target.typed.add(option)
+        context.target.typed.add(option)
 
 
 def accept_global_options(command: click.Command) -> click.Command:
@@ -206,11 +204,13 @@ def ctl(
     Data goes to standard output, all else to standard error. Exit status: 0 done, 1 failed or different, 2 usage, 3
     waited in vain, 4 no access, 5 conflict.
     """
-    typed = {
-        option for option in TYPED if ctx.get_parameter_source(option.removeprefix("--")) is ParameterSource.COMMANDLINE
-    }
+
+    def is_typed(option: str) -> bool:
+        return ctx.get_parameter_source(option.removeprefix("--")) is ParameterSource.COMMANDLINE
+
+    typed = set(filter(is_typed, TARGET))
     target = Target(context=context, namespace=namespace, release=release, kubeconfig=kubeconfig, typed=typed)
-    ctx.obj = Context(Home(home), registry_url, target)
+    ctx.obj = Context(Home(home), registry_url, target, home_typed=is_typed("--home"))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

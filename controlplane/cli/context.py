@@ -102,6 +102,7 @@ class Context:
     home: Home
     registry_url: str | None = None
     target: Target = field(default_factory=Target)
+    home_typed: bool = False
     _api: Api | None = None
     _release: Release | None = None
 
@@ -109,12 +110,21 @@ class Context:
     def on_kubernetes(self) -> bool:
         """Whether a release on Kubernetes is meant. Raises InvalidInput where that isn't clear."""
         target = self.target
+        typed = sorted(target.typed)
+        if self.home_typed and typed:
+            raise InvalidInput(
+                "--home is a system on this machine, the other one on Kubernetes",
+                field=" and ".join(typed),
+                remedy="leave one of them out",
+            )
+        if self.home_typed:  # and what is in the environment is not for this time
+            return False
         if target.context is not None or target.kubeconfig is not None:
             return True
-        if target.typed:
+        if typed:
             raise InvalidInput(
                 "without a context, the system on this machine is meant",
-                field=" and ".join(sorted(target.typed)),
+                field=" and ".join(typed),
                 remedy=f"name the cluster too: --context NAME, or {CONTEXT_VARIABLE}",
             )
         return False

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 
 import click
+from click.core import ParameterSource
 
 from controlplane.cli.context import DEFAULT_HOME, Context, Target
 from controlplane.core.models import Model
@@ -106,6 +107,7 @@ def _versions(model: Model) -> list[str]:
 
 def _context(ctx: click.Context) -> Context:
     """The global options, from what has been typed so far: while completing, no command runs."""
-    root = ctx.find_root().params
+    found = ctx.find_root()
+    root, typed = found.params, found.get_parameter_source("home") is ParameterSource.COMMANDLINE
     target = Target(root.get("context"), root.get("namespace"), root.get("release"), root.get("kubeconfig"))
-    return Context(Home(root.get("home") or DEFAULT_HOME), root.get("registry_url"), target)
+    return Context(Home(root.get("home") or DEFAULT_HOME), root.get("registry_url"), target, home_typed=typed)

@@ -174,6 +174,23 @@ def test_wrong_ways_there_are_told(api_server: ControlPlane, ctl: Ctl, capsys: p
     capsys.readouterr()
     assert main(["--namespace=somewhere", "status"]) == 2
     assert "--context NAME" in capsys.readouterr().err
+    assert main(["status", "--release=serving"]) == 2
+    assert "--context NAME" in capsys.readouterr().err
+    assert main(["--home=here", "status", "--context=test"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+
+
+def test_a_home_that_is_named_comes_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CTL_CONTEXT", "somewhere")
+    monkeypatch.setenv("CTL_NAMESPACE", "models")
+    for arguments in (["--home=here", "status"], ["status", "--home=here"]):
+        assert main(arguments) == 1
+        assert "there is no home" in capsys.readouterr().err
+    monkeypatch.delenv("CTL_CONTEXT")
+    assert main(["status"]) == 1
+    assert "there is no home" in capsys.readouterr().err, "a namespace alone names no cluster"
 
 
 # The leader, and a token for it.
