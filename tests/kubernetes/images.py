@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import configparser
+import fcntl
 import os
 import platform
 import subprocess
@@ -20,6 +21,9 @@ DOCKERFILES = {
     **{name: ROOT / "images" / name / "Dockerfile" for name in ("agent", "controller", "gateway")},
     "triton": Path(__file__).parent / "images" / "triton" / "Dockerfile",
 }
+
+KEPT = 3
+"""How many older images of a name stay."""
 
 DEBIAN = "bookworm"
 PYTHON, BUILDING = "python", "python-build"
@@ -64,11 +68,25 @@ def buildah(*words: str | Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Nobody else uses the store meanwhile, and what an interrupted build left there is removed."""
+    store().mkdir(parents=True, exist_ok=True)
+    with (store() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        buildah("rm", "--all")
+        try:
+            yield
+        finally:
+            # A mount on itself, which would outlive us.
+            subprocess.run(["umount", store() / "store" / "overlay"], check=False, stderr=subprocess.DEVNULL)
+
+
 def build(name: str) -> str:
     """Build one of DOCKERFILES; returns its reference, whose tag changes whenever the image does."""
-    bases = {kind: _base(kind) for kind in BASES}
     repository = f"localhost/triton-controlplane/{name}"
-    with _package_settings() as mounts, tempfile.NamedTemporaryFile() as digest:
+    with _alone(), _package_settings() as mounts, tempfile.NamedTemporaryFile() as digest:
+        bases = {kind: _base(kind) for kind in BASES}
         _say(f"building {name}")
         buildah(
             "bud",
@@ -86,10 +104,10 @@ def build(name: str) -> str:
             ROOT,
         )
         number = Path(digest.name).read_text().strip().removeprefix("sha256:")
-    reference = f"{repository}:{number[:12]}"
-    buildah("tag", number, reference)
-    for older in _names(repository):
-        if older != reference:
+        reference = f"{repository}:{number[:12]}"
+        buildah("tag", number, reference)
+        # Others may be about to use what they have built just now.
+        for older in [each for each in _names(repository) if each != reference][KEPT:]:
             buildah("rmi", "--force", older)
     return reference
 
@@ -97,23 +115,27 @@ def build(name: str) -> str:
 def from_program(name: str, program: Path) -> str:
     """An image that holds one static program and runs it; returns its reference."""
     reference = f"localhost/{name}:{program.stat().st_size}"
-    if not _names(reference):
-        with _container("scratch") as container:
-            buildah("copy", "--quiet", container, program, f"/{name}")
-            buildah("config", f'--entrypoint=["/{name}"]', "--user=65535:65535", container)
-            buildah("commit", "--quiet", container, reference)
+    with _alone():
+        if not _names(reference):
+            with _container("scratch") as container:
+                buildah("copy", "--quiet", container, program, f"/{name}")
+                buildah("config", f'--entrypoint=["/{name}"]', "--user=65535:65535", container)
+                buildah("commit", "--quiet", container, reference)
     return reference
 
 
 def save(reference: str, archive: Path) -> None:
     """Write an image to a file that containerd can import."""
     archive.unlink(missing_ok=True)
-    buildah("push", "--quiet", reference, f"docker-archive:{archive}:{reference}")
+    with _alone():
+        buildah("push", "--quiet", reference, f"docker-archive:{archive}:{reference}")
 
 
 def sizes(reference: str) -> tuple[int, int]:
     """How many bytes an image's files have, and how many of them are not of its base."""
-    return _unpacked(reference), _unpacked(reference) - _unpacked(_base(PYTHON))
+    with _alone():
+        unpacked, base = _unpacked(reference), _unpacked(_base(PYTHON))
+    return unpacked, unpacked - base
 
 
 @contextmanager

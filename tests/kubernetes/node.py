@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 import yaml
@@ -42,6 +43,8 @@ CGROUP = f"{NAME}-node"
 CONTAINERD = RUN / "containerd.sock"
 CNI_PLUGINS = Path("/usr/lib/cni")
 NEEDED = ("containerd", "runc", "ctr", "iptables", "conntrack", "ip", "nsenter", "unshare", "sysctl", "buildah")
+
+PATIENCE_S = 1800.0
 
 KERNEL_SETTINGS = (
     "vm.overcommit_memory",
@@ -194,6 +197,10 @@ class Node:
             archive = Path(beside) / "image.tar"
             images.save(reference, archive)
             assert ctr("images", "import", str(archive)) is not None, f"{reference} can't be imported"
+        name = reference.rpartition(":")[0]
+        for older in (ctr("images", "list", "--quiet", f"name~={name}:") or "").split():
+            if older != reference:
+                ctr("images", "remove", older)
 
     def run(self, *command: str, given: str | None = None, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a command in the cluster's network, as its administrator; it may fail."""
@@ -211,15 +218,14 @@ class Node:
 
 @contextlib.contextmanager
 def node() -> Iterator[Node]:
-    """The machine's one node. AssertionError when there can be none, or somebody else has it."""
+    """The machine's one node. AssertionError when there can be none, or somebody else has it for long."""
     reason = cannot_run()
     assert reason is None, reason
     folder().mkdir(parents=True, exist_ok=True)
     with (folder() / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AssertionError("another process has this machine's node, or clears it away") from None
+        if not _locked(lock):
+            print("node: waiting for another process, which has this machine's …", file=sys.stderr, flush=True)
+            until(lambda: _locked(lock), timeout_s=PATIENCE_S, every_s=0.5, what="another process has the node")
         # The guard holds the lock, too: the next node waits for it.
         with guarded("tests.kubernetes.node", folder(), keep=(lock.fileno(),)):
             made = Node()
@@ -229,6 +235,14 @@ def node() -> Iterator[Node]:
             finally:
                 clear()
                 made.api.end()
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def clear() -> None:

@@ -68,9 +68,9 @@ def images(cluster: Node, request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture
 def namespace(cluster: Node) -> Iterator[str]:
-    """A new namespace, deleted afterwards, its pods included."""
+    """A new namespace, deleted afterwards with its pods, which nobody waits for."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     cluster.api.kubectl("create", "namespace", name)
     cluster.api.until("kube-controller-manager", "get", "serviceaccount", "default", f"--namespace={name}")
     yield name
-    cluster.api.kubectl("delete", "namespace", name)
+    cluster.api.kubectl("delete", "namespace", name, "--wait=false")
