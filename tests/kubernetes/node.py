@@ -197,10 +197,7 @@ class Node:
             archive = Path(beside) / "image.tar"
             images.save(reference, archive)
             assert ctr("images", "import", str(archive)) is not None, f"{reference} can't be imported"
-        name = reference.rpartition(":")[0]
-        for older in (ctr("images", "list", "--quiet", f"name~={name}:") or "").split():
-            if older != reference:
-                ctr("images", "remove", older)
+        _remove_older(reference)
 
     def run(self, *command: str, given: str | None = None, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a command in the cluster's network, as its administrator; it may fail."""
@@ -303,6 +300,19 @@ def _remove_containers() -> None:
     for container in (ctr("containers", "list", "--quiet") or "").split():
         ctr("tasks", "delete", "--force", container)
         ctr("containers", "delete", container)
+
+
+def _remove_older(reference: str) -> None:
+    """Have containerd forget earlier images of this name; what only they hold is removed by it later."""
+    lines = [line.split() for line in (ctr("images", "list") or "").splitlines()[1:]]
+    digests = {line[0]: line[2] for line in lines}
+    name = reference.rpartition(":")[0]
+    older = {each for each in digests if each.startswith(f"{name}:") and each != reference}
+    # Each image has a second name, which is its number.
+    held = {digest for each, digest in digests.items() if each not in older and not each.startswith("sha256:")}
+    for each, digest in digests.items():
+        if each in older or digest not in held:
+            ctr("images", "remove", each)
 
 
 def ctr(*words: str) -> str | None:
