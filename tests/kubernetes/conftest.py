@@ -8,21 +8,23 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kubernetes.control_plane import ControlPlane, control_plane
-from tests.kubernetes.programs import CONTROL_PLANE, programs
+from tests.kubernetes.programs import CONTROL_PLANE, cannot_be_had, programs
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Build before the first test, if any needs it: it takes longer than a test may."""
-    if not session.config.option.collectonly and any(
-        "api_server" in getattr(item, "fixturenames", ()) for item in session.items
-    ):
+    wanted = any("api_server" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly and cannot_be_had(*CONTROL_PLANE) is None:
         programs(*CONTROL_PLANE)
 
 
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane with RBAC and no node, shared by all tests: each uses a namespace of its own."""
+    reason = cannot_be_had(*CONTROL_PLANE)
+    if reason is not None:
+        pytest.skip(reason)
     with control_plane(tmp_path_factory.mktemp("kubernetes")) as made:
         yield made
 
