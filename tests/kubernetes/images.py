@@ -9,6 +9,7 @@ import configparser
 import fcntl
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,9 +44,8 @@ HOOKS = {
         'for name in python python3; do ln -s python3.11 "$1"/usr/bin/$name; done',
         'chroot "$1" python3.11 -m compileall -q /usr/lib/python3.11',
     ],
-    # Where packages come from is this machine's business.
     BUILDING: [
-        'rm -rf "$1"/etc/apt/sources.list* "$1"/var/cache/apt/* "$1"/usr/lib/python3*/EXTERNALLY-MANAGED',
+        'rm -rf "$1"/var/cache/apt/* "$1"/usr/lib/python3*/EXTERNALLY-MANAGED',
         'ln -s python3 "$1"/usr/bin/python',
     ],
 }
@@ -169,6 +169,7 @@ def _base(kind: str) -> str:
     sources = [path for path in _files("/etc/apt/sources.list", "/etc/apt/sources.list.d") if same]
     variant, packages = BASES[kind]
     with _container("scratch") as container:
+        folder = Path(buildah("mount", container))
         subprocess.run(
             [
                 "mmdebstrap",
@@ -178,12 +179,15 @@ def _base(kind: str) -> str:
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in KEPT_OUT),
                 *(f"--{'extract' if variant == 'extract' else 'customize'}-hook={hook}" for hook in HOOKS[kind]),
                 DEBIAN,
-                buildah("mount", container),
+                folder,
                 *sources,
             ],
             check=True,
             stdout=sys.stderr,
         )
+        # Where packages come from is this machine's business.
+        (folder / "etc/apt/sources.list").unlink(missing_ok=True)
+        shutil.rmtree(folder / "etc/apt/sources.list.d", ignore_errors=True)
         buildah("config", "--cmd=python3", f"--env=PATH={PATH}", container)
         buildah("commit", "--quiet", container, reference)
     return reference

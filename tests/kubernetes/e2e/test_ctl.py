@@ -106,7 +106,7 @@ def test_reading_goes_on_when_the_leader_goes(installed: Installed, release: Rel
 
         def another() -> bool:
             try:
-                return int(reader.get("/v1/status")["epoch"]) > before
+                return bool(reader.get("/v1/status")["epoch"] > before)
             except Unavailable as error:
                 assert "leads at present" in error.what or "gone" in error.what or "does not answer" in error.what
                 return False

@@ -1,4 +1,4 @@
-"""The product on a real node: installed by Helm, used by `ctl` and tritonclient, changed under load without failures."""
+"""The product on a real node: installed by Helm, used by `ctl` and tritonclient, changed under load with no failure."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class Load:
 @pytest.fixture(scope="module")
 def installed(cluster: Node, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     # Its library starts threads when it is loaded, and they are to be in the cluster's network.
-    from helm_python import Config  # noqa: PLC0415
+    from helm_python import Config
 
     folder = tmp_path_factory.mktemp("e2e")
     namespace = "serving"
