@@ -1,4 +1,4 @@
-"""`ctl --context` and `ctl doctor` on a real API server, without a node: up to where a pod's port is forwarded."""
+"""`ctl --context` on a real API server, without a node: up to where a pod's port is forwarded."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -27,85 +25,12 @@ from controlplane.client.reader import Reader
 from controlplane.core.errors import InvalidInput, NotFound, NotLeader, Unauthenticated, Unavailable
 from controlplane.server import identity_tokens, leases
 from tests.cli.conftest import Answer
-from tests.helm.rendering import CHART, read
-from tests.helm.rendering import objects as rendered
 from tests.kubernetes.candidates import Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane
+from tests.kubernetes.using_ctl import Ctl, alone, api, bind, ctl, install, lease, looked, person, states, told
 from tests.waiting import until
 
-Ctl = Callable[..., Answer]
-Object = dict[str, Any]
-CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HOME_DIR", "REGISTRY", "CONTEXT", "NAMESPACE", "RELEASE"):
-        monkeypatch.delenv(f"CTL_{name}", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def ctl(api_server: ControlPlane, namespace: str, capsys: pytest.CaptureFixture[str]) -> Ctl:
-    """With the administrator's kubeconfig and the test's namespace, where no others are named."""
-
-    def run(*arguments: object, kubeconfig: Path | None = None, inside: str = namespace) -> Answer:
-        capsys.readouterr()
-        where = [f"--kubeconfig={kubeconfig or api_server.kubeconfig}", "--context=test", f"--namespace={inside}"]
-        status = main([*where, *(str(each) for each in arguments)])
-        said = capsys.readouterr()
-        return Answer(status, said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def api(api_server: ControlPlane, namespace: str) -> Api:
-    return Api(kubeconfig=api_server.kubeconfig, context="test", namespace=namespace)
-
-
-def chart(name: str, namespace: str, **more: Any) -> list[Object]:
-    """What the chart renders of a release that is not tested here for itself."""
-    values = {**read(CHART / "ci" / "tiny-values.yaml"), "registry": "s3://registry/fleet", **more}
-    found = rendered(values, name=name, namespace=namespace)
-    kept = [each for each in found if "helm.sh/hook" not in (each["metadata"].get("annotations") or {})]
-    return sorted(kept, key=lambda each: each["kind"] == "Deployment")  # after what their pods need, as Helm does
-
-
-@pytest.fixture
-def install(api_server: ControlPlane, namespace: str) -> Iterator[Callable[..., None]]:
-    """Applies what the chart renders."""
-    wide: list[Object] = []
-
-    def apply(name: str = "serving", **more: Any) -> None:
-        objects = chart(name, namespace, **more)
-        wide.extend(each for each in objects if each["kind"] in CLUSTER_WIDE)
-        api_server.kubectl("apply", "--filename=-", given=yaml.safe_dump_all(objects))
-
-    yield apply
-    for each in wide:
-        api_server.kubectl("delete", each["kind"], each["metadata"]["name"], "--ignore-not-found")
-
-
-def lease(namespace: str, holder: str, address: str = "http://10.0.0.1:8080") -> str:
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    spec = {"holderIdentity": holder, "leaseDurationSeconds": 10, "renewTime": now, "acquireTime": now}
-    metadata = {"name": "serving-controller", "namespace": namespace, "annotations": {ADDRESS: address}}
-    return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
-
-
-def person(api_server: ControlPlane, namespace: str, name: str = "somebody") -> Path:
-    api_server.kubectl("create", "serviceaccount", name, f"--namespace={namespace}")
-    return api_server.kubeconfig_of(namespace, name)
-
-
-def states(answer: Answer, check: str) -> list[str]:
-    return [each["state"] for each in answer.data if each["check"] == check]
-
-
-def told(answer: Answer, check: str) -> str:
-    return "\n".join(f"{each['what']} → {each['remedy']}" for each in answer.data if each["check"] == check)
-
+__all__ = ["alone", "api", "ctl", "install", "looked"]
 
 # Which release.
 
@@ -305,17 +230,6 @@ def test_these_rights_are_enough(
     assert "pod serving-controller-gone is gone" in told(answer, "controller"), "nothing else is in the way"
 
 
-def bind(api_server: ControlPlane, namespace: str, role: str, name: str = "somebody") -> None:
-    api_server.kubectl(
-        "create",
-        "rolebinding",
-        role,
-        f"--role={role}",
-        f"--serviceaccount={namespace}:{name}",
-        f"--namespace={namespace}",
-    )
-
-
 def test_wrong_credentials_are_told(ctl: Ctl, api_server: ControlPlane, tmp_path: Path) -> None:
     made = yaml.safe_load(api_server.kubeconfig.read_text())
     made["users"][0]["user"] = {"token": "nonsense"}
@@ -415,136 +329,3 @@ def test_a_controller_behind_a_bridge(api: Api, install: Callable[..., None], ca
 
 
 # Doctor.
-
-
-@pytest.fixture
-def looked(ctl: Ctl, tmp_path: Path) -> Callable[..., Answer]:
-    def run(*arguments: object, **options: Any) -> Answer:
-        return ctl("doctor", f"--registry={tmp_path / 'registry'}", "-o", "json", *arguments, **options)
-
-    return run
-
-
-def test_doctor_of_a_release_whose_pods_never_run(
-    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
-) -> None:
-    install(fleets=[{"name": "gpu", "replicas": {"min": 1, "max": 2}, "gpus": 1}])
-    selector = "--selector=app.kubernetes.io/name=triton-controlplane"
-    until(lambda: len(api_server.get("pods", selector, f"--namespace={namespace}")["items"]) >= 3)
-    api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-gone_x"))
-    answer = looked("--write")
-    assert answer.status == 1
-    assert states(answer, "api") == ["ok"]
-    assert states(answer, "your rights") == ["ok"], told(answer, "your rights")
-    assert states(answer, "controller's rights") == ["ok"], told(answer, "controller's rights")
-    assert states(answer, "clock") == ["ok"]
-    assert states(answer, "config") == ["ok"]
-    assert set(states(answer, "deployments")) == {"warning"}
-    assert "serving-gpu has 0 of 1 pods available" in told(answer, "deployments")
-    assert set(states(answer, "pods")) == {"warning"}
-    assert "no node has taken it up" in told(answer, "pods")
-    assert "pod serving-controller-gone holds it, and is gone" in told(answer, "lease")
-    assert states(answer, "controller") == ["problem"]
-    assert "pod serving-controller-gone is gone" in told(answer, "controller")
-    assert "asks for 1 nvidia.com/gpu for each replica, and none of 0 nodes" in told(answer, "gpus")
-    assert states(answer, "registry") == ["ok"]
-    assert states(answer, "registry writes") == ["ok"]
-    assert states(answer, "dns") == ["unchecked"]
-
-
-def test_doctor_sees_nodes_with_gpus(
-    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
-) -> None:
-    install(fleets=[{"name": "gpu", "replicas": {"min": 2, "max": 4}, "gpus": 1, "nodeSelector": {"test": namespace}}])
-    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": namespace, "labels": {"test": namespace}}}
-    api_server.kubectl("apply", "--filename=-", given=json.dumps(node))
-    try:
-        assert "and none of 0 nodes" in told(looked(), "gpus"), "a node that is not ready has nothing"
-        resources = {"nvidia.com/gpu": "3"}
-        status = {
-            "capacity": resources,
-            "allocatable": resources,
-            "conditions": [{"type": "Ready", "status": "True", "reason": "Tested", "message": "it is"}],
-        }
-        api_server.kubectl(
-            "patch",
-            "node",
-            namespace,
-            "--subresource=status",
-            "--type=merge",
-            f"--patch={json.dumps({'status': status})}",
-        )
-        answer = looked()
-        assert states(answer, "gpus") == ["warning"]
-        assert "the nodes have places for 3" in told(answer, "gpus")
-    finally:
-        api_server.kubectl("delete", "node", namespace)
-
-
-def test_doctor_names_rights_that_are_missing(
-    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
-) -> None:
-    install()
-    somebody = person(api_server, namespace)
-    answer = looked("--release=serving", kubeconfig=somebody)
-    assert answer.status == 1
-    assert f"you may not create serviceaccounts/token serving-ctl in namespace {namespace}" in told(
-        answer, "your rights"
-    )
-    assert states(answer, "controller's rights") == ["unchecked"]
-    assert states(answer, "registry") == ["ok"], "what needs no rights is looked at all the same"
-    api_server.kubectl("delete", "rolebinding", "serving-controller", f"--namespace={namespace}")
-    answer = looked()
-    assert "serviceaccount serving-controller may not patch pods" in told(answer, "controller's rights")
-    assert "may not patch deployments/scale.apps serving-" in told(answer, "controller's rights")
-    assert "helm upgrade" in told(answer, "controller's rights")
-
-
-def test_doctor_speaks_in_kubernetes_words(
-    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
-) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "nothing", "namespace": namespace},
-        "spec": {"hard": {"pods": "0"}},
-    }
-    api_server.kubectl("apply", "--filename=-", given=json.dumps(quota))
-    until(lambda: "used" in api_server.get("resourcequota", "nothing", f"--namespace={namespace}")["status"])
-    install()
-
-    def failed() -> bool:
-        found = api_server.get("deployment", "serving-gateway", f"--namespace={namespace}")
-        return any("exceeded quota" in each["message"] for each in found["status"].get("conditions", ()))
-
-    until(failed, what="no quota holds")
-    answer = looked()
-    assert "exceeded quota: nothing" in told(answer, "deployments")
-    assert "kubectl" in told(answer, "deployments")
-    assert "problem" in states(answer, "deployments")
-
-
-def test_doctor_of_a_config_that_was_spoiled_by_hand(
-    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer], ctl: Ctl
-) -> None:
-    install()
-    spoiled = json.dumps({"data": {"system.yaml": "registry: s3://registry/fleet\nfleets: 5\n"}})
-    api_server.kubectl("patch", "configmap", "serving-config", f"--patch={spoiled}", f"--namespace={namespace}")
-    answer = looked()
-    assert states(answer, "config") == ["problem"]
-    assert "fleets" in told(answer, "config")
-    api_server.kubectl("delete", "deployment", "serving-gateway", f"--namespace={namespace}")
-    answer = looked()
-    assert "deployment serving-gateway is not there" in told(answer, "deployments")
-    assert Release(Api(kubeconfig=api_server.kubeconfig, context="test", namespace=namespace), "serving").registry()
-
-
-def test_doctor_is_read_by_people(ctl: Ctl, install: Callable[..., None], tmp_path: Path) -> None:
-    install()
-    answer = ctl("doctor", f"--registry={tmp_path / 'registry'}")
-    assert answer.status == 1
-    lines = answer.out.splitlines()
-    assert any(line.startswith("ok") and "Kubernetes v" in line for line in lines)
-    assert any(line.startswith("problem") and "leads at present" in line for line in lines)
-    assert any(line.strip().startswith("→") for line in lines)
-    assert "problem" in answer.err
