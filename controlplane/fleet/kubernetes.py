@@ -22,6 +22,8 @@ FLEET_LABEL: Final = "triton-controlplane.io/fleet"
 COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 LEAST_COST: Final = "-1000"
 """Whoever costs so little goes first when there are to be fewer. A hint only: a pod that is not ready goes before."""
+MANAGER: Final = "triton-controlplane"
+"""Who we are, in the API server's record of who set which field."""
 FIRST_S = 20.0
 """How long the first look at the cluster may take."""
 ENDED = ("Failed", "Succeeded")
@@ -112,6 +114,10 @@ class KubernetesFleet:
             staying = [each for each in self._living(fleet).values() if not _is_marked(each)]
             await self._scale(fleet, len(staying) + len(self._missing(fleet)))
 
+    def notes(self) -> Mapping[str, str]:
+        """Whose hand set a Deployment's size last, where it was not ours."""
+        return {_fleet(each): text for each in self._deployments.objects().values() if (text := _by_hand(each))}
+
     # What there is.
 
     def fleets(self) -> tuple[str, ...]:
@@ -156,11 +162,22 @@ class KubernetesFleet:
             name,
             self._namespace,
             {"spec": {"replicas": size}},
+            field_manager=MANAGER,
             doing=f"scaling Deployment {name} to {size}",
         )
         # The watch tells the same a moment later; until then nothing is to be decided on the old number.
         deployment.spec.replicas = size
         self._deployments.put(deployment)
+
+
+def _by_hand(deployment: Any) -> str:
+    """Who else has set the number of replicas, and when; empty where that was this controller, or nobody."""
+    for each in deployment.metadata.managed_fields or ():
+        owns = "f:replicas" in ((each.fields_v1 or {}).get("f:spec") or {})
+        if owns and each.manager != MANAGER:
+            size = f"{deployment.metadata.name} to {deployment.spec.replicas}"
+            return f"{each.manager} set {size}" + (f" at {each.time:%H:%M:%S} UTC" if each.time is not None else "")
+    return ""
 
 
 def _fleet(found: Any) -> str:

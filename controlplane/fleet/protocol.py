@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -31,6 +32,9 @@ class FleetBackend(Protocol):
         """Have one more replica of this fleet; returns before it is ready. Until `list` tells the name that it gets,
         which may be another one, it goes by this: asked for again before that, it is the same one. Raises
         ControlPlaneError or OSError."""
+
+    def notes(self) -> Mapping[str, str]:
+        """By fleet, what whoever asks why it is as it is should know besides: who else has changed its size."""
 
     async def remove(self, replica: str) -> None:
         """Have it no longer: its agent and its server are ended if they still run, and its folder is deleted. No error

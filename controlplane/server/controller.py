@@ -59,7 +59,7 @@ class Controller:
         self.snapshot = Snapshot()
         self.measuring = Measuring(self.memory, lambda: self.snapshot, self.wake, source or Scraper())
         self._registry = registry
-        self._backend = backend
+        self.backend = backend
         self._clash = clash
         self._watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
         self._actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
@@ -103,10 +103,10 @@ class Controller:
 
     async def _remove_undeployed(self) -> None:
         """Remove replicas of fleets that the deployment does not have any more: nothing is routed to them."""
-        for each in await self._backend.list():
+        for each in await self.backend.list():
             if each.fleet not in self.memory.shapes:
                 log.info("replica is removed: its fleet is not deployed any more", replica=each.name, fleet=each.fleet)
-                await self._backend.remove(each.name)
+                await self.backend.remove(each.name)
             else:
                 self.memory.backend_replicas[each.name] = each
 
@@ -117,7 +117,7 @@ class Controller:
     async def _cycle(self) -> None:
         started = time.perf_counter()
         try:
-            listed = {each.name: each for each in await self._backend.list()}
+            listed = {each.name: each for each in await self.backend.list()}
         except (ControlPlaneError, OSError) as error:
             log.warning("the fleet's replicas can't be listed; what was known of them is used", reason=str(error))
         else:

@@ -268,6 +268,9 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
             silent = _silent(controller, each.name)
             state = f"{each.report.server}: {each.report.reason}" if each.report else silent
             told.append({"code": "NOT_READY", "text": f"{each.name} is {state.removesuffix(': ')}"})
+    note = controller.backend.notes().get(name)
+    if note is not None:
+        told.append({"code": "BY_HAND", "text": note})
     return {**_fleet(controller, name), "reasons": told}
 
 

@@ -11,6 +11,7 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import uvicorn
@@ -40,6 +41,9 @@ class Pods:
 
     async def start(self, shape: FleetShape, replica: str) -> None:
         pass
+
+    def notes(self) -> Mapping[str, str]:
+        return {}
 
     async def remove(self, replica: str) -> None:
         pass

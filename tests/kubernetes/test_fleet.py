@@ -112,6 +112,10 @@ async def test_a_change_is_heard_of_and_not_asked_for(make: Made) -> None:
     make.kubectl("scale", "deployment/serving-cpu", "--replicas=2")
     assert await asyncio.to_thread(make.changed.wait, 30)
     assert list((await names(make, backend)).values()) == ["cpu", "cpu"], "scaled by hand: what is there is there"
+    assert "kubectl set serving-cpu to 2" in backend.notes()["cpu"]
+    await backend.start(CPU, "cpu-0")
+    await names(make, backend)
+    assert "cpu" not in backend.notes(), "its size is ours again"
 
 
 async def test_pods_that_somebody_deletes_leave_and_are_replaced(make: Made) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,9 @@ class FixedFleet:
 
     async def start(self, shape: FleetShape, replica: str) -> None:
         pass
+
+    def notes(self) -> Mapping[str, str]:
+        return {}
 
     async def remove(self, replica: str) -> None:
         pass
