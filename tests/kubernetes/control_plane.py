@@ -50,6 +50,7 @@ class ControlPlane:
     programs: dict[str, Path] = field(init=False)
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _apiserver: list[str] = field(default_factory=list)
+    _manager: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         """Start everything; returns when the API is ready and controllers work."""
@@ -91,8 +92,7 @@ class ControlPlane:
         self.start()
         manager = self.kubeconfig_for("kube-controller-manager")
         # There is one of each, so an election would only delay it.
-        self.run(
-            "kube-controller-manager",
+        self._manager = [
             f"--kubeconfig={manager}",
             "--use-service-account-credentials",
             "--leader-elect=false",
@@ -102,7 +102,8 @@ class ControlPlane:
             f"--cluster-signing-key-file={authority.pair.key}",
             f"--service-account-private-key-file={private}",
             f"--flex-volume-plugin-dir={self.folder / 'volume-plugins'}",
-        )
+        ]
+        self.run("kube-controller-manager", *self._manager)
         self.until("kube-controller-manager", "get", "serviceaccount", "default")
 
     def _apiserver_options(self, etcd: str, port: int, private: Path, public: Path) -> list[str]:
@@ -159,9 +160,15 @@ class ControlPlane:
     # The API server, for tests of what happens without it.
 
     def start(self) -> None:
-        """Start the API server, and wait until it is ready."""
+        """Start the API server, and wait until it is ready. The controllers start anew with it: each time they lose it,
+        they wait longer before they look again, in the end for longer than a test does."""
         self.run("kube-apiserver", *self._apiserver)
         self.until("kube-apiserver", "get", "--raw=/readyz")
+        manager = self.daemons.get("kube-controller-manager")
+        if manager is not None:
+            manager.kill()
+            manager.wait(10)
+            self.run("kube-controller-manager", *self._manager)
 
     def stop(self) -> None:
         """Ask the API server to end, which closes what it listens on, and end it. Left alone it would wait a minute for
