@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
+# Test processes side by side. Tests wait more than they compute, but a machine that is too busy makes them slow.
+WORKERS ?= 2
 
 .PHONY: help install lint test e2e-kubernetes demo bench clean
 
@@ -38,7 +40,7 @@ lint: install
 	$(RUN)/deptry .
 
 test: install
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 e2e-kubernetes: install
 	E2E_KUBERNETES=1 $(RUN)/python -m pytest tests/kubernetes/e2e

@@ -133,7 +133,9 @@ class HttpSide:
         query = f"?{request.url.query}" if request.url.query else ""
         url = f"http://{endpoint.host}:{endpoint.http_port}/v2/models/{resolved.model}/versions/{resolved.version}"
         headers = [(name, value) for name, value in request.headers.items() if _passed(name)]
-        client = self._forwarding.replicas.http
+        client = self._forwarding.replicas.http(endpoint)
+        if endpoint.draining:
+            headers.append(("connection", "close"))  # who drains is about to stop, which idle connections would delay
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._forwarding.replicas.request(endpoint))
             answer = await client.send(

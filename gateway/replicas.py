@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +23,8 @@ AWAY_S, MOST_AWAY_S = 2.0, 30.0
 """After so many failed inferences in a row a replica is put away for so long, longer each time: as in Envoy's
 clusters."""
 
+LOOK_EVERY_S = 0.1
+
 
 class Replicas:
     """Connections to replicas, kept while the replicas are in the table."""
@@ -31,13 +35,11 @@ class Replicas:
         self._in_flight: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._away: dict[str, tuple[int, float]] = {}
-        # A pool of connections that is not bounded here: Envoy bounds what comes in.
-        self.http = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(connect=2.0, read=settings.idle_timeout_s, write=settings.idle_timeout_s, pool=None),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0),
-            follow_redirects=False,
-            trust_env=False,
+        self._clients: dict[str, httpx2.AsyncClient] = {}
+        self._timeout = httpx2.Timeout(
+            connect=2.0, read=settings.idle_timeout_s, write=settings.idle_timeout_s, pool=None
         )
+        self._tls = ssl.create_default_context()  # one for all, never used: the default is one for each client
 
     @property
     def in_flight(self) -> Mapping[str, int]:
@@ -100,9 +102,38 @@ class Replicas:
             )
         return self._channels[target]
 
+    def http(self, endpoint: Endpoint) -> httpx2.AsyncClient:
+        """The client of a replica's HTTP port. Its connections are not bounded here: Envoy bounds what comes in."""
+        if endpoint.replica not in self._clients:
+            self._clients[endpoint.replica] = httpx2.AsyncClient(
+                timeout=self._timeout,
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0),
+                verify=self._tls,
+                follow_redirects=False,
+                trust_env=False,
+            )
+        return self._clients[endpoint.replica]
+
     async def forget_others(self, endpoints: Iterable[Endpoint]) -> None:
-        """Close the channels to replicas that are gone, and forget them; calls under way there may end first."""
+        """Close the channels to replicas that are gone, and forget them; calls under way there may end first.
+
+        HTTP connections are closed to draining replicas too: a Triton that is told to stop waits for idle ones.
+        """
         known = tuple(endpoints)
+        serving = {each.replica for each in known if not each.draining}
+        await asyncio.gather(
+            *(self._close_when_idle(name) for name in self._clients.keys() - serving), self._forget_others(known)
+        )
+
+    async def _close_when_idle(self, replica: str) -> None:
+        client = self._clients.pop(replica)
+        try:
+            while self._in_flight[replica]:  # noqa: ASYNC110 - nobody is told when a count is zero
+                await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            await client.aclose()
+
+    async def _forget_others(self, known: tuple[Endpoint, ...]) -> None:
         names = {each.replica for each in known}
         for name in (self._errors.keys() | self._away.keys()) - names:
             self._errors.pop(name, None)
@@ -115,4 +146,5 @@ class Replicas:
         """Close everything."""
         for channel in self._channels.values():
             await channel.close()
-        await self.http.aclose()
+        for client in self._clients.values():
+            await client.aclose()

@@ -129,7 +129,7 @@ class Supervisor:
         for agent in agents:
             with contextlib.suppress(psutil.NoSuchProcess):
                 agent.terminate()
-        psutil.wait_procs(agents, timeout=max(0.1, deadline - time.monotonic()))
+        processes.wait_ended(agents, timeout_s=max(0.1, deadline - time.monotonic()))
         processes.sweep(self.home.root)
         self.home.controller_file.unlink(missing_ok=True)
 

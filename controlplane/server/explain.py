@@ -96,8 +96,11 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             for reason in (
                 *_how_it_is(controller, controller.snapshot.models[name]),
                 *(reason for subject in subjects for reason in reasons.get(subject, ())),
-                *_batching(controller, controller.snapshot.models[name]),
             )
+        ],
+        "batching": [
+            {"code": reason.code, "text": reason.text}
+            for reason in _batching(controller, controller.snapshot.models[name])
         ],
     }
 

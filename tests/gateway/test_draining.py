@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from controlplane.core.errors import InvalidInput
 from controlplane.core.routes import RouteTable
 from controlplane.local.processes import free_ports
 from gateway.__main__ import make, parse
+from gateway.replicas import Replicas
 from gateway.settings import Settings, write_settings
 from tests.gateway.asking import stream
 from tests.gateway.running import Running
+from tests.gateway.triton import Triton
 from tests.gateway.waiting import wait_for
 
 NAME = "serving-gateway-7d4b9c-x2x5q"
@@ -144,3 +149,31 @@ def test_wrong_arguments_are_told(tmp_path: Path, arguments: list[str], said: st
     with pytest.raises(InvalidInput) as error:
         make(parse([f"--home={tmp_path}", *arguments]))
     assert said in str(error.value)
+
+
+async def test_a_replica_that_drains_is_left_no_idle_connection(tritons: tuple[Triton, Triton]) -> None:
+    """A Triton that is told to stop waits for them, up to its whole time."""
+    replicas, endpoint = Replicas(Settings()), tritons[0].endpoint
+    draining = replace(endpoint, draining=True)
+
+    def connected() -> bool:
+        found = psutil.Process().net_connections("tcp")
+        return any(each.raddr and each.raddr.port == endpoint.http_port for each in found)
+
+    async def ask() -> None:
+        url = f"http://{endpoint.host}:{endpoint.http_port}/v2/health/live"
+        assert (await replicas.http(endpoint).get(url)).status_code == 200
+
+    await ask()
+    await replicas.forget_others((endpoint,))
+    assert connected()
+    with replicas.request(endpoint):
+        leaving = asyncio.ensure_future(replicas.forget_others((draining,)))
+        await asyncio.sleep(0)
+        assert connected()  # it is in use
+    await leaving
+    assert not connected()
+    await ask()
+    await replicas.forget_others(())
+    assert not connected()
+    await replicas.close()
