@@ -40,7 +40,7 @@ lint: install
 	$(RUN)/deptry .
 
 test: install
-	$(RUN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 e2e-kubernetes: install
 	E2E_KUBERNETES=1 $(RUN)/python -m pytest tests/kubernetes/e2e

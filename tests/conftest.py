@@ -6,18 +6,28 @@ from collections.abc import Iterator
 import pytest
 import structlog
 from stamina.instrumentation import set_on_retry_hooks
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/kubernetes/", "tests/helm/", "tests/gateway/", "tests/registry/")
+TOGETHER = {
+    "tests/kubernetes/": "kubernetes",
+    "tests/helm/": "kubernetes",
+    "tests/gateway/": "gateway",
+    "tests/registry/": "registry",
+}
 """Folders whose tests share servers that are costly to start; elsewhere only the tests of one file do."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests have to run in one process, where several share the work."""
-    for item in items:
-        folder = next((each for each in TOGETHER if item.nodeid.startswith(each)), None)
-        group = "kubernetes" if folder == "tests/helm/" else folder or item.path
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+class Groups(LoadScopeScheduling):  # type: ignore[misc] # it has no types
+    """Gives each group of tests to one of the processes that share the work."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = next((each for each in TOGETHER if nodeid.startswith(each)), None)
+        return TOGETHER[folder] if folder is not None else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
+    return Groups(config, log)
 
 
 @pytest.fixture(autouse=True)
