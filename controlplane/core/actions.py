@@ -12,8 +12,9 @@ from controlplane.core.names import Key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishRollout:
-    """Write a rollout's end into the registry; `succeeded` moves `stable`."""
+    """Write a rollout's end into the registry; `succeeded` moves `stable`. `fleet`: the target's, if it has one."""
 
+    fleet: str | None = None
     model: str
     target: int
     rollout: str

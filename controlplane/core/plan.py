@@ -272,6 +272,7 @@ class _Planner:
         if state.end is not None:
             self.actions.append(
                 FinishRollout(
+                    fleet=self.census.fleet(key),
                     model=model.name,
                     target=rollout.target,
                     rollout=rollout.id,

@@ -4,7 +4,7 @@ pods."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import structlog
@@ -13,12 +13,14 @@ from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 from controlplane.core.errors import NotFound, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet.cluster import call
+from controlplane.fleet.events import Events
 from controlplane.fleet.informer import Informer
-from controlplane.fleet.protocol import FleetReplica
+from controlplane.fleet.protocol import FleetReplica, News
 
 log = structlog.get_logger(__name__)
 
 FLEET_LABEL: Final = "triton-controlplane.io/fleet"
+GATEWAY: Final = "app.kubernetes.io/component=gateway"
 COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 LEAST_COST: Final = "-1000"
 """Whoever costs so little goes first when there are to be fewer. A hint only: a pod that is not ready goes before."""
@@ -33,12 +35,16 @@ class KubernetesFleet:
     """The fleets of one release. `changed` is called, in any thread, when a pod or a Deployment is different."""
 
     def __init__(self, api: ApiClient, *, namespace: str, selector: str, changed: Callable[[], None]) -> None:
-        """`selector` finds the release's fleets: their Deployments and pods have these labels, and FLEET_LABEL."""
+        """`selector` finds what is of the release. Deployments and pods of its fleets have FLEET_LABEL, too."""
         self._namespace = namespace
         self._core, self._apps = CoreV1Api(api), AppsV1Api(api)
-        options = {"namespace": namespace, "label_selector": f"{selector},{FLEET_LABEL}"}
-        self._pods = Informer("pods", self._core.list_namespaced_pod, options, changed)
-        self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, options, changed)
+        fleets = {"namespace": namespace, "label_selector": f"{selector},{FLEET_LABEL}"}
+        gateways = {"namespace": namespace, "label_selector": f"{selector},{GATEWAY}"}
+        self._pods = Informer("pods", self._core.list_namespaced_pod, fleets, changed)
+        self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, fleets, changed)
+        self._gateways = Informer("gateways' pods", self._core.list_namespaced_pod, gateways, changed)
+        self._informers = (self._pods, self._deployments, self._gateways)
+        self._events = Events(api, namespace)
         self._lock = asyncio.Lock()
         self._ordered: dict[str, tuple[str, ...]] = {}
         """By fleet, the names under which replicas were asked for that have no pod yet."""
@@ -48,15 +54,17 @@ class KubernetesFleet:
 
     async def open(self) -> None:
         """Look at the cluster for the first time. Raises Unavailable when it does not answer in time."""
-        for each in (self._pods, self._deployments):
+        self._events.start()
+        for each in self._informers:
             each.start()
-        for each in (self._pods, self._deployments):
+        for each in self._informers:
             if not await asyncio.to_thread(each.wait, FIRST_S):
                 raise Unavailable(str(each.problem or "the Kubernetes API server does not answer"))
 
     def close(self) -> None:
         """Look no longer."""
-        for each in (self._pods, self._deployments):
+        self._events.stop()
+        for each in self._informers:
             each.stop()
 
     async def list(self) -> tuple[FleetReplica, ...]:
@@ -117,6 +125,23 @@ class KubernetesFleet:
     def notes(self) -> Mapping[str, str]:
         """Whose hand set a Deployment's size last, where it was not ours."""
         return {_fleet(each): text for each in self._deployments.objects().values() if (text := _by_hand(each))}
+
+    def tell(self, news: News) -> None:
+        """An event on the fleet's Deployment, or on the replica's pod; none when that is gone."""
+        reason = news.code.title().replace("_", "")
+        if news.replica:
+            about, kind = self._pods.objects().get(news.replica), "Pod"
+        else:
+            found = (each for each in self._deployments.objects().values() if _fleet(each) == news.fleet)
+            about, kind = next(found, None), "Deployment"
+        if about is not None:
+            self._events.tell(about, kind, reason, news.text, warning=news.warning)
+
+    def gateways(self) -> Collection[str] | None:
+        """Those that have a pod which has not ended. While the cluster can't be looked at, nothing new is known."""
+        if self._gateways.problem is not None:
+            return None
+        return [name for name, pod in self._gateways.objects().items() if pod.status.phase not in ENDED]
 
     # What there is.
 

@@ -16,7 +16,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from controlplane.core.models import FleetShape
-from controlplane.fleet.protocol import FleetReplica
+from controlplane.fleet.protocol import FleetReplica, News
 from controlplane.local import processes
 from controlplane.local.home import Home, replace_file
 
@@ -73,6 +73,13 @@ class LocalFleet:
     def notes(self) -> Mapping[str, str]:
         """Nobody else changes anything here."""
         return {}
+
+    def tell(self, news: News) -> None:
+        """There is nobody but who reads the logs."""
+
+    def gateways(self) -> None:
+        """Whoever runs a gateway here starts it again when it ends."""
+        return
 
     async def remove(self, replica: str) -> None:
         """End what still runs of it and delete its folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,6 +21,18 @@ class FleetReplica:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """Something that has happened to a fleet, or to one replica of it where that is named. `code` is in capitals, with
+    underscores; `warning`: somebody may have to do something about it."""
+
+    fleet: str
+    replica: str = ""
+    code: str
+    text: str
+    warning: bool = False
+
+
 class FleetBackend(Protocol):
     """Starts and stops replicas. Each call may be repeated: doing it twice is doing it once."""
 
@@ -35,6 +47,12 @@ class FleetBackend(Protocol):
 
     def notes(self) -> Mapping[str, str]:
         """By fleet, what whoever asks why it is as it is should know besides: who else has changed its size."""
+
+    def tell(self, news: News) -> None:
+        """Show news where whoever runs the fleets looks, besides the logs. Never waits, never fails."""
+
+    def gateways(self) -> Collection[str] | None:
+        """The gateways that there are; None where that is not known: a silent one may be there all the same."""
 
     async def remove(self, replica: str) -> None:
         """Have it no longer: its agent and its server are ended if they still run, and its folder is deleted. No error

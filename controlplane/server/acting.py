@@ -21,7 +21,7 @@ from controlplane.core.actions import (
 )
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.models import FleetRecord, FleetShape, Quarantine
-from controlplane.fleet.protocol import FleetBackend
+from controlplane.fleet.protocol import FleetBackend, News
 from controlplane.registry.registry import Registry
 from controlplane.server.memory import Memory
 from controlplane.server.orders import Orders
@@ -95,6 +95,10 @@ class Actor:
                 state=action.state,
                 reason=action.reason,
             )
+            if action.fleet is not None:
+                end = f"{action.model}@{action.target}: the rollout has {action.state}: {action.reason}"
+                code, failed = f"ROLLOUT_{action.state.upper()}", action.state == "failed"
+                self._backend.tell(News(fleet=action.fleet, code=code, text=end, warning=failed))
         elif isinstance(action, QuarantineVersion):
             log.warning("version quarantined", fleet=action.fleet, **action.key._asdict(), reason=action.reason)
             await self._update_fleet(action.fleet, lambda record: _with_quarantine(record, action))

@@ -23,6 +23,7 @@ from controlplane.server.acting import Actor
 from controlplane.server.measuring import Measuring
 from controlplane.server.memory import Memory
 from controlplane.server.metrics import Metrics
+from controlplane.server.news import tell
 from controlplane.server.orders import Orders
 from controlplane.server.watching import RegistryWatch
 
@@ -128,6 +129,7 @@ class Controller:
                 self.memory.started.setdefault(name, time.time())
             self.memory.backend_replicas = listed
         now = time.time()
+        self.memory.forget_gateways(self.backend.gateways(), now)
         self.snapshot = self.memory.snapshot(self.orders, self._clash, now)
         try:
             made = await asyncio.to_thread(plan, self.snapshot, now)
@@ -138,7 +140,7 @@ class Controller:
             return
         self.problem = ""
         await self._fetch_sources(made)
-        self._log_changes(made)
+        tell(self.memory.last_plan, made, self.snapshot, self.backend)
         self.memory.last_plan = made
         if self.memory.settled or any(each.confirmed is not None for each in self.memory.gateways.values()):
             self.orders.issue(made)
@@ -155,18 +157,6 @@ class Controller:
     def _acted(self) -> None:
         self._watch.look_now()
         self.wake()
-
-    def _log_changes(self, made: Plan) -> None:
-        """A line for what is new. A reason whose figures have changed, and nothing else, is none."""
-        before = self.memory.last_plan
-        for subject, reasons in made.reasons.items():
-            known = {reason.code for reason in before.reasons.get(subject, ())}
-            for reason in reasons:
-                if reason.code not in known:
-                    log.info(reason.text, code=reason.code, **_named(subject))
-        for fleet, decision in made.decisions.items():
-            if fleet not in before.decisions or before.decisions[fleet].desired != decision.desired:
-                log.info("a fleet's size", fleet=fleet, desired=decision.desired, reason=decision.reason.text)
 
     # What an assignment says of a version.
 
@@ -291,15 +281,6 @@ class Controller:
                 f"this controller has epoch {self.orders.epoch}, the caller has seen {seen}",
                 remedy="ask the controller that has taken over",
             )
-
-
-def _named(subject: str) -> dict[str, object]:
-    """What a plan's reason is about, in the fields that all logs share."""
-    kind, _, name = subject.partition("/")
-    if kind != "version":
-        return {kind: name}
-    model, _, version = name.rpartition("@")
-    return {"model": model, "version": int(version)}
 
 
 async def _set_by(event: asyncio.Event, deadline: float) -> bool:

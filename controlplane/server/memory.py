@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+
+import structlog
 
 from controlplane.core.load import Load
 from controlplane.core.messages import Copy, GatewayReport, ReplicaReport
@@ -15,6 +17,8 @@ from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import GatewayView, ReplicaView, Settings, Snapshot
 from controlplane.fleet.protocol import FleetReplica
 from controlplane.server.orders import Orders
+
+log = structlog.get_logger(__name__)
 
 CRASHES_KEPT = 10
 UNREAD = "unread"
@@ -97,6 +101,14 @@ class Memory:
         self.backend_replicas.pop(name, None)
         self.started.pop(name, None)
         self.crashed_at.pop(name, None)
+
+    def forget_gateways(self, present: Collection[str] | None, now: float) -> None:
+        """Those that are silent and that the backend does not have, are gone. It may not have seen yet one that has
+        just begun to speak."""
+        for name in self.gateways.keys() - set(self.gateways if present is None else present):
+            if now - self.gateways[name].heard_at > self.settings.gateway_live_s:
+                log.info("a gateway is gone", gateway=name)
+                del self.gateways[name]
 
     # The snapshot.
 

@@ -145,7 +145,7 @@ async def _lead(system: System, pod: Pod, configuration: Configuration, serving:
     backend = KubernetesFleet(
         client_of(configuration),
         namespace=pod.namespace,
-        selector=f"app.kubernetes.io/instance={pod.instance},app.kubernetes.io/component=fleet",
+        selector=f"app.kubernetes.io/instance={pod.instance}",
         changed=changed,
     )
     try:

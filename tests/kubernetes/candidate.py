@@ -19,7 +19,7 @@ import uvicorn
 from controlplane.core.models import FleetShape
 from controlplane.core.snapshot import Settings
 from controlplane.fleet.cluster import configured
-from controlplane.fleet.protocol import FleetReplica
+from controlplane.fleet.protocol import FleetReplica, News
 from controlplane.logs import configure
 from controlplane.registry import open_registry
 from controlplane.render.sharing import compatible
@@ -44,6 +44,12 @@ class Pods:
 
     def notes(self) -> Mapping[str, str]:
         return {}
+
+    def tell(self, news: News) -> None:
+        pass
+
+    def gateways(self) -> None:
+        return
 
     async def remove(self, replica: str) -> None:
         pass

@@ -13,8 +13,9 @@ import yaml
 
 from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
 from controlplane.fleet.cluster import client_of, configured
-from controlplane.fleet.kubernetes import FLEET_LABEL, KubernetesFleet
-from controlplane.fleet.protocol import FleetBackend, FleetReplica
+from controlplane.fleet.events import BURST, SOURCE
+from controlplane.fleet.kubernetes import FLEET_LABEL, GATEWAY, KubernetesFleet
+from controlplane.fleet.protocol import FleetBackend, FleetReplica, News
 from tests.fleet.contract import *  # noqa: F403 - its tests
 from tests.fleet.contract import CPU, names
 from tests.kubernetes.control_plane import ControlPlane
@@ -208,3 +209,54 @@ async def test_why_a_pod_does_not_come_up_is_told_in_the_clusters_words(make: Ma
     status = json.dumps({"status": {"conditions": [unschedulable]}})
     make.kubectl("patch", "pod", name, "--subresource=status", "-p", status)
     await true(lambda: any("Insufficient nvidia.com/gpu" in each.reason for each in asyncio.run(backend.list())))
+
+
+async def test_news_are_events_on_what_they_are_about(make: Made) -> None:
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    await make.settled(backend)
+    (pod,) = make.pods()
+    for _ in range(2):
+        backend.tell(News(fleet="cpu", code="ROLLOUT_FAILED", text="it did not load", warning=True))
+    backend.tell(News(fleet="cpu", replica=pod, code="SCALE_DOWN", text="it leaves: " + "x" * 2000))
+    backend.tell(News(fleet="none", code="SCALING", text="nobody sees this"))
+    backend.tell(News(fleet="cpu", replica="gone", code="SCALE_DOWN", text="nor this"))
+
+    def ours() -> set[tuple[str, str, str, str, int]]:
+        return {
+            (of["kind"], of["name"], each["type"], each["reason"], each["count"])
+            for each in make.kubectl_get("events")
+            if each["source"].get("component") == SOURCE
+            for of in [each["involvedObject"]]
+        }
+
+    expected = {("Deployment", "serving-cpu", "Warning", "RolloutFailed", 2), ("Pod", pod, "Normal", "ScaleDown", 1)}
+    await true(lambda: ours() == expected)
+    assert "RolloutFailed" in make.kubectl("describe", "deployment/serving-cpu")
+
+
+async def test_one_object_gets_no_flood_of_events(make: Made) -> None:
+    backend = await make()
+    for number in range(100):
+        backend.tell(News(fleet="cpu", code="SCALING", text=f"to {number}"))
+    backend.tell(News(fleet="other", code="SCALING", text="the last"))
+
+    def on(fleet: str) -> int:
+        found = make.kubectl_get("events")
+        return sum(
+            each["involvedObject"]["name"] == f"serving-{fleet}" and each["reason"] == "Scaling" for each in found
+        )
+
+    await true(lambda: on("other") == 1)
+    assert on("cpu") == BURST
+
+
+async def test_which_gateways_there_are(make: Made) -> None:
+    backend = await make()
+    assert backend.gateways() == []
+    for release in ("serving", "another"):
+        labels = f"--labels={INSTANCE}={release},{GATEWAY}"
+        make.kubectl("run", f"{release}-gateway", "--image=gateway:none", labels)
+    await true(lambda: backend.gateways() == ["serving-gateway"])
+    make.kubectl("delete", "pod", "serving-gateway", "--now")
+    await true(lambda: backend.gateways() == [])

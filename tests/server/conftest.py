@@ -26,7 +26,7 @@ from controlplane.core.messages import (
 from controlplane.core.models import Capabilities, FleetShape
 from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import Settings
-from controlplane.fleet.protocol import FleetBackend, FleetReplica
+from controlplane.fleet.protocol import FleetBackend, FleetReplica, News
 from controlplane.registry import Registry, open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
@@ -164,6 +164,12 @@ class FixedFleet:
 
     def notes(self) -> Mapping[str, str]:
         return {}
+
+    def tell(self, news: News) -> None:
+        pass
+
+    def gateways(self) -> None:
+        return
 
     async def remove(self, replica: str) -> None:
         pass
