@@ -35,6 +35,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--port", type=int, help="serve /livez, /readyz and /drain there (default: they are not served)"
     )
     parser.add_argument(
+        "--metrics-port",
+        type=int,
+        help="serve /metrics there, Envoy's too (default: on loopback alone, without Envoy's)",
+    )
+    parser.add_argument(
         "--drain-s", type=float, default=30.0, help="what /drain waits for requests in flight (%(default)s)"
     )
     parser.add_argument(
@@ -76,7 +81,11 @@ async def _run(arguments: argparse.Namespace) -> None:
     gateway = make(arguments)
     async with contextlib.AsyncExitStack() as stack:
         if arguments.port is not None:
-            await stack.enter_async_context(probes.serving(gateway, port=arguments.port, drain_s=arguments.drain_s))
+            app = probes.application(gateway, drain_s=arguments.drain_s)
+            await stack.enter_async_context(probes.serving(app, option="--port", port=arguments.port))
+        if arguments.metrics_port is not None:
+            app = probes.metrics(gateway)
+            await stack.enter_async_context(probes.serving(app, option="--metrics-port", port=arguments.metrics_port))
         await _until_told(gateway, arguments.grace_s)
 
 

@@ -51,6 +51,10 @@ class Admin:
             for host in cluster.get("host_statuses", [])
         }
 
+    async def prometheus(self) -> bytes:
+        """All statistics that have ever changed, in Prometheus' text format."""
+        return (await self._get("/stats/prometheus?usedonly")).encode()
+
     async def reopen_logs(self) -> None:
         """Go on in new log files."""
         (await self._http.post(f"{self._base()}/reopen_logs")).raise_for_status()

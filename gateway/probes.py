@@ -1,4 +1,5 @@
-"""What Kubernetes asks a gateway's pod: whether it lives, whether it is ready, and to drain before it is ended."""
+"""What is asked of a gateway's pod. Kubernetes: whether it lives, whether it is ready, to drain before it is ended.
+Prometheus, at a port of its own, since whoever gets to the other may drain: its metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -41,13 +43,20 @@ def application(gateway: Gateway, *, drain_s: float) -> Starlette:
     )
 
 
+def metrics(gateway: Gateway) -> Starlette:
+    """`/metrics`: the Python part's, and Envoy's with them while it answers."""
+
+    async def answer(_: Request) -> Response:
+        return Response(await gateway.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(routes=[Route("/metrics", answer)])
+
+
 @contextlib.asynccontextmanager
-async def serving(gateway: Gateway, *, port: int, drain_s: float) -> AsyncIterator[int]:
-    """Serve the probes on all addresses; yields the port. Raises Conflict for a port in use."""
-    listener = _listen(port)
-    config = uvicorn.Config(
-        application(gateway, drain_s=drain_s), log_config=None, access_log=False, lifespan="off", timeout_keep_alive=5
-    )
+async def serving(application: Starlette, *, option: str, port: int) -> AsyncIterator[int]:
+    """Serve on all addresses, at the port that `option` gave; yields it. Raises Conflict for a port in use."""
+    listener = _listen(port, option)
+    config = uvicorn.Config(application, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=5)
     server = QuietServer(config)
     task = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:
@@ -58,18 +67,18 @@ async def serving(gateway: Gateway, *, port: int, drain_s: float) -> AsyncIterat
         listener.close()
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(port: int, option: str) -> socket.socket:
     six = socket.has_dualstack_ipv6()
     try:
         return socket.create_server(
-            ("::" if six else "0.0.0.0", port),  # noqa: S104 - the kubelet asks at the pod's address
+            ("::" if six else "0.0.0.0", port),  # noqa: S104 - it is asked at the pod's address
             family=socket.AF_INET6 if six else socket.AF_INET,
             dualstack_ipv6=six,
             backlog=64,
         )
     except OSError as error:
         raise Conflict(
-            f"the gateway's probes can't listen on port {port}: {error.strerror}",
-            field="--port",
+            f"the gateway can't listen on port {port}: {error.strerror}",
+            field=option,
             remedy="end what listens there, or give another port",
         ) from error

@@ -63,6 +63,7 @@ class Gateway:
         self.holding = Holding(self.settings, self._served.value.table, self._poke)
         self.sequences = Sequences(self.settings.sequences)
         self.forwarding = Forwarding(self.settings, self.holding, self.replicas, self.sequences)
+        self._own_metrics = status.metrics(self)
         self._newest: RouteTable | None = None
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
@@ -139,6 +140,13 @@ class Gateway:
             return 0
         log.info("drained", in_flight=left)
         return left
+
+    async def metrics(self) -> bytes:
+        """In Prometheus' text format: this part's, and Envoy's while it answers."""
+        try:
+            return self._own_metrics() + await self._admin.prometheus()
+        except (OSError, httpx2.HTTPError):
+            return self._own_metrics()
 
     async def stop(self, grace_s: float) -> None:
         """End Envoy too; what is in flight gets up to `grace_s`. The controller is told, which else would wait for word
@@ -260,7 +268,7 @@ class Gateway:
         ports = self._ports.value
         grpc_server, grpc_port = await grpc_side.serve(self.forwarding, self.settings, ports.side_grpc)
         side = http_side.HttpSide(self.forwarding, self.settings)
-        app = http_side.application(side, status.health(self), status.metrics(self))
+        app = http_side.application(side, status.health(self), status.exposed(self._own_metrics))
         server, listener = http_side.server(app, ports.side_http)
         self._ports.keep(replace(ports, side_grpc=grpc_port, side_http=listener.getsockname()[1]))
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -101,12 +101,17 @@ class _Collector:
         )
 
 
-def metrics(gateway: Watched) -> Handler:
-    """`/metrics` in Prometheus' text format."""
+def metrics(gateway: Watched) -> Callable[[], bytes]:
+    """What gives the present values in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_Collector(gateway))
+    return lambda: generate_latest(registry)
+
+
+def exposed(values: Callable[[], bytes]) -> Handler:
+    """`/metrics`."""
 
     async def answer(_: Request) -> Response:
-        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(values(), media_type=CONTENT_TYPE_LATEST)
 
     return answer

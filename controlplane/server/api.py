@@ -41,6 +41,12 @@ RETRY_AFTER_S = 1
 OPEN = frozenset({"/healthz", "/livez", "/readyz"})
 """Probes, for which nobody needs a token."""
 
+LEADS = """\
+# HELP ctl_controller_leads 1 where the controller leads, 0 where it stands by
+# TYPE ctl_controller_leads gauge
+ctl_controller_leads {}
+"""
+
 _REPLICA_REPORT = TypeAdapter(ReplicaReport)
 _GATEWAY_REPORT = TypeAdapter(GatewayReport)
 _ASSIGNMENT = TypeAdapter(Assignment)
@@ -105,10 +111,6 @@ def application(serving: Serving, identify: Identify) -> Starlette:
     async def explain_fleet(request: Request) -> Response:
         return _json(_ANY, explain.fleet(leading(), request.path_params["name"], time.time()))
 
-    async def metrics(_: Request) -> Response:
-        controller = serving.controller
-        return Response(controller.metrics.expose() if controller else b"", media_type=CONTENT_TYPE_LATEST)
-
     async def healthz(_: Request) -> Response:
         controller = serving.controller
         return JSONResponse({"status": "ok" if controller and controller.planned_at else "starting"})
@@ -131,7 +133,7 @@ def application(serving: Serving, identify: Identify) -> Starlette:
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/openapi.json", openapi),
-            Route("/metrics", metrics),
+            _metrics(serving),
             Route("/v1/replicas/{name}/sync", sync_replica, methods=["POST"]),
             Route("/v1/gateways/{name}/sync", sync_gateway, methods=["POST"]),
             Route("/v1/status", read(explain.status)),
@@ -148,6 +150,20 @@ def application(serving: Serving, identify: Identify) -> Starlette:
         middleware=[Middleware(_Doorkeeper, serving=serving, identify=identify)],
         exception_handlers={ControlPlaneError: _as_response},
     )
+
+
+def metrics_application(serving: Serving) -> Starlette:
+    """The ASGI application that has `/metrics` and nothing else, for anybody."""
+    return Starlette(routes=[_metrics(serving)])
+
+
+def _metrics(serving: Serving) -> Route:
+    async def metrics(_: Request) -> Response:
+        leading = serving.leading
+        text = LEADS.format(int(leading is not None)).encode() + (leading.metrics.expose() if leading else b"")
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    return Route("/metrics", metrics)
 
 
 class _Doorkeeper:

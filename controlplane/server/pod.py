@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 import uvicorn
 from kubernetes.client import Configuration
+from starlette.applications import Starlette
 
 from controlplane.core.errors import ControlPlaneError, InvalidInput
 from controlplane.fleet.cluster import client_of, configured
@@ -23,7 +24,7 @@ from controlplane.metrics.source import source_of
 from controlplane.registry import open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
-from controlplane.server.api import Serving, application
+from controlplane.server.api import Serving, application, metrics_application
 from controlplane.server.controller import Controller, claim
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
 from controlplane.server.leading import Election, new_identity
@@ -31,7 +32,8 @@ from controlplane.server.leases import KubernetesLease, owner_of
 
 log = structlog.get_logger(__name__)
 
-PORT = 8080
+PORT, METRICS_PORT = 8080, 8081
+"""Whoever calls at the first needs a token. At the second there are metrics alone, for a Prometheus, which has none."""
 DATA = Path("/data")
 """What a pod may write to."""
 
@@ -46,6 +48,7 @@ class Pod:
     release: str
     instance: str
     port: int = PORT
+    metrics_port: int = METRICS_PORT
 
 
 def pod_of(environment: Mapping[str, str]) -> Pod:
@@ -62,6 +65,7 @@ def pod_of(environment: Mapping[str, str]) -> Pod:
         release=environment["RELEASE"],
         instance=environment.get("INSTANCE") or environment["RELEASE"],
         port=int(environment.get("PORT") or PORT),
+        metrics_port=int(environment.get("METRICS_PORT") or METRICS_PORT),
     )
 
 
@@ -89,33 +93,36 @@ async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> Non
     election = Election(lease, identity=new_identity(pod.name), address=f"http://{pod.ip}:{pod.port}")
     serving = Serving(leader=lambda: election.elsewhere, ready=lambda: election.heard)
     identify = ReviewedTokens(reviewer(configuration), namespace=pod.namespace, release=pod.release)
-    listener = socket.create_server(("", pod.port), family=socket.AF_INET, backlog=1024)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application(serving, identify),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-    )
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    servers = {
+        pod.port: _server(application(serving, identify)),
+        pod.metrics_port: _server(metrics_application(serving)),
+    }
+    listeners = {port: socket.create_server(("", port), family=socket.AF_INET, backlog=1024) for port in servers}
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    api = asyncio.create_task(server.serve(sockets=[listener]))
+    apis = [asyncio.create_task(server.serve(sockets=[listeners[port]])) for port, server in servers.items()]
     stopping = asyncio.create_task(stop.wait())
     standing = asyncio.create_task(election.run(lambda: _lead(system, pod, configuration, serving)))
     try:
-        await asyncio.wait((api, stopping, standing), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((*apis, stopping, standing), return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in (stopping, standing):
             task.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
-        server.should_exit = True
+        for server in servers.values():
+            server.should_exit = True
         with contextlib.suppress(asyncio.CancelledError):
             await standing
-        await asyncio.gather(api, return_exceptions=True)
+        await asyncio.gather(*apis, return_exceptions=True)
+
+
+def _server(app: Starlette) -> uvicorn.Server:
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    )
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    return server
 
 
 async def _owner(configuration: Configuration, pod: Pod) -> dict[str, object] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.core.errors import InvalidInput
 from controlplane.core.routes import RouteTable
@@ -31,10 +32,11 @@ NAME = "serving-gateway-7d4b9c-x2x5q"
 class Pod(Running):
     """A gateway with nothing in its home."""
 
-    port = 0
+    port = metrics_port = 0
 
     def arguments(self) -> list[str]:
-        self.port = self.port or free_ports(1)[0]
+        if not self.port:
+            self.port, self.metrics_port = free_ports(2)
         self.controller.table = RouteTable()  # it has none yet
         beside = self.home.root.parent
         (beside / "token").write_text(self.home.token_file.read_text())
@@ -48,6 +50,7 @@ class Pod(Running):
             f"--controller-url={self.controller.url}",
             f"--token-file={beside / 'token'}",
             f"--port={self.port}",
+            f"--metrics-port={self.metrics_port}",
             "--drain-s=30",
             "--grace-s=1",
         ]
@@ -149,6 +152,20 @@ def test_wrong_arguments_are_told(tmp_path: Path, arguments: list[str], said: st
     with pytest.raises(InvalidInput) as error:
         make(parse([f"--home={tmp_path}", *arguments]))
     assert said in str(error.value)
+
+
+def test_it_tells_its_metrics_and_envoys_at_a_port_of_their_own(pod: Pod, full_table: RouteTable) -> None:
+    pod.controller.put(full_table)
+    assert slow(pod, 0.0)
+
+    def scraped() -> str:
+        return httpx2.get(f"http://127.0.0.1:{pod.metrics_port}/metrics", timeout=60).text
+
+    wait_for(lambda: "envoy_cluster_upstream_rq_total" in scraped(), what="Envoy tells its own")
+    families = {family.name for family in text_string_to_metric_families(scraped())}
+    assert {"gateway_table_routes", "envoy_cluster_upstream_rq"} <= families
+    assert httpx2.get(f"http://127.0.0.1:{pod.metrics_port}/drain", timeout=60).status_code == 404
+    assert pod.probe("/metrics").status_code == 404
 
 
 async def test_a_replica_that_drains_is_left_no_idle_connection(tritons: tuple[Triton, Triton]) -> None:

@@ -293,15 +293,26 @@ def test_the_token_is_for_the_controller_alone_and_the_server_is_not_given_it() 
 def test_only_inference_is_reached_from_outside() -> None:
     policies = {each["metadata"]["name"]: each["spec"] for each in objects(tiny()) if each["kind"] == "NetworkPolicy"}
     assert set(policies) == {"serving-controller", "serving-gateway", "serving-fleet"}
-    (everybody,) = policies["serving-gateway"]["ingress"]
-    assert "from" not in everybody
+
+    def rules(name: str) -> list[tuple[list[str | None], list[int]]]:
+        return [
+            ([_component(each) for each in rule["from"]], [port["port"] for port in rule["ports"]])
+            for rule in policies[name]["ingress"]
+            if "from" in rule
+        ]
+
+    (everybody,) = (rule for rule in policies["serving-gateway"]["ingress"] if "from" not in rule)
     assert {each["port"] for each in everybody["ports"]} == {8001, 8000}
-    (callers,) = policies["serving-controller"]["ingress"]
-    assert [_component(each) for each in callers["from"]] == ["fleet", "gateway"]
-    assert [
-        ([_component(each) for each in rule["from"]], [port["port"] for port in rule["ports"]])
-        for rule in policies["serving-fleet"]["ingress"]
-    ] == [(["gateway"], [8001, 8000]), (["controller"], [8001, 8000, 8002]), ([None], [8002])]
+    # Nobody's component is who scrapes: the pods of another namespace.
+    assert rules("serving-gateway") == [([None], [8092])]
+    assert rules("serving-controller") == [(["fleet", "gateway"], [8080]), ([None], [8081])]
+    assert rules("serving-fleet") == [
+        (["gateway"], [8001, 8000]),
+        (["controller"], [8001, 8000, 8002]),
+        ([None], [8002]),
+    ]
+    closed = objects(tiny(networkPolicy={"metricsFrom": []}))
+    assert len(one(closed, "NetworkPolicy", "serving-controller")["spec"]["ingress"]) == 1
     for spec in policies.values():
         assert spec["podSelector"]["matchLabels"]["app.kubernetes.io/instance"] == RELEASE
 
@@ -366,8 +377,9 @@ def test_rules_are_those_of_the_controller() -> None:
     assert one(found, "PrometheusRule", "serving")["spec"] == wanted
     data = one(found, "ConfigMap", "serving-prometheus")["data"]
     assert yaml.safe_load(data["rules.yaml"]) == wanted
-    (job,) = yaml.safe_load(data["scrape.yaml"])["scrape_configs"]
-    assert {each["target_label"] for each in job["relabel_configs"] if "target_label" in each} == {"replica", "fleet"}
+    jobs = yaml.safe_load(data["scrape.yaml"])["scrape_configs"]
+    labels = [{each["target_label"] for each in job["relabel_configs"] if "target_label" in each} for job in jobs]
+    assert labels == [{"replica", "fleet"}, {"pod"}]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Node:
     def controller(self, pod: str) -> None:
         config = self.folder / "system.yaml"
         config.write_text(self.get("configmap", "serving-config")["data"]["system.yaml"])
-        (self.ports[pod],) = processes.free_ports(1)
+        self.ports[pod], metrics_port = processes.free_ports(2)
         self.start(
             pod,
             "controlplane.server",
@@ -77,6 +77,7 @@ class Node:
             POD_NAMESPACE=self.namespace,
             POD_IP="127.0.0.1",
             PORT=str(self.ports[pod]),
+            METRICS_PORT=str(metrics_port),
             RELEASE="serving",
             **self.s3,
         )

@@ -174,6 +174,7 @@ def test_every_path_is_in_the_published_document(http: httpx2.Client) -> None:
 
 def test_the_metrics_page_counts_cycles(http: httpx2.Client) -> None:
     until(lambda: "ctl_controller_cycle_seconds_count" in http.get("/metrics").text)
+    assert "ctl_controller_leads 1\n" in http.get("/metrics").text
 
 
 def test_a_model_that_is_not_there_is_not_found(http: httpx2.Client) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from controlplane.server.api import Serving, application
+from controlplane.server.api import Serving, application, metrics_application
 from controlplane.server.identity import SharedToken
 from tests.server.conftest import TOKEN, Service
 
@@ -51,6 +51,13 @@ async def test_everything_else_needs_one() -> None:
         for path in ("/metrics", "/openapi.json", "/nothing"):
             assert (await http.get(path)).status_code == 401
         assert (await http.get("/metrics", headers=KNOWN)).status_code == 200
+
+
+async def test_a_port_for_metrics_has_nothing_else() -> None:
+    transport = httpx2.ASGITransport(app=metrics_application(Serving()))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://standby") as http:
+        assert (await http.get("/metrics")).text.splitlines()[-1] == "ctl_controller_leads 0"
+        assert (await http.get("/v1/status")).status_code == 404
 
 
 def test_one_that_is_alone_leads(service: Service) -> None:

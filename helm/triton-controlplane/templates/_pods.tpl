@@ -53,6 +53,16 @@ hostAliases:
 {{- end }}
 {{- end -}}
 
+{{/* An ingress rule for who may scrape. Takes root and port. */}}
+{{- define "triton-controlplane.metricsFrom" -}}
+{{- with .root.Values.networkPolicy.metricsFrom -}}
+- from:
+    {{- toYaml . | nindent 4 }}
+  ports:
+    - {port: {{ $.port }}, protocol: TCP}
+{{- end -}}
+{{- end -}}
+
 {{/* Who a pod is, for its commands. */}}
 {{- define "triton-controlplane.podEnv" -}}
 - name: POD_NAME

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import tritonclient.grpc as triton
 import yaml
 
 from tests.e2e.system import DOUBLER, ENTRY, infer
-from tests.kubernetes.node import ADDRESS, Node
+from tests.kubernetes.node import ADDRESS, NODE, Node
 from tests.registry.servers import ACCESS_KEY, BUCKET, SECRET_KEY, versitygw
 from tests.waiting import until
 
@@ -105,6 +106,15 @@ class Installed:
             any(one["type"] == "Ready" and one["status"] == "True" for one in each["status"].get("conditions", ()))
             for each in pods
         )
+
+    def pods(self) -> set[str]:
+        """The names of all pods."""
+        return {each["metadata"]["name"] for each in self.get("pods")["items"]}
+
+    def pending(self) -> list[str]:
+        """Those that wait for a node."""
+        found = self.get("pods", "--field-selector=status.phase=Pending")["items"]
+        return [each["metadata"]["name"] for each in found if "nodeName" not in each["spec"]]
 
     @property
     def gateway(self) -> str:
@@ -211,6 +221,10 @@ def test_a_first_inference(installed: Installed, model: Path) -> None:
         assert infer(client, MODEL, 3.0) == (6.0, "1")
 
 
+def test_helm_test_asks_the_gateway(installed: Installed, model: Path) -> None:
+    installed.helm.test(RELEASE, timeout=LONG_S)
+
+
 def test_one_to_three_to_one_under_load(installed: Installed, model: Path) -> None:
     with Load(installed.gateway) as load:
         installed.ctl("scale", "cpu", "3")
@@ -220,6 +234,8 @@ def test_one_to_three_to_one_under_load(installed: Installed, model: Path) -> No
         until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5, what="two do not go")
         load.more(200)
     assert load.failures == []
+    told = installed.kubectl("describe", f"deployment/{RELEASE}-cpu")
+    assert "Scaling" in told and "3 → 1 replicas" in told
 
 
 def test_promote_and_roll_back_under_load(installed: Installed, model: Path) -> None:
@@ -256,3 +272,36 @@ def test_the_chart_is_upgraded_and_rolled_back_under_load(installed: Installed, 
         installed.kubectl("rollout", "status", f"deployment/{RELEASE}-gateway", "--timeout=180s")
         load.more(200)
     assert load.failures == []
+
+
+def test_the_node_is_drained_under_load(installed: Installed, model: Path) -> None:
+    """As by who maintains it. Its pods have nowhere to go until there is another node, which here is itself."""
+    installed.helm.upgrade(CHART, RELEASE, installed.values(replicas=2), namespace=installed.namespace)
+    installed.kubectl("rollout", "status", f"deployment/{RELEASE}-gateway", "--timeout=100s")
+    until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5)
+    before = installed.pods()
+    drain = ("drain", NODE, f"--pod-selector=app.kubernetes.io/instance={RELEASE}", "--delete-emptydir-data")
+    with Load(installed.gateway) as load, ThreadPoolExecutor(1) as beside:
+        draining = beside.submit(installed.cluster.api.kubectl, *drain, "--timeout=110s")
+        try:
+            until(
+                lambda: len(installed.pending()) == 3, timeout_s=60, every_s=0.5, what="no budget lets one of each go"
+            )
+            load.more(100)
+            assert len(installed.pods() & before) >= 3, "budgets keep one of each"
+        finally:
+            installed.cluster.api.kubectl("uncordon", NODE)
+        draining.result()
+        until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5, what="nobody comes for those evicted")
+        load.more(100)
+    assert not installed.pods() & before
+    assert load.failures == []
+
+
+def test_a_pod_that_is_gone_without_notice_is_replaced(installed: Installed, model: Path) -> None:
+    with Load(installed.gateway) as load:
+        name = installed.get("pods", "--selector=app.kubernetes.io/component=fleet")["items"][0]["metadata"]["name"]
+        installed.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
+        load.more(100)
+        until(lambda: installed.fleet() == 2 and name not in installed.pods(), timeout_s=LONG_S, every_s=0.5)
+        load.more(100)
