@@ -43,6 +43,7 @@ test: install
 	$(RUN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 e2e-kubernetes: install
+	@tests/kubernetes/install.sh
 	E2E_KUBERNETES=1 $(RUN)/python -m pytest tests/kubernetes/e2e
 
 demo: install

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -30,7 +31,7 @@ DEBIAN = "bookworm"
 PYTHON, BUILDING = "python", "python-build"
 BASES = {
     PYTHON: ("extract", "python3.11-minimal,libpython3.11-stdlib,libstdc++6,ca-certificates,netbase,tzdata,base-files"),
-    BUILDING: ("minbase", "python3,python3-pip,libpython3.11"),
+    BUILDING: ("minbase", "python3,python3-pip,libpython3.11,binutils"),
 }
 """What stands for the images that a registry would have, made of Debian's packages (mmdebstrap's variant, packages): to
 run with, without a shell or a package manager, and to build with."""
@@ -161,9 +162,13 @@ def _names(prefix: str) -> list[str]:
 
 def _base(kind: str) -> str:
     """An image of Debian's packages, made where it is missing."""
-    reference = f"localhost/triton-controlplane/{kind}:{DEBIAN}"
+    recipe = hashlib.sha256(repr((BASES[kind], HOOKS[kind], KEPT_OUT)).encode()).hexdigest()[:8]
+    repository = f"localhost/triton-controlplane/{kind}"
+    reference = f"{repository}:{DEBIAN}-{recipe}"
     if _names(reference):
         return reference
+    for older in _names(repository):
+        buildah("rmi", "--force", older)
     _say(f"making {kind} of Debian's packages")
     same = platform.freedesktop_os_release().get("VERSION_CODENAME") == DEBIAN
     sources = [path for path in _files("/etc/apt/sources.list", "/etc/apt/sources.list.d") if same]
