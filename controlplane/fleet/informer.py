@@ -79,14 +79,15 @@ class Informer:
             try:
                 self._follow()
                 failures = 0
-            except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would go on
                 if isinstance(error, ApiException) and error.status == GONE:
                     log.info("the watch is too old: everything is listed anew", kind=self._what)
                     continue
-                self.problem = told(error, f"watching {self._what}")
+                known = isinstance(error, ApiException | urllib3.exceptions.HTTPError | OSError)
+                self.problem = told(error, f"watching {self._what}") if known else error
                 failures += 1
                 if failures in (1, 10, 100):
-                    log.warning("what is known may be out of date", kind=self._what, reason=str(self.problem))
+                    log.warning("what is known may be out of date", kind=self._what, reason=repr(self.problem))
                 delay_s = min(RETRY_MIN_S * 2 ** min(failures - 1, 12), RETRY_MAX_S)
                 self._stopped.wait(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
 
@@ -108,10 +109,9 @@ class Informer:
                 allow_watch_bookmarks=True,
                 _request_timeout=(CALL_S, WATCH_S + CALL_S),
             ):
-                found = event["object"]
-                version = found.metadata.resource_version
-                if event["type"] != "BOOKMARK":
-                    self._take(event["type"], found)
+                version = event["raw_object"]["metadata"]["resourceVersion"]
+                if event["type"] != "BOOKMARK":  # which has a version, and no object
+                    self._take(event["type"], event["object"])
                     self._changed()
 
     def _take(self, kind: str, found: Any) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.client import CoreV1Api
 
 from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
+from controlplane.fleet import informer
 from controlplane.fleet.cluster import client_of, configured
 from controlplane.fleet.events import BURST, SOURCE
 from controlplane.fleet.kubernetes import FLEET_LABEL, GATEWAY, KubernetesFleet
@@ -260,3 +262,27 @@ async def test_which_gateways_there_are(make: Made) -> None:
     await true(lambda: backend.gateways() == ["serving-gateway"])
     make.kubectl("delete", "pod", "serving-gateway", "--now")
     await true(lambda: backend.gateways() == [])
+
+
+async def test_a_watch_is_followed_past_its_bookmarks(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server sends one a little before each watch ends."""
+    monkeypatch.setattr(informer, "WATCH_S", 4)
+    core = CoreV1Api(client_of(configured(make.cluster.kubeconfig)))
+    calls: list[str | None] = []
+
+    def listed(**options: Any) -> Any:
+        calls.append(options.get("resource_version"))
+        return core.list_namespaced_pod(**options)
+
+    # The client reads its call's docstring for what it returns.
+    listed.__doc__ = core.list_namespaced_pod.__doc__
+    followed = informer.Informer("pods", listed, {"namespace": make.namespace}, lambda: None)
+    followed.start()
+    try:
+        await true(lambda: len(calls) == 4)  # a list and three watches
+        assert calls.count(None) == 1, "nothing is listed anew"
+        make.kubectl("run", "late", "--image=none:none")
+        await true(lambda: "late" in followed.objects())
+        assert followed.problem is None
+    finally:
+        followed.stop()

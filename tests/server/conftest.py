@@ -34,7 +34,7 @@ from controlplane.server.api import make_app
 from controlplane.server.controller import Controller, claim
 
 TOKEN = "a-token-for-the-test"
-SETTINGS = Settings(drain_s=0.2, warm_s=60, settle_s=1.0)
+SETTINGS = Settings(drain_s=0.2, warm_s=60, settle_s=4.0)
 
 
 class Service:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +183,7 @@ def installed(cluster: Node, images: dict[str, str], tmp_path_factory: pytest.Te
     from helm_python import Config
 
     folder = tmp_path_factory.mktemp("e2e")
-    namespace = "serving"
+    namespace = f"serving-{uuid.uuid4().hex[:6]}"
     cluster.api.kubectl("create", "namespace", namespace)
     cluster.api.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     with (
@@ -203,7 +204,7 @@ def installed(cluster: Node, images: dict[str, str], tmp_path_factory: pytest.Te
             made.kubectl("rollout", "status", f"deployment/{RELEASE}-{name}", "--timeout=180s")
         yield made
         helm.uninstall(RELEASE)
-        cluster.api.kubectl("delete", "namespace", namespace)
+        cluster.api.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_a_first_inference(installed: Installed, model: Path) -> None:
 
 
 def test_helm_test_asks_the_gateway(installed: Installed, model: Path) -> None:
-    installed.helm.test(RELEASE, timeout=LONG_S)
+    installed.helm.test(RELEASE, timeout=int(LONG_S))
 
 
 def test_one_to_three_to_one_under_load(installed: Installed, model: Path) -> None:
