@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
 from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 
-from controlplane.core.errors import NotFound, Unavailable
+from controlplane.core.errors import ControlPlaneError, NotFound, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet.cluster import call
 from controlplane.fleet.events import Events
@@ -31,6 +32,12 @@ FIRST_S = 20.0
 ENDED = ("Failed", "Succeeded")
 
 
+@dataclass(slots=True)
+class _Batch:
+    done: asyncio.Task[None]
+    names: list[str] = field(default_factory=list)
+
+
 class KubernetesFleet:
     """The fleets of one release. `changed` is called, in any thread, when a pod or a Deployment is different."""
 
@@ -48,6 +55,10 @@ class KubernetesFleet:
         self._lock = asyncio.Lock()
         self._ordered: dict[str, tuple[str, ...]] = {}
         """By fleet, the names under which replicas were asked for that have no pod yet."""
+        self._batches: dict[str, _Batch] = {}
+        """By fleet, those that are asked for in the next call."""
+        self._promised: dict[str, int] = {}
+        """By fleet, the size that a call under way asks for: its answer and the watch may come in any order."""
         self._asked: dict[str, bool] = {}
         """Names that were asked for since the last list, with whether that was done: whoever asks for one of them again
         can't know yet that its pod is there by another name."""
@@ -72,29 +83,49 @@ class KubernetesFleet:
         if not (self._pods.synced and self._deployments.synced):
             raise Unavailable("the cluster has not been looked at yet")
         self._asked = {name: done for name, done in self._asked.items() if not done}
+        pods = self._pods.objects()  # once: one that came in between would neither be there nor be missing
         found = [
             FleetReplica(name=name, fleet=_fleet(pod), state="leaving" if _ends(pod) else "running", reason=_why(pod))
-            for name, pod in sorted(self._pods.objects().items())
+            for name, pod in sorted(pods.items())
             if pod.status.phase not in ENDED
         ]
         for fleet in self.fleets():
-            found += [FleetReplica(name=name, fleet=fleet) for name in self._missing(fleet)]
+            batch = self._batches.get(fleet)
+            asked = (*self._missing(fleet, pods), *(batch.names if batch is not None else ()))
+            found += [FleetReplica(name=name, fleet=fleet) for name in dict.fromkeys(asked) if name not in pods]
         return tuple(found)
 
     async def start(self, shape: FleetShape, replica: str) -> None:
-        """One more, unless one goes by this name already."""
+        """One more, unless one goes by this name already. Those that are asked for while a call is under way become one
+        call, which succeeds or fails for all of them."""
+        fleet = shape.name
+        if fleet not in self._batches:
+            self._batches[fleet] = _Batch(asyncio.create_task(self._start(fleet)))
+        batch = self._batches[fleet]
+        if replica not in batch.names:
+            batch.names.append(replica)
+        await asyncio.shield(batch.done)
+
+    async def _start(self, fleet: str) -> None:
         async with self._lock:
-            missing = self._missing(shape.name)
-            if replica in missing or replica in self._asked or replica in self._pods.objects():
+            names = self._batches.pop(fleet).names
+            missing, pods = self._missing(fleet), self._pods.objects()
+            news = [name for name in names if name not in missing and name not in self._asked and name not in pods]
+            if not news:
                 return
-            self._asked[replica] = False
+            size = self._size(fleet) + len(news)
+            self._promised[fleet] = size
+            self._ordered[fleet] = (*missing, *news)
+            self._asked |= dict.fromkeys(news, False)
             try:
-                await self._scale(shape.name, self._size(shape.name) + 1)
-                self._ordered[shape.name] = (*missing, replica)
-                self._asked[replica] = True
+                await self._scale(fleet, size)
+            except ControlPlaneError:
+                self._ordered[fleet] = tuple(name for name in self._ordered[fleet] if name not in news)
+                self._asked = {name: done for name, done in self._asked.items() if name not in news}
+                raise
             finally:
-                if not self._asked[replica]:
-                    del self._asked[replica]
+                del self._promised[fleet]
+            self._asked |= dict.fromkeys(news, True)
 
     async def remove(self, replica: str) -> None:
         """Have this one go: it is marked, and the Deployment told to have as many as are not marked."""
@@ -119,7 +150,7 @@ class KubernetesFleet:
                 )
                 self._pods.put(marked)
             fleet = _fleet(pod)
-            staying = [each for each in self._living(fleet).values() if not _is_marked(each)]
+            staying = [each for each in self._living(fleet, self._pods.objects()).values() if not _is_marked(each)]
             await self._scale(fleet, len(staying) + len(self._missing(fleet)))
 
     def notes(self) -> Mapping[str, str]:
@@ -159,19 +190,20 @@ class KubernetesFleet:
             )
         return found[0]
 
-    def _living(self, fleet: str) -> Mapping[str, Any]:
+    def _living(self, fleet: str, pods: Mapping[str, Any]) -> Mapping[str, Any]:
         return {
             name: pod
-            for name, pod in self._pods.objects().items()
+            for name, pod in pods.items()
             if _fleet(pod) == fleet and not _ends(pod) and pod.status.phase not in ENDED
         }
 
     def _size(self, fleet: str) -> int:
         return int(self._deployment(fleet).spec.replicas or 0)
 
-    def _missing(self, fleet: str) -> tuple[str, ...]:
+    def _missing(self, fleet: str, pods: Mapping[str, Any] | None = None) -> tuple[str, ...]:
         """Names for the pods that the Deployment is to have and has not yet: those asked for first have come first."""
-        count = max(self._size(fleet) - len(self._living(fleet)), 0)
+        size = max(self._size(fleet), self._promised.get(fleet, 0))
+        count = max(size - len(self._living(fleet, self._pods.objects() if pods is None else pods)), 0)
         names = self._ordered.get(fleet, ())
         self._ordered[fleet] = names = names[max(len(names) - count, 0) :]
         return (*names, *(f"{fleet}-pending-{number}" for number in range(count - len(names))))

@@ -13,6 +13,7 @@ import yaml
 from kubernetes.client import CoreV1Api
 
 from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
+from controlplane.core.models import FleetShape
 from controlplane.fleet import informer
 from controlplane.fleet.cluster import client_of, configured
 from controlplane.fleet.events import BURST, SOURCE
@@ -286,3 +287,30 @@ async def test_a_watch_is_followed_past_its_bookmarks(make: Made, monkeypatch: p
         assert followed.problem is None
     finally:
         followed.stop()
+
+
+async def test_many_that_are_asked_for_at_once_are_one_call(make: Made) -> None:
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    (before,) = (each["metadata"]["generation"] for each in make.kubectl_get("deployments") if _is_cpu(each))
+    asked = [asyncio.create_task(backend.start(CPU, f"cpu-{number}")) for number in range(1, 40)]
+    await asyncio.sleep(0)
+    while not all(each.done() for each in asked):
+        assert len(await backend.list()) == 40, "each is there from when it is asked for"
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*asked)
+    assert len(await names(make, backend)) == 40
+    (after,) = (each["metadata"]["generation"] for each in make.kubectl_get("deployments") if _is_cpu(each))
+    assert after == before + 1
+
+
+async def test_a_call_that_fails_fails_for_all_whom_it_was_for(make: Made) -> None:
+    backend = await make()
+    gone = FleetShape(name="gone", memory_bytes=1 << 30)
+    asked = await asyncio.gather(*(backend.start(gone, f"gone-{n}") for n in range(3)), return_exceptions=True)
+    assert [type(each) for each in asked] == [NotFound] * 3
+    assert await backend.list() == ()
+
+
+def _is_cpu(deployment: Any) -> bool:
+    return bool(deployment["metadata"]["name"] == "serving-cpu")
