@@ -25,8 +25,8 @@ from tests.registry.servers import ACCESS_KEY, BUCKET, SECRET_KEY, versitygw
 from tests.waiting import until
 
 CHART = Path(__file__).resolve().parents[3] / "helm" / "triton-controlplane"
-CONTROLLER = "10.96.7.7"
-"""The controller's service: there are no names here."""
+CONTROLLER, GATEWAY = "10.96.7.7", "10.96.7.8"
+"""Their services: there are no names here."""
 REGISTRY = f"s3://{BUCKET}/fleet"
 RELEASE = "serving"
 MODEL = "doubler"
@@ -77,7 +77,13 @@ class Installed:
                 "image": image(self.images["controller"]),
                 "service": {"clusterIP": CONTROLLER},
             },
-            "gateway": {**tiny["gateway"], "image": image(self.images["gateway"]), **gateway},
+            "gateway": {
+                **tiny["gateway"],
+                "image": image(self.images["gateway"]),
+                "service": {"clusterIP": GATEWAY},
+                **gateway,
+            },
+            "test": {"model": MODEL, "timeoutSeconds": 60},
         }
 
     def get(self, *arguments: str) -> Any:
@@ -119,7 +125,7 @@ class Installed:
 
     @property
     def gateway(self) -> str:
-        return f"{self.get('service', f'{RELEASE}-gateway')['spec']['clusterIP']}:8001"
+        return f"{GATEWAY}:8001"
 
     def register(self, folder: Path, factor: int) -> None:
         folder.mkdir(exist_ok=True)
