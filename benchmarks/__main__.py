@@ -9,6 +9,7 @@ from examples.interrupts import interruptible
 
 BENCHMARKS = (
     "controller_cycle",
+    "kubernetes_scale",
     "artifact_sync",
     "throughput",
     "gateway_cpu",
