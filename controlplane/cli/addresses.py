@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from controlplane.cli.context import require
 from controlplane.core.errors import Unavailable
 from controlplane.local.home import Home
 
@@ -17,13 +16,12 @@ class Addresses(NamedTuple):
 
 
 def gateway_addresses(home: Home) -> Addresses:
-    """The gateway's addresses. Raises Unavailable when it has none yet."""
+    """The addresses of an existing home's gateway. Raises Unavailable when it has none yet."""
     from pydantic import TypeAdapter
 
     from gateway.settings import read_settings
     from gateway.state import Ports
 
-    require(home)
     settings = read_settings(home.gateway)
     try:
         ports = TypeAdapter(Ports).validate_json((home.gateway / "ports.json").read_bytes())

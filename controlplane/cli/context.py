@@ -209,6 +209,7 @@ class Context:
         else:
             from controlplane.cli.addresses import gateway_addresses
 
+            require(self.home)
             yield HomeGateway(gateway_addresses(self.home).grpc)
 
     @property

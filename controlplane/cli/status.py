@@ -24,9 +24,9 @@ def status(context: Context, output: str) -> None:
     from controlplane.local.supervisor import owner
     from controlplane.local.system import load_system
 
-    addresses = gateway_addresses(context.home)
     with context.reader() as reader:
         state = reader.get("/v1/status")
+    addresses = gateway_addresses(context.home)
     system = load_system(context.home)
     prometheus = prometheus_url(system.metrics, context.home) if system is not None else None
     data = {
