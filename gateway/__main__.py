@@ -17,6 +17,7 @@ from pathlib import Path
 from controlplane.client.access import fixed_access
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
 from controlplane.local.home import Home
+from controlplane.local.processes import allow_open_files
 from controlplane.logs import configure
 from gateway import probes
 from gateway.service import Gateway
@@ -52,6 +53,7 @@ def main() -> int:
     """Parse the arguments, run until SIGTERM or SIGINT, return the exit status."""
     arguments = parse()
     configure()
+    allow_open_files()
     try:
         asyncio.run(_run(arguments))
     except ControlPlaneError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter
 
 from controlplane.local.home import replace_file
 
+OPEN_FILES = 65536
 HOME_VARIABLE = "CTL_HOME"
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES")
 """What a server that runs model code inherits of its starter's environment: no credentials, no tokens."""
@@ -165,6 +167,15 @@ def remove_shared_memory(prefix: str) -> None:
     """Remove the files of /dev/shm whose names start with `prefix`."""
     for path in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108 - it is where the kernel keeps them
         path.unlink(missing_ok=True)
+
+
+def allow_open_files() -> None:
+    """Let this process, and those that it starts, have OPEN_FILES files and connections open, or as many as it may:
+    who serves thousands needs more than the usual 1,024."""
+    present, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(most, OPEN_FILES)
+    if present != resource.RLIM_INFINITY and present < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> tuple[int, ...]:

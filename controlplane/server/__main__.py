@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from controlplane.client.access import ControllerAddress
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
 from controlplane.fleet.local import LocalFleet
+from controlplane.local import processes
 from controlplane.local.home import Home, write_private
 from controlplane.local.system import System, load_system
 from controlplane.logs import configure
@@ -27,6 +28,7 @@ from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
 from controlplane.server.api import make_app
 from controlplane.server.controller import Controller, claim
+from controlplane.server.listening import listen
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +51,7 @@ async def serve(home: Home, system: System) -> None:
         clash=compatible,
         source=source_of(system.metrics, home),
     )
-    listener = _listen(system.controller.port)
+    listener = listen(HOST, system.controller.port)
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(controller, home.token_file.read_text().strip()),
@@ -86,22 +88,6 @@ def _address(url: str) -> ControllerAddress:
     return ControllerAddress(url=url, pid=os.getpid())
 
 
-def _listen(port: int) -> socket.socket:
-    # asyncio sends small answers at once (TCP_NODELAY) only on sockets that say that they are TCP.
-    listener = socket.socket(proto=socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError as error:
-        raise InvalidInput(
-            f"port {port} of {HOST} can't be had: {error.strerror}",
-            field="controller.port",
-            remedy="end what uses it, or set another port (0: any free one)",
-        ) from error
-    listener.listen(1024)
-    return listener
-
-
 def main() -> int:
     """Parse the arguments and serve; the exit status says what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m controlplane.server", description=__doc__)
@@ -112,6 +98,7 @@ def main() -> int:
     parser.add_argument("--kubeconfig", type=Path, help="with --kubernetes: the way there, outside of a pod")
     found = parser.parse_args()
     configure()
+    processes.allow_open_files()
     try:
         if found.kubernetes:
             from controlplane.server import pod  # noqa: PLC0415 - only a pod has to have what this needs

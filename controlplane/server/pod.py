@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from controlplane.server.controller import Controller, claim
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
 from controlplane.server.leading import Election, new_identity
 from controlplane.server.leases import KubernetesLease, owner_of
+from controlplane.server.listening import listen
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> Non
         pod.port: _server(application(serving, identify)),
         pod.metrics_port: _server(metrics_application(serving)),
     }
-    listeners = {port: socket.create_server(("", port), family=socket.AF_INET, backlog=1024) for port in servers}
+    listeners = {port: listen("", port) for port in servers}
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

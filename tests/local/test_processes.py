@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def start(home: Path, command: list[str], **options: Path) -> processes.ProcessR
         command, home=home, log_file=home / "log", environment={"PATH": os.environ["PATH"]}, **options
     )
     return record
+
+
+def test_many_files_may_be_open() -> None:
+    code = (
+        "import resource; from controlplane.local import processes;"
+        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, most));"
+        "processes.allow_open_files();"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 1024
 
 
 def test_a_process_is_recognised_from_its_record(tmp_path: Path) -> None:
