@@ -64,7 +64,17 @@ def cannot_run() -> str | None:
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if not (CNI_PLUGINS / "bridge").exists():
         missing.append(str(CNI_PLUGINS / "bridge"))
-    return f"{', '.join(missing)}: missing; tests/kubernetes/install.sh installs them" if missing else None
+    if missing:
+        return f"{', '.join(missing)}: missing; tests/kubernetes/install.sh installs them"
+    for needed in (
+        ["unshare", "--mount", "--net", "mount", "--make-rprivate", "/"],
+        ["unshare", "--net", "iptables", "-L"],
+    ):
+        done = subprocess.run(needed, check=False, capture_output=True, text=True)
+        if done.returncode:
+            return f"{' '.join(needed)} fails: {done.stderr.strip()}"
+    closed = [str(each) for each in _hierarchies() if not os.access(each, os.W_OK)]
+    return f"control groups can't be made in {', '.join(closed)}" if closed else None
 
 
 def folder() -> Path:
