@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton_grpc
 
+from controlplane.core.errors import Conflict
 from controlplane.local import processes
 from controlplane.local.home import Home
-from controlplane.local.supervisor import owner
+from controlplane.local.supervisor import owned, owner
 from examples import models
 from examples.drawing import image
 from examples.elastic import follow
@@ -189,7 +190,22 @@ def main() -> int:
                 say("stopping …")
                 with contextlib.suppress(SystemExit):
                     ctl("down", quiet=True)
-                processes.sweep(HOME)
+                _sweep()
+
+
+def _sweep(timeout_s: float = 20.0) -> None:
+    """Kill whatever is left of the system. What an interrupted `ctl up` was just starting can't be found yet; but it holds
+    the home."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        processes.sweep(HOME)
+        try:
+            with owned(Home(HOME)):
+                return
+        except Conflict:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def show() -> int:
