@@ -194,8 +194,8 @@ def main() -> int:
 
 
 def _sweep(timeout_s: float = 20.0) -> None:
-    """Kill whatever is left of the system. What an interrupted `ctl up` was just starting can't be found yet; but it holds
-    the home."""
+    """Kill whatever is left of the system. What an interrupted `ctl up` was just starting can't be found yet; but it
+    holds the home."""
     deadline = time.monotonic() + timeout_s
     while True:
         processes.sweep(HOME)
