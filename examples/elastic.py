@@ -12,7 +12,7 @@ from examples.traffic import Traffic
 FLEET = "elastic"
 LOOK_EVERY_S = 0.5
 DEADLINE_S = 60.0
-BUSY_S = 8.0
+BUSY_S = 7.0
 """How long the clients ask."""
 
 

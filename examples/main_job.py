@@ -238,12 +238,12 @@ def show() -> int:
     files, labels = files_of_the_clone(), labels_of(folders["magika"] / "labels.txt")
     heading(f"classify {len(files)} files of this clone, {GRPC_CLIENTS} gRPC and {HTTP_CLIENTS} HTTP clients")
     with Traffic(grpc, http, "magika", files, labels) as traffic:
-        traffic.wait_for(400)
+        traffic.wait_for(250)
         say(f"{traffic.total()} answers from version {', '.join(sorted(traffic.by_version))}; now, under load:")
         ctl("promote", "magika", "2", "--reason", "demo")
-        traffic.wait_for(400)
+        traffic.wait_for(250)
         ctl("rollback", "magika", "--reason", "demo: back again")
-        traffic.wait_for(200)
+        traffic.wait_for(150)
     ask_the_others(grpc)
 
     heading("what happened")
