@@ -10,7 +10,7 @@ import json
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from controlplane.core.models import Capabilities
 from controlplane.core.routes import Endpoint
 from controlplane.metrics.counters import FIELDS
 from controlplane.server.identity_tokens import AUDIENCE
-from tests.kubernetes.control_plane import ControlPlane, guarded
+from tests.kubernetes.control_plane import ControlPlane
 
 INSTANCE, COMPONENT = "app.kubernetes.io/instance", "app.kubernetes.io/component"
 NODES = 10
@@ -69,18 +69,6 @@ class Audited(ControlPlane):
             ),
         }
         super().run(name, *options, *more.get(name, ()), command=command)
-
-
-@contextlib.contextmanager
-def audited(folder: Path) -> Iterator[Audited]:
-    """One, ended afterwards: also when this process is killed."""
-    made = Audited(folder)
-    with guarded("tests.kubernetes.control_plane", folder):
-        try:
-            made.begin()
-            yield made
-        finally:
-            made.end()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -30,7 +30,7 @@ import psutil
 import yaml
 
 from benchmarks.ending import scratch
-from benchmarks.kubernetes_parts import COMPONENT, Agents, Audited, Call, Nodes, Pod, audited, calls
+from benchmarks.kubernetes_parts import COMPONENT, Agents, Audited, Call, Nodes, Pod, calls
 from controlplane.core.entry import Entry, Resources, Serving
 from controlplane.core.models import FleetRecord, ManualScale
 from controlplane.local import processes
@@ -39,6 +39,7 @@ from controlplane.registry.registry import Registry
 from controlplane.server.identity_tokens import AUDIENCE
 from examples.interrupts import interruptible
 from tests.helm.rendering import CHART, containers, objects, read
+from tests.kubernetes.control_plane import running
 from tests.registry.servers import versitygw
 
 NAMESPACE, RELEASE, PEER, FLEET = "models", "serving", "peer", "cpu"
@@ -412,7 +413,7 @@ def main(pods: int, rest_s: float) -> int:
     """Measure and print; 1 when a limit is missed."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with scratch() as folder, versitygw(folder / "s3") as store, audited(folder / "kubernetes") as cluster:
+    with scratch() as folder, versitygw(folder / "s3") as store, running(Audited(folder / "kubernetes")) as cluster:
         s3 = {**store.environment, "AWS_REGION": "us-east-1"}
         os.environ.update(s3)
         try:

@@ -14,7 +14,7 @@ from controlplane.core.names import Key
 class FinishRollout:
     """Write a rollout's end into the registry; `succeeded` moves `stable`. `fleet`: the target's, if it has one."""
 
-    fleet: str | None = None
+    fleet: str | None
     model: str
     target: int
     rollout: str

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kubernetes.control_plane import ControlPlane, control_plane
+from tests.kubernetes.control_plane import ControlPlane, running
 from tests.kubernetes.programs import CONTROL_PLANE, cannot_be_had, programs
 
 
@@ -25,7 +25,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlan
     reason = cannot_be_had(*CONTROL_PLANE)
     if reason is not None:
         pytest.skip(reason)
-    with control_plane(tmp_path_factory.mktemp("kubernetes")) as made:
+    with running(ControlPlane(tmp_path_factory.mktemp("kubernetes"))) as made:
         yield made
 
 

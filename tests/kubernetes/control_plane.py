@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from controlplane.local import processes
 from tests.kubernetes import programs
@@ -278,11 +278,13 @@ class PortTaken(Exception):
     """Somebody else was given a port between our asking and our using it."""
 
 
+Made = TypeVar("Made", bound=ControlPlane)
+
+
 @contextlib.contextmanager
-def control_plane(folder: Path) -> Iterator[ControlPlane]:
-    """One, ended afterwards: also when this process is killed."""
-    made = ControlPlane(folder)
-    with guarded("tests.kubernetes.control_plane", folder):
+def running(made: Made) -> Iterator[Made]:
+    """Start one, and end it afterwards: also when this process is killed."""
+    with guarded("tests.kubernetes.control_plane", made.folder):
         try:
             made.begin()
             yield made

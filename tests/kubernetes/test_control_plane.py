@@ -79,8 +79,8 @@ def test_it_comes_back_with_all_it_knew(api_server: ControlPlane, namespace: str
 def test_nothing_is_left_of_one_whose_test_was_killed(tmp_path: Path) -> None:
     text = (
         "import pathlib, sys\n"
-        "from tests.kubernetes.control_plane import control_plane\n"
-        "with control_plane(pathlib.Path(sys.argv[1])) as made:\n"
+        "from tests.kubernetes.control_plane import ControlPlane, running\n"
+        "with running(ControlPlane(pathlib.Path(sys.argv[1]))):\n"
         "    print('ready', flush=True)\n"
         "    sys.stdin.read()\n"
     )
