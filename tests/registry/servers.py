@@ -7,13 +7,16 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import boto3
 import httpx2
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 BUCKET = "registry"
@@ -78,15 +81,26 @@ def make_bucket(endpoint: str) -> None:
 
 @contextlib.contextmanager
 def moto() -> Iterator[S3Server]:
-    """Moto's server, in a thread of this process, over real HTTP."""
+    """Moto's server, in a thread of this process, over real HTTP.
+
+    It looks whether a condition holds and then writes, while other threads do the same: of two writers both may
+    win. A store that has conditional writes does that at once, and so does this one here.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        make_bucket(f"http://{host}:{port}")
-        yield S3Server(f"http://{host}:{port}", asks_everybody=False)
-    finally:
-        server.stop()
+    write, alone = S3Response.put_object, threading.Lock()
+
+    def put_object(response: S3Response) -> object:
+        with alone:
+            return write(response)
+
+    with mock.patch.object(S3Response, "put_object", put_object):
+        server.start()
+        try:
+            host, port = server.get_host_and_port()
+            make_bucket(f"http://{host}:{port}")
+            yield S3Server(f"http://{host}:{port}", asks_everybody=False)
+        finally:
+            server.stop()
 
 
 @contextlib.contextmanager
