@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
-# Test processes side by side, but for tests/e2e: whole systems under load, which on two cores would starve each other.
+# Test processes side by side. Tests wait more than they compute, but a machine that is too busy makes them slow.
 WORKERS ?= 2
 
 .PHONY: help install lint test e2e-kubernetes demo bench clean
@@ -40,8 +40,7 @@ lint: install
 	$(RUN)/deptry .
 
 test: install
-	$(RUN)/python -m pytest -n $(WORKERS) --dist loadscope --ignore=tests/e2e
-	$(RUN)/python -m pytest tests/e2e
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 e2e-kubernetes: install
 	@tests/kubernetes/install.sh

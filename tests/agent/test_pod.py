@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,8 +17,8 @@ import pytest
 from controlplane.agent.probes import answering
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.installation import find_installation
-from controlplane.agent.triton.pod import PodProcess, arguments, inside
-from controlplane.agent.triton.process import Ports
+from controlplane.agent.triton.pod import PodProcess, arguments, inside, prefix
+from controlplane.agent.triton.process import STUB, Ports
 from controlplane.agent.triton.server import TritonServer
 from controlplane.core.messages import ServerState
 from controlplane.local import processes
@@ -101,6 +102,30 @@ async def test_it_is_found_killed_and_found_again(settings: Settings, ports: Por
     await server.stop()
     assert server.status.state == "stopped"
     assert kubelet.running is not None and kubelet.running.poll() is None, "the kubelet ends it"
+
+
+def test_what_is_not_the_pods_own_is_left_alone(settings: Settings, ports: Ports, tmp_path: Path) -> None:
+    model = tmp_path / "add" / "1" / "model.py"
+    model.parent.mkdir(parents=True)
+    model.write_text("import sys; sys.stdin.read()")
+    regions, stubs = [], []
+    for name in ("ctl_other_", "ctl_pod_pod-10_", prefix(settings)):
+        region = Path("/dev/shm") / f"{name}{tmp_path.name}"
+        region.touch()
+        regions.append(region)
+        words = [str(tmp_path / STUB), str(model), region.name]
+        stubs.append(subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE))
+    try:
+        PodProcess(settings, ports).clean_up()
+        assert [each.exists() for each in regions] == [True, True, False]
+        assert stubs[2].wait(30) == -signal.SIGKILL
+        assert [each.poll() for each in stubs[:2]] == [None, None]
+    finally:
+        for stub in stubs:
+            stub.kill()
+            stub.communicate()
+        for region in regions:
+            region.unlink(missing_ok=True)
 
 
 def test_links_of_the_servers_file_system_are_followed_there(tmp_path: Path) -> None:

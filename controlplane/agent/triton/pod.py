@@ -19,8 +19,6 @@ from controlplane.agent.triton.process import End, Ports, TritonProcess
 from controlplane.local.home import Home
 
 PORTS = Ports(http=8000, grpc=8001, metrics=8002)
-PREFIX = "ctl"
-"""Begins the names of shared-memory regions: /dev/shm is the pod's own."""
 LOOK_S = 0.2
 MOST_STEPS = 256
 """Links that lead around in a circle end here."""
@@ -49,11 +47,17 @@ def arguments(settings: Settings, ports: Ports = PORTS) -> list[str]:
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
-        f"--backend-config=python,shm-region-prefix-name={PREFIX}_",
+        f"--backend-config=python,shm-region-prefix-name={prefix(settings)}",
         f"--exit-timeout-secs={settings.exit_timeout_s}",
         f"--log-file={log_file(settings)}",
         *([f"--cache-config=local,size={settings.response_cache_bytes}"] if settings.response_cache_bytes else []),
     ]
+
+
+def prefix(settings: Settings) -> str:
+    """What the names of its shared-memory regions begin with. An agent that sees more than its pod's processes or
+    /dev/shm (hostPID, hostIPC, a test) must not take another's for its own."""
+    return f"ctl_pod_{settings.replica}_"
 
 
 def log_file(settings: Settings) -> Path:
@@ -83,7 +87,7 @@ class PodProcess(TritonProcess):
     ours = False
 
     def __init__(self, settings: Settings, ports: Ports = PORTS) -> None:
-        super().__init__(settings, prefix=PREFIX, log_file=log_file(settings))
+        super().__init__(settings, prefix=prefix(settings), log_file=log_file(settings))
         self.host = settings.pod_ip
         self._fixed = ports
         self.repository.mkdir(parents=True, exist_ok=True)  # the server starts on it

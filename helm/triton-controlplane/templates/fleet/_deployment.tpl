@@ -179,7 +179,7 @@ spec:
 - --http-port=8000
 - --grpc-port=8001
 - --metrics-port=8002
-- --backend-config=python,shm-region-prefix-name=ctl_
+- --backend-config=python,shm-region-prefix-name=ctl_pod_$(POD_NAME)_
 - --exit-timeout-secs={{ int64 .fleet.exitTimeoutSeconds }}
 - --log-file=/data/replicas/$(POD_NAME)/triton.log
 {{- $cache := include "triton-controlplane.bytes" .fleet.responseCacheBytes }}
