@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import ssl
 import time
 from collections import Counter
@@ -22,6 +23,18 @@ ERRORS_IN_ROW = 30
 AWAY_S, MOST_AWAY_S = 2.0, 30.0
 """After so many failed inferences in a row a replica is put away for so long, longer each time: as in Envoy's
 clusters."""
+
+GONE_S = 10
+"""A machine that is gone says so by no packet: what its kernel has not acknowledged for so long has failed. A server
+that is only busy has a kernel that answers."""
+GONE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_S // 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_S),
+)
+PING_S = 600
+"""How often gRPC asks a server whether it is there. Triton ends connections on which that is more often than 300 s."""
 
 LOOK_EVERY_S = 0.1
 
@@ -98,6 +111,9 @@ class Replicas:
                     ("grpc.max_reconnect_backoff_ms", 1000),
                     ("grpc.use_local_subchannel_pool", 1),
                     ("grpc.enable_http_proxy", 0),
+                    # With these it sets TCP_USER_TIMEOUT.
+                    ("grpc.keepalive_time_ms", 1000 * PING_S),
+                    ("grpc.keepalive_timeout_ms", 1000 * GONE_S),
                 ],
             )
         return self._channels[target]
@@ -105,12 +121,14 @@ class Replicas:
     def http(self, endpoint: Endpoint) -> httpx2.AsyncClient:
         """The client of a replica's HTTP port. Its connections are not bounded here: Envoy bounds what comes in."""
         if endpoint.replica not in self._clients:
-            self._clients[endpoint.replica] = httpx2.AsyncClient(
-                timeout=self._timeout,
+            transport = httpx2.AsyncHTTPTransport(
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0),
                 verify=self._tls,
-                follow_redirects=False,
                 trust_env=False,
+                socket_options=GONE,
+            )
+            self._clients[endpoint.replica] = httpx2.AsyncClient(
+                timeout=self._timeout, transport=transport, follow_redirects=False, trust_env=False
             )
         return self._clients[endpoint.replica]
 

@@ -29,6 +29,24 @@ OUTLIERS: Json = {
     # Of one replica none, of two or three one.
     "max_ejection_percent": 50,
 }
+DRAWN = 4
+"""Of so many replicas, drawn with replacement, the one with the fewest requests in flight is asked.
+
+With two, Envoy's default, a pool of two would give a quarter of all requests to a replica however busy it is; with four
+it is a sixteenth. Looking at all of them would leave nothing to chance, so no retry could be led past a replica that
+refuses at once, and has the fewest for that.
+"""
+GONE: Json = {
+    "upstream_bind_config": {
+        # TCP_USER_TIMEOUT, in ms, which has no field of its own: 10 s is `replicas.GONE_S`.
+        "socket_options": [{"level": 6, "name": 18, "int_value": 10_000, "state": "STATE_PREBIND"}]
+    },
+    "upstream_connection_options": {
+        "tcp_keepalive": {"keepalive_time": 5, "keepalive_interval": 2, "keepalive_probes": 3}
+    },
+}
+"""A machine that is gone says so by no packet. What its kernel has not acknowledged for so long is asked elsewhere, or
+fails; a server that is only busy has a kernel that answers."""
 SHARED = 16384
 """Requests in flight at the Python side, which has limits of its own for each model, or in calls about the server."""
 
@@ -78,6 +96,7 @@ def pool_cluster(name: str, protocol: Protocol, files: Files, circuit_breakers: 
         name=name,
         type="EDS",
         lb_policy="LEAST_REQUEST",
+        least_request_lb_config={"choice_count": DRAWN},
         connect_timeout="1s",
         typed_extension_protocol_options=protocol_options(protocol, outlier_detection=_errors(protocol)),
         eds_cluster_config={
@@ -106,6 +125,7 @@ def pool_cluster(name: str, protocol: Protocol, files: Files, circuit_breakers: 
         ],
         outlier_detection=OUTLIERS,
         circuit_breakers=circuit_breakers,
+        **GONE,
     )
 
 

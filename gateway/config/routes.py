@@ -45,9 +45,9 @@ RETRIES: Json = {
             "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
         }
     ],
-    # A stopping server refuses at once, so it has the fewest requests in flight and is drawn again and again: of two,
-    # three times in four. Ten draws would leave one retry in twenty with it.
-    "host_selection_retry_max_attempts": 100,
+    # A stopping server refuses at once, so it has the fewest requests in flight and is chosen again and again: of two,
+    # fifteen times in sixteen (clusters.DRAWN). A hundred choices would leave one retry in 600 with it.
+    "host_selection_retry_max_attempts": 500,
     "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
 }
 SAFE_RETRIES: Json = {**RETRIES, "retry_on": "connect-failure,refused-stream", "retriable_headers": []}

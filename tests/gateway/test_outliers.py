@@ -149,9 +149,15 @@ def test_a_replica_that_hangs_gets_nothing_new(gateway: Running, tritons: tuple[
 
 def test_a_slow_replica_gets_less(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
     slow = tritons[0]
-    _mood(slow, "0.05")
+    _mood(slow, "0.25")
+    left = iter(range(400))
+
+    def ask_what_is_left(_: int) -> int:
+        with gateway.grpc() as client:
+            return sum(1 for _ in left if ask(client, "moody"))
+
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(lambda _: _failures(gateway, "grpc", 100), range(4))) == [0] * 4
+        assert sum(threads.map(ask_what_is_left, range(4))) == 400
     counts = {name: host["rq_total"] for name, host in _hosts(gateway, "grpc").items()}
     assert sum(counts.values()) == 400
-    assert counts[slow.name] < 120, counts  # taken in turn it would be 200
+    assert counts[slow.name] < 60, counts  # taken in turn it would be 200; the freer of two drawn at random, 100
