@@ -15,10 +15,10 @@ CLONE_NEWNET = 0x40000000
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One, held by a mount on `file`, whose node has `address`."""
+    """One, held by a mount on `file`, whose nodes have `addresses`."""
 
     file: Path
-    address: str
+    addresses: tuple[str, ...]
 
     @property
     def enter(self) -> tuple[str, ...]:
@@ -33,17 +33,22 @@ class Network:
         self._ip("link add node0 type veth peer name node0-peer")
         self._ip("link set node0-peer up")
         self._ip("link set node0 up")
-        self._ip(f"address add {self.address}/24 dev node0")
+        for address in self.addresses:
+            self._ip(f"address add {address}/24 dev node0")
         # Nobody is at the gateway. But without a default route the kernel refuses addresses of services before
         # kube-proxy's rules can change them.
         self._ip(f"route add default via {gateway} dev node0")
         # Both are the namespace's own. By the second, kube-proxy's rules see what goes from pod to pod.
-        _run(*self.enter, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         if Path("/proc/sys/net/bridge").exists():
-            _run(*self.enter, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
+            self.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
 
     def _ip(self, words: str) -> None:
-        _run(*self.enter, "ip", *words.split())
+        self.run("ip", *words.split())
+
+    def run(self, *command: str) -> None:
+        """Run a command here. CalledProcessError when it fails."""
+        _run(*self.enter, *command)
 
     @contextmanager
     def entered(self) -> Iterator[None]:

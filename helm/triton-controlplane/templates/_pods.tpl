@@ -1,15 +1,22 @@
 {{/* Parts that pods share. */}}
 
-{{/* Where a pod may run. Takes a map with the settings, and the labels by which pods of its kind are spread. */}}
+{{/* Where a pod may run. Takes root, the settings, and the labels by which pods of its kind are spread. */}}
 {{- define "triton-controlplane.scheduling" -}}
 {{- with .settings.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .settings.tolerations }}
 tolerations:
+  # Without these, Kubernetes waits five minutes before it makes a new pod elsewhere.
+  {{- range list "not-ready" "unreachable" }}
+  - key: node.kubernetes.io/{{ . }}
+    operator: Exists
+    effect: NoExecute
+    tolerationSeconds: {{ int64 $.root.Values.unreachableSeconds }}
+  {{- end }}
+  {{- with .settings.tolerations }}
   {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- end }}
 {{- with .settings.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}

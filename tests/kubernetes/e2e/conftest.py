@@ -1,4 +1,4 @@
-"""A real node for the tests below here, which run in its network. `make e2e-kubernetes` runs them; they need root."""
+"""A real cluster for the tests below here, which run in its network, as root: `make e2e-kubernetes`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes import images as image_builds
-from tests.kubernetes.node import Node, cannot_run, node
+from tests.kubernetes.cluster import Cluster, cannot_run
+from tests.kubernetes.cluster import cluster as running_cluster
 from tests.kubernetes.programs import NODE, programs
 
 WANTED = bool(os.environ.get("E2E_KUBERNETES"))
 """They take minutes and need root, so they run only where they are meant."""
 
-STARTED = pytest.StashKey[Node]()
+STARTED = pytest.StashKey[Cluster]()
 BUILT = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Build, start the node and go there.
+    """Build, start the cluster and go there.
 
     It is done before any test, for it takes longer than a test may; and before a test's module is imported, for a
     library with threads of its own must be loaded where those are to be.
@@ -37,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         programs(*NODE)
         config.stash[BUILT] = {name: image_builds.build(name) for name in image_builds.DOCKERFILES}
         with contextlib.ExitStack() as stack:
-            started = stack.enter_context(node())
+            started = stack.enter_context(running_cluster())
             stack.enter_context(started.network.entered())
             config.stash[STARTED] = started
             config.add_cleanup(stack.pop_all().close)
@@ -52,14 +53,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Node:
-    """The node. Tests are in its network: they reach services and pods, and pods reach them at its ADDRESS."""
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """The cluster. Tests are in its network: they reach services and pods, and pods reach them at its ADDRESS."""
     return request.config.stash[STARTED]
 
 
 @pytest.fixture(scope="session")
-def images(cluster: Node, request: pytest.FixtureRequest) -> dict[str, str]:
-    """References of images.DOCKERFILES by their names; the node has them."""
+def images(cluster: Cluster, request: pytest.FixtureRequest) -> dict[str, str]:
+    """References of images.DOCKERFILES by their names; its nodes have them."""
     built = request.config.stash[BUILT]
     for reference in built.values():
         cluster.add_image(reference)
@@ -67,7 +68,7 @@ def images(cluster: Node, request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.fixture
-def namespace(cluster: Node) -> Iterator[str]:
+def namespace(cluster: Cluster) -> Iterator[str]:
     """A new namespace, deleted afterwards with its pods, which nobody waits for."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     cluster.api.kubectl("create", "namespace", name)

@@ -1,4 +1,4 @@
-"""`ctl --context` on a real node: what needs a pod that runs."""
+"""`ctl --context` on a real cluster: what needs a pod that runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from controlplane.cli.cluster.release import Release
 from controlplane.cli.cluster.tunnel import open_tunnel
 from controlplane.core.errors import Unavailable
 from tests.e2e.system import DOUBLER, ENTRY, infer
-from tests.kubernetes.e2e.test_system import LONG_S, MODEL, RELEASE, Installed, installed, model
-from tests.kubernetes.node import Node
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.e2e.release import LONG_S, MODEL, RELEASE, Installed, installed, model
 from tests.waiting import until
 
 __all__ = ["installed", "model"]
@@ -132,7 +132,7 @@ def test_inference_goes_on_when_the_gateway_goes(installed: Installed, release: 
 
 
 @pytest.fixture
-def server(cluster: Node, namespace: str, images: dict[str, str]) -> Iterator[Api]:
+def server(cluster: Cluster, namespace: str, images: dict[str, str]) -> Iterator[Api]:
     """The namespace of a pod `server`."""
     container = {"name": "main", "image": images["agent"], "command": ["python3", "-c", SERVER]}
     pod = {
@@ -186,7 +186,7 @@ def test_large_bodies_and_many_connections(server: Api) -> None:
         assert httpx2.get(f"http://{bridge.address}/5", trust_env=False).content == b"x" * 5
 
 
-def test_why_a_pod_can_not_be_reached(server: Api, cluster: Node, namespace: str) -> None:
+def test_why_a_pod_can_not_be_reached(server: Api, cluster: Cluster, namespace: str) -> None:
     with Bridge(lambda: open_tunnel(server, "server", 9999)) as bridge:
         with pytest.raises(httpx2.HTTPError):
             httpx2.get(f"http://{bridge.address}/5", trust_env=False)

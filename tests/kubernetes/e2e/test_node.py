@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 
-from tests.kubernetes.node import ADDRESS, Node
+from tests.kubernetes.cluster import ADDRESS, Cluster
 from tests.waiting import until
 
 SERVER = """\
@@ -58,7 +58,7 @@ def _ask(address: str, port: int) -> str:
         return ""
 
 
-def test_pods_of_an_image_built_here_run_and_serve(cluster: Node, namespace: str, images: dict[str, str]) -> None:
+def test_pods_of_an_image_built_here_run_and_serve(cluster: Cluster, namespace: str, images: dict[str, str]) -> None:
     manifests = _deployment(images["agent"], ["python3", "-c", SERVER])
     cluster.api.kubectl("apply", f"--namespace={namespace}", "--filename=-", given=manifests)
     cluster.api.kubectl("rollout", "status", "deployment/some", f"--namespace={namespace}", "--timeout=60s")

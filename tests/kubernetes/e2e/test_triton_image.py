@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx2
 
+from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.e2e.test_node import LIMITED
-from tests.kubernetes.node import Node
 from tests.waiting import until
 
 MODEL = """\
@@ -70,7 +70,7 @@ def _pod(image: str) -> dict[str, Any]:
     }
 
 
-def test_a_python_model_with_onnxruntime(cluster: Node, namespace: str, images: dict[str, str]) -> None:
+def test_a_python_model_with_onnxruntime(cluster: Cluster, namespace: str, images: dict[str, str]) -> None:
     model = {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -165,7 +165,7 @@ spec:
         {{- with $fleet.extraVolumes }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
-      {{- with include "triton-controlplane.scheduling" (dict "settings" $fleet "labels" (toYaml $selector)) | trim }}{{ . | nindent 6 }}{{ end }}
+      {{- with include "triton-controlplane.scheduling" (dict "root" $root "settings" $fleet "labels" (toYaml $selector)) | trim }}{{ . | nindent 6 }}{{ end }}
 {{- end -}}
 
 {{/* What tritonserver is told: the same as controlplane/agent/triton/pod.py says. Takes fleet. */}}

@@ -1,0 +1,224 @@
+"""The product on a real cluster: installed by Helm with a model, and clients that ask without an end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton
+import yaml
+
+from tests.e2e.system import DOUBLER, ENTRY, infer
+from tests.kubernetes.cluster import ADDRESS, Cluster
+from tests.registry.servers import ACCESS_KEY, BUCKET, SECRET_KEY, versitygw
+from tests.waiting import until
+
+CHART = Path(__file__).resolve().parents[3] / "helm" / "triton-controlplane"
+CONTROLLER, GATEWAY = "10.96.7.7", "10.96.7.8"
+"""Their services: there are no names here."""
+REGISTRY = f"s3://{BUCKET}/fleet"
+RELEASE = "serving"
+MODEL = "doubler"
+LONG_S = 180.0
+
+
+def image(reference: str) -> dict[str, str]:
+    """An image that was built here, as the chart's values name it."""
+    place, _, tag = reference.rpartition(":")
+    registry, _, repository = place.partition("/")
+    return {"registry": registry, "repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}
+
+
+class Installed:
+    """A release, and who uses it."""
+
+    def __init__(self, cluster: Cluster, namespace: str, images: dict[str, str], helm: Any, s3: str) -> None:
+        self.cluster, self.namespace, self.images, self.helm = cluster, namespace, images, helm
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": s3,
+            "CTL_REGISTRY": REGISTRY,
+        }
+        self.s3 = s3
+
+    def values(self, **gateway: Any) -> dict[str, Any]:
+        tiny = yaml.safe_load((CHART / "ci" / "tiny-values.yaml").read_text())
+        return {
+            **tiny,
+            "registry": REGISTRY,
+            "s3": {"existingSecret": "bucket", "endpoint": self.s3, "region": "us-east-1"},
+            "controllerHostAlias": CONTROLLER,
+            "unreachableSeconds": 2,
+            "fleets": [
+                {
+                    **tiny["fleets"][0],
+                    "replicas": {"min": 1, "max": 3},
+                    "image": image(self.images["triton"]),
+                    "agentImage": image(self.images["agent"]),
+                    "responseCacheBytes": 0,
+                    "scaling": {"down_after_s": 5},
+                }
+            ],
+            "controller": {
+                **tiny["controller"],
+                "replicas": 2,
+                "image": image(self.images["controller"]),
+                "service": {"clusterIP": CONTROLLER},
+            },
+            "gateway": {
+                **tiny["gateway"],
+                "image": image(self.images["gateway"]),
+                "service": {"clusterIP": GATEWAY},
+                **gateway,
+            },
+            "test": {"model": MODEL, "timeoutSeconds": 60},
+        }
+
+    def get(self, *arguments: str) -> Any:
+        return self.cluster.api.get(*arguments, f"--namespace={self.namespace}")
+
+    def kubectl(self, *arguments: str) -> str:
+        return self.cluster.api.kubectl(*arguments, f"--namespace={self.namespace}")
+
+    def ctl(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "controlplane.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **self.environment},
+            timeout=LONG_S,
+        )
+        assert done.returncode == 0, f"ctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def fleet(self) -> int:
+        """How many pods of the fleet are ready, and none on its way out; -1 while there are such."""
+        pods = self.get("pods", "--selector=app.kubernetes.io/component=fleet")["items"]
+        if any("deletionTimestamp" in each["metadata"] for each in pods):
+            return -1
+        return sum(
+            any(one["type"] == "Ready" and one["status"] == "True" for one in each["status"].get("conditions", ()))
+            for each in pods
+        )
+
+    def pods(self) -> set[str]:
+        """The names of all pods."""
+        return {each["metadata"]["name"] for each in self.get("pods")["items"]}
+
+    def pending(self) -> list[str]:
+        """Those that wait for a node."""
+        found = self.get("pods", "--field-selector=status.phase=Pending")["items"]
+        return [each["metadata"]["name"] for each in found if "nodeName" not in each["spec"]]
+
+    @property
+    def gateway(self) -> str:
+        return f"{GATEWAY}:8001"
+
+    def register(self, folder: Path, factor: int) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "model.py").write_text(DOUBLER.format(factor=factor, initialize="pass", delay_s=0.0))
+        (folder / "model.yaml").write_text(ENTRY.format(memory=64 << 20, more=""))
+        self.ctl("register", MODEL, str(folder))
+
+    def promote(self, version: int) -> None:
+        self.ctl("promote", MODEL, str(version), "--no-wait")
+        until(lambda: self.stable() == version, timeout_s=LONG_S, what=f"version {version} is not stable")
+
+    def stable(self) -> int | None:
+        model = json.loads(self.ctl("describe", "model", MODEL, "-o", "json"))
+        found = model["aliases"].get("stable")
+        return int(found) if found is not None else None
+
+
+class Load:
+    """Clients that ask without an end and never the same again; what fails is kept."""
+
+    def __init__(self, address: str, clients: int = 3) -> None:
+        self.answers: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self._address = address
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        # They are started in the cluster's network.
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        self.more(20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def more(self, count: int) -> None:
+        """Wait for so many more answers."""
+        goal = self.answers.total() + count
+        until(lambda: self.answers.total() >= goal or len(self.failures) > 50, timeout_s=60, what="no answers come")
+
+    def _run(self) -> None:
+        with triton.InferenceServerClient(self._address) as client:
+            while not self._stop.is_set():
+                try:
+                    value, version = infer(client, MODEL, 3.0, timeout_s=60)
+                    with self._lock:
+                        self.answers[f"{version}:{value:g}"] += 1
+                except Exception as error:  # noqa: BLE001 - each is a failed request
+                    with self._lock:
+                        self.failures.append(f"{time.strftime('%X')} {error}")
+
+
+@pytest.fixture(scope="module")
+def installed(
+    cluster: Cluster, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installed]:
+    # Its library starts threads when it is loaded, and they are to be in the cluster's network.
+    from helm_python import Config
+
+    folder = tmp_path_factory.mktemp("e2e")
+    namespace = f"serving-{uuid.uuid4().hex[:6]}"
+    cluster.api.kubectl("create", "namespace", namespace)
+    cluster.api.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    with (
+        versitygw(folder / "s3", ADDRESS) as s3,
+        Config(kubeconfig_path=cluster.api.kubeconfig, namespace=namespace) as helm,
+    ):
+        made = Installed(cluster, namespace, images, helm, s3.endpoint)
+        made.kubectl(
+            "create",
+            "secret",
+            "generic",
+            "bucket",
+            f"--from-literal=AWS_ACCESS_KEY_ID={ACCESS_KEY}",
+            f"--from-literal=AWS_SECRET_ACCESS_KEY={SECRET_KEY}",
+        )
+        helm.install(CHART, RELEASE, made.values(), namespace=namespace)
+        for name in ("controller", "gateway", "cpu"):
+            made.kubectl("rollout", "status", f"deployment/{RELEASE}-{name}", "--timeout=180s")
+        yield made
+        helm.uninstall(RELEASE)
+        cluster.api.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def model(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of which version 1 is stable."""
+    folder = tmp_path_factory.mktemp("models")
+    installed.register(folder / "one", 2)
+    installed.promote(1)
+    return folder
