@@ -92,7 +92,10 @@ class KubernetesFleet:
         for fleet in self.fleets():
             batch = self._batches.get(fleet)
             asked = (*self._missing(fleet, pods), *(batch.names if batch is not None else ()))
-            found += [FleetReplica(name=name, fleet=fleet) for name in dict.fromkeys(asked) if name not in pods]
+            why = _why_none(self._deployment(fleet))
+            found += [
+                FleetReplica(name=name, fleet=fleet, reason=why) for name in dict.fromkeys(asked) if name not in pods
+            ]
         return tuple(found)
 
     async def start(self, shape: FleetShape, replica: str) -> None:
@@ -247,6 +250,12 @@ def _ends(pod: Any) -> bool:
 
 def _is_marked(pod: Any) -> bool:
     return (pod.metadata.annotations or {}).get(COST) == LEAST_COST
+
+
+def _why_none(deployment: Any) -> str:
+    """Why a Deployment makes no pods: a quota, say, or a rule of admission."""
+    failures = [each for each in deployment.status.conditions or () if each.type == "ReplicaFailure"]
+    return next((f"no pod can be made for it: {each.message}" for each in failures if each.status == "True"), "")
 
 
 def _why(pod: Any) -> str:

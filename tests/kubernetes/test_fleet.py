@@ -214,6 +214,17 @@ async def test_why_a_pod_does_not_come_up_is_told_in_the_clusters_words(make: Ma
     await true(lambda: any("Insufficient nvidia.com/gpu" in each.reason for each in asyncio.run(backend.list())))
 
 
+async def test_why_there_is_no_pod_is_told_in_the_clusters_words(make: Made) -> None:
+    make.kubectl("create", "quota", "none", "--hard=pods=0")
+    await true(lambda: any("used" in each["status"] for each in make.kubectl_get("resourcequotas")))
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    await true(lambda: any("exceeded quota: none" in each.reason for each in asyncio.run(backend.list())))
+    make.kubectl("delete", "quota", "none")
+    await make.settled(backend)
+    assert [each.reason for each in await backend.list()] == [""]
+
+
 async def test_news_are_events_on_what_they_are_about(make: Made) -> None:
     backend = await make()
     await backend.start(CPU, "cpu-0")
@@ -282,6 +293,32 @@ async def test_a_watch_is_followed_past_its_bookmarks(make: Made, monkeypatch: p
     try:
         await true(lambda: len(calls) == 4)  # a list and three watches
         assert calls.count(None) == 1, "nothing is listed anew"
+        make.kubectl("run", "late", "--image=none:none")
+        await true(lambda: "late" in followed.objects())
+        assert followed.problem is None
+    finally:
+        followed.stop()
+
+
+async def test_what_is_too_old_for_a_watch_is_listed_anew(make: Made) -> None:
+    """The server answers 410 to who asks for what was before its cache begins, or before etcd was compacted."""
+    make.cluster.kill()
+    make.cluster.start()
+    core = CoreV1Api(client_of(configured(make.cluster.kubeconfig)))
+    calls: list[str | None] = []
+
+    def listed(**options: Any) -> Any:
+        calls.append(options.get("resource_version"))
+        if len(calls) == 2:
+            options["resource_version"] = "1"
+        return core.list_namespaced_pod(**options)
+
+    listed.__doc__ = core.list_namespaced_pod.__doc__
+    followed = informer.Informer("pods", listed, {"namespace": make.namespace}, lambda: None)
+    followed.start()
+    try:
+        await true(lambda: len(calls) == 4)  # list, watch, list, watch
+        assert [each is None for each in calls] == [True, False, True, False]
         make.kubectl("run", "late", "--image=none:none")
         await true(lambda: "late" in followed.objects())
         assert followed.problem is None
