@@ -129,7 +129,7 @@ class Controller:
                 self.memory.started.setdefault(name, time.time())
             self.memory.backend_replicas = listed
         now = time.time()
-        self.memory.forget_gateways(self.backend.gateways(), now)
+        self.memory.take_gateways(self.backend.gateways(), now)
         self.snapshot = self.memory.snapshot(self.orders, self._clash, now)
         try:
             made = await asyncio.to_thread(plan, self.snapshot, now)
@@ -142,7 +142,7 @@ class Controller:
         await self._fetch_sources(made)
         tell(self.memory.last_plan, made, self.snapshot, self.backend)
         self.memory.last_plan = made
-        if self.memory.settled or any(each.confirmed is not None for each in self.memory.gateways.values()):
+        if self.memory.may_order:
             self.orders.issue(made)
         self.orders.keep_tables(
             {

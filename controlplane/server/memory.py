@@ -47,6 +47,8 @@ class Memory:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     reports: dict[str, tuple[ReplicaReport, float]] = field(default_factory=dict)
     gateways: dict[str, HeardGateway] = field(default_factory=dict)
+    present_gateways: frozenset[str] = frozenset()
+    """Those that the backend has, heard of or not."""
     backend_replicas: dict[str, FleetReplica] = field(default_factory=dict)
     ghosts: dict[str, tuple[Endpoint, set[Key]]] = field(default_factory=dict)
     """Replicas of tables that an earlier controller ordered: unknown is not gone."""
@@ -59,6 +61,9 @@ class Memory:
     crashed_at: dict[str, tuple[float, ...]] = field(default_factory=dict)
     last_plan: Plan = field(default_factory=Plan)
     settled: bool = False
+    may_order: bool = False
+    """Whether a plan for the last snapshot may be ordered: one that knew of nothing that serves would end it. What is
+    heard while it is planned for is in the next one."""
 
     # Hearing.
 
@@ -102,9 +107,10 @@ class Memory:
         self.started.pop(name, None)
         self.crashed_at.pop(name, None)
 
-    def forget_gateways(self, present: Collection[str] | None, now: float) -> None:
-        """Those that are silent and that the backend does not have, are gone. It may not have seen yet one that has
-        just begun to speak."""
+    def take_gateways(self, present: Collection[str] | None, now: float) -> None:
+        """Take those that the backend has (None: it can't tell). Of the others, those that are silent are gone: it may
+        not have seen yet one that has just begun to speak."""
+        self.present_gateways = frozenset(present or ())
         for name in self.gateways.keys() - set(self.gateways if present is None else present):
             if now - self.gateways[name].heard_at > self.settings.gateway_live_s:
                 log.info("a gateway is gone", gateway=name)
@@ -122,6 +128,7 @@ class Memory:
             name: replace(self.fleets[name], shape=shape) if name in self.fleets else FleetRecord(shape=shape)
             for name, shape in self.shapes.items()
         }
+        self.may_order = self.settled or self._knows_what_is_led()
         return Snapshot(
             epoch=orders.epoch,
             models=dict(self.models),
@@ -201,9 +208,13 @@ class Memory:
     def _has_settled(self, replicas: Mapping[str, ReplicaView], now: float) -> bool:
         if now - self.started_at > self.settings.settle_s:
             return True
-        known = [heard for heard in self.gateways.values() if heard.confirmed is not None]
         everyone = all(each.report is not None and each.report.server != "starting" for each in replicas.values())
-        return bool(known) and len(known) == len(self.gateways) and bool(replicas) and everyone
+        return self._knows_what_is_led() and bool(replicas) and everyone
+
+    def _knows_what_is_led(self) -> bool:
+        """Whether every gateway has said what it serves. A new one, which serves nothing, speaks for no other."""
+        silent = [name for name, each in self.gateways.items() if each.confirmed is None]
+        return bool(self.gateways) and not silent and self.present_gateways <= self.gateways.keys()
 
     def _gateway(self, name: str, heard: HeardGateway, orders: Orders) -> GatewayView:
         generation = heard.report.generation if heard.report.epoch == orders.epoch else 0

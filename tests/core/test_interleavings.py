@@ -85,6 +85,13 @@ class Interleavings(RuleBasedStateMachine):
     def go_on(self, turns: int) -> None:
         self.world.run(turns)
 
+    @rule(restart=st.booleans())
+    def a_gateway_joins(self, restart: bool) -> None:
+        if restart:
+            self.world.restart_controller()
+        if len(self.world.gateways) < 4:
+            self.world.join(f"gw-{len(self.world.gateways)}")
+
     @rule(replicas=st.integers(1, 3))
     def resize(self, replicas: int) -> None:
         self.world.resize(replicas)
@@ -122,6 +129,4 @@ class Interleavings(RuleBasedStateMachine):
 
 
 TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestInterleavings.settings = settings(max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck))

@@ -250,6 +250,24 @@ def test_a_new_controller_takes_nothing_away_before_it_has_heard() -> None:
     assert world.gateways["gw-0"].table.epoch == world.epoch
 
 
+def test_nor_because_a_new_gateway_has_spoken_first() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.restart_controller()
+    world.join("gw-1")
+    for _ in range(3):
+        world.cycle()
+        world.sync_replicas()
+        world.sync_gateways("gw-1")
+        world.apply_tables()
+        world.check()
+    for _ in range(20):
+        world.turn()
+        world.check()
+        assert world.served(key) == {"cpu-0", "cpu-1"}
+    assert {each.table.epoch for each in world.gateways.values()} == {world.epoch}
+
+
 def test_silence_of_all_holders_is_no_proof_that_they_are_gone() -> None:
     world = World(replicas=2)
     key = promoted(world)

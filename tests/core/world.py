@@ -239,6 +239,11 @@ class World:
             return None
         return Wanted(model=key.model, version=key.version, digest=version.digest, manifest=made)
 
+    def join(self, gateway: str) -> None:
+        """A new gateway, which serves nothing yet, is the first that speaks."""
+        self.gateways[gateway] = Gateway(gateway)
+        self.sync_gateways(gateway)
+
     def resize(self, replicas: int) -> None:
         self.shape = replace(self.shape, min_replicas=replicas, max_replicas=replicas)
         self.registry.fleets["cpu"] = replace(self.registry.fleets["cpu"], shape=self.shape)
@@ -252,8 +257,9 @@ class World:
                 self.memory.hear_replica(each.report(), self.now)
                 each.take(self.orders.assignment(each.name))
 
-    def sync_gateways(self) -> None:
-        for each in self.gateways.values():
+    def sync_gateways(self, *names: str) -> None:
+        """All of them, or those that are named."""
+        for each in [self.gateways[name] for name in names or self.gateways]:
             heard = self.memory.hear_gateway(each.report(), self.orders, self.now)
             each.asked = heard.confirmed is None
             table = self.orders.table
@@ -280,11 +286,12 @@ class World:
             )
             for each in self.replicas.values()
         }
+        memory.take_gateways(self.gateways.keys(), self.now)
         snapshot = memory.snapshot(self.orders, self.clash, self.now)
         self.plan = plan(snapshot, self.now)
         assert plan(snapshot, self.now) == self.plan, "the same snapshot must give the same plan"
         memory.last_plan = self.plan
-        if memory.settled or any(each.confirmed is not None for each in memory.gateways.values()):
+        if memory.may_order:
             self.orders.issue(self.plan)
         for action in self.plan.actions[:actions]:
             self.act(action)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from controlplane.core.messages import GatewayReport
+from controlplane.core.routes import RouteTable
 from controlplane.core.snapshot import Settings
 from controlplane.server.memory import HeardGateway, Memory
+from controlplane.server.orders import Orders
 
 NOW = 1000.0
 LIVE_S = Settings().gateway_live_s
@@ -15,7 +17,24 @@ def test_a_silent_gateway_is_forgotten_once_it_is_known_to_be_gone() -> None:
     for name, silent_s in (("there", LIVE_S + 1), ("gone", LIVE_S + 1), ("young", LIVE_S - 1)):
         report = GatewayReport(gateway=name, incarnation="one", epoch=1, generation=1)
         memory.gateways[name] = HeardGateway(report, NOW - silent_s)
-    memory.forget_gateways(None, NOW)
+    memory.take_gateways(None, NOW)
     assert set(memory.gateways) == {"there", "gone", "young"}, "unknown is not gone"
-    memory.forget_gateways(["there"], NOW)
+    memory.take_gateways(["there"], NOW)
     assert set(memory.gateways) == {"there", "young"}, "the backend may not have seen the young one yet"
+
+
+def test_what_is_heard_after_a_snapshot_lets_nothing_be_ordered_that_was_planned_for_it() -> None:
+    memory, orders = Memory(started_at=NOW, settings=Settings(), shapes={}), Orders(2, lambda key: None)
+    memory.snapshot(orders, lambda one, other: None, NOW)
+    served = RouteTable(epoch=1, generation=7)
+    report = GatewayReport(gateway="gw", incarnation="one", epoch=1, generation=7, table=served)
+    memory.hear_gateway(report, orders, NOW)
+    assert not memory.may_order
+    memory.snapshot(orders, lambda one, other: None, NOW)
+    assert memory.may_order
+
+    memory.take_gateways(["gw", "another"], NOW)
+    assert not memory.snapshot(orders, lambda one, other: None, NOW).settled
+    assert not memory.may_order, "another one may lead anywhere"
+    memory.snapshot(orders, lambda one, other: None, NOW + Settings().settle_s + 1)
+    assert memory.may_order
