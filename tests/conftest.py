@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import logging
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 from stamina.instrumentation import set_on_retry_hooks
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -17,6 +20,12 @@ TOGETHER = {
 }
 """Folders whose tests share servers that are costly to start; elsewhere only the tests of one file do."""
 
+ON_VERSITYGW = ("tests/registry/", "tests/kubernetes/test_system.py", "tests/kubernetes/e2e/")
+
+# How long an example takes says how busy the machine is, and nothing of what is tested.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
 
 class Groups(LoadScopeScheduling):  # type: ignore[misc] # it has no types
     """Gives each group of tests to one of the processes that share the work."""
@@ -28,6 +37,19 @@ class Groups(LoadScopeScheduling):  # type: ignore[misc] # it has no types
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
     return Groups(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Build versitygw before the first test, if any needs it: it takes longer than a test may."""
+    wanted = any(each.nodeid.startswith(ON_VERSITYGW) for each in session.items)
+    if not wanted or session.config.option.collectonly:
+        return
+    from tests.registry.servers import has_versitygw, versitygw_program
+
+    if has_versitygw():
+        with contextlib.suppress(subprocess.CalledProcessError):  # the tests that need it fail of it, and no others
+            versitygw_program()
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx2
 import yaml
 
-from controlplane.local.processes import free_ports
 from controlplane.metrics.program import configuration, rules
+from tests.listening import port_of
 from tests.waiting import until
 
 FETCH = Path(__file__).with_name("prometheus.sh")
@@ -79,8 +79,7 @@ class Prometheus:
     def __init__(self, folder: Path, *, interval_s: int = 1) -> None:
         self.folder = folder
         self._targets = Page("[]", token=TOKEN)
-        self._port = free_ports(1)[0]
-        self.url = f"http://127.0.0.1:{self._port}"
+        self._port = 0
         folder.mkdir(exist_ok=True)
         (folder / "token").write_text(TOKEN + "\n")
         made = configuration(
@@ -93,7 +92,12 @@ class Prometheus:
         (folder / "rules.yaml").write_text(rules())
         self.process = self.start()
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
     def start(self) -> subprocess.Popen[bytes]:
+        """Start it, on any port at first, and on the same one later."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -110,6 +114,7 @@ class Prometheus:
 
     def _ready(self) -> bool:
         assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+        self._port = self._port or port_of(self.process) or 0
         try:
             return httpx2.get(f"{self.url}/-/ready", trust_env=False).status_code == 200
         except httpx2.HTTPError:
@@ -127,6 +132,12 @@ class Prometheus:
             "result"
         ]
         return float(found[0]["value"][1]) if found else None
+
+    def times(self, query: str) -> list[float]:
+        """When the samples of the last minutes were scraped, of a query for one series."""
+        params = {"query": f"{query}[5m]"}
+        found = httpx2.get(f"{self.url}/api/v1/query", params=params, trust_env=False).json()["data"]["result"]
+        return [float(at) for at, _ in found[0]["values"]]
 
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)

@@ -11,6 +11,11 @@ if [ ! -x "$cache/usr/bin/promtool" ]; then
         fi
     done
     mkdir -p "$(dirname "$cache")"
+    # One at a time: a second one waits, and finds the work done.
+    exec 9>"$cache.lock"
+    flock 9
+fi
+if [ ! -x "$cache/usr/bin/promtool" ]; then
     beside=$(mktemp -d "$cache.XXXXXX")
     trap 'rm -rf "$beside"' EXIT
     cd "$beside"

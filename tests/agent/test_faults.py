@@ -81,13 +81,14 @@ def test_a_load_that_never_ends_is_ended(replica: Replica) -> None:
     stuck = wanted(
         replica.folder, model="stuck", files={"model.py": add_source(initialize="import time; time.sleep(10**6)")}
     )
-    replica.start("--load-timeout-s=4")
-    endpoint.order(good, stuck)
+    replica.start("--load-timeout-s=10")
+    endpoint.order(good)
     ready(replica, "good")
     server = replica.server()
+    endpoint.order(good, stuck)
     failed = endpoint.wait_copy("stuck", 1, "failed")
     assert failed.blames == "model"
-    assert "did not end within 4 s" in failed.reason
+    assert "did not end within 10 s" in failed.reason
     assert replica.server() == server
     assert replica.add(1, model="good") == 2
     assert not [each for each in server.children(recursive=True) if "/stuck/" in " ".join(each.cmdline())]
@@ -217,7 +218,7 @@ def copy_state(report: ReplicaReport, model: str) -> str | None:
 
 def test_a_server_that_hangs_is_killed_and_comes_back(replica: Replica) -> None:
     endpoint = replica.endpoint
-    replica.start("--live-every-s=0.3", "--live-timeout-s=1", "--live-failures=3")
+    replica.start("--live-every-s=0.3", "--live-timeout-s=3", "--live-failures=3")
     endpoint.order(wanted(replica.folder))
     ready(replica, "add")
     replica.server().send_signal(signal.SIGSTOP)
@@ -244,11 +245,13 @@ def test_a_version_that_crashes_the_server_in_its_load_is_named(replica: Replica
     assert endpoint.reports[-1].crashes == 1
 
 
-def test_of_several_loads_at_once_the_one_that_crashes_the_server_is_found(replica: Replica) -> None:
+def test_of_several_loads_at_once_the_one_that_crashes_the_server_is_found(replica: Replica, tmp_path: Path) -> None:
+    """Both are in their loads when the server dies: `boom` waits for `good`, and that one, at first, for the end."""
     endpoint = replica.endpoint
-    slow = 'import time; print("slow", flush=True); time.sleep(2)'
-    wait_then_kill = f"import time; time.sleep(1); {KILL}"
-    good = wanted(replica.folder, model="good", files={"model.py": add_source(initialize=slow)})
+    begun = str(tmp_path / "good-has-begun")
+    first_stay = f"import os, time; os.path.exists({begun!r}) or (open({begun!r}, 'w').close(), time.sleep(60))"
+    wait_then_kill = f"import os, time\n        while not os.path.exists({begun!r}): time.sleep(0.02)\n        {KILL}"
+    good = wanted(replica.folder, model="good", files={"model.py": add_source(initialize=first_stay)})
     boom = wanted(replica.folder, model="boom", files={"model.py": add_source(initialize=wait_then_kill)})
     replica.start()
     endpoint.order(good, boom)

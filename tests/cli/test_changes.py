@@ -195,7 +195,7 @@ def test_the_wait_outlasts_the_deadline_of_the_rollout(ctl: Ctl) -> None:
 
 @pytest.mark.usefixtures("two_versions", "controller")
 def test_a_promotion_waits_and_says_for_what(ctl: Ctl, registry: Registry) -> None:
-    waited = ctl("promote", "m", 1, "--timeout", "3s")
+    waited = ctl("promote", "m", 1, "--timeout", "15s")
     assert waited.status == 3
     assert "waiting: " in waited.err
     explained = ctl("explain", "m")

@@ -112,7 +112,7 @@ class System:
         if not file.exists():
             file.write_text(
                 self.definition
-                + "\ngateway: {grpc_port: 0, http_port: 0, cold_wait_s: 30}"
+                + "\ngateway: {grpc_port: 0, http_port: 0, cold_wait_s: 60}"
                 + "\ncontroller: {poll_s: 0.1, drain_s: 1}\n"
             )
         return file
@@ -241,7 +241,7 @@ class Load:
         with self._system.client() as client:
             while not self._stop.is_set():
                 try:
-                    answer, version = infer(client, self._name, 3.0, timeout_s=20)
+                    answer, version = infer(client, self._name, 3.0, timeout_s=60)
                     assert answer in {3.0 * factor for factor in self._factors}, answer
                 except Exception as error:  # noqa: BLE001 - each is counted, and shown when the test fails
                     with self._lock:
@@ -265,6 +265,11 @@ class Load:
     def until_version(self, version: int, timeout_s: float = 60.0) -> None:
         """Wait for an answer of a version."""
         until(lambda: self.answers[str(version)] > 0, timeout_s=timeout_s)
+
+
+def waits_for(file: Path) -> str:
+    """For a model's `initialize`: it ends when the file is there, so a load lasts as long as the test wants it to."""
+    return f"while not os.path.exists({str(file)!r}): time.sleep(0.02)"
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:

@@ -44,6 +44,7 @@ def ready(system: System) -> set[str]:
     return {name for name, each in system.replicas().items() if each["server"] == "ready" and not each["stopping"]}
 
 
+@pytest.mark.timeout(900)  # more than all that it waits for may take
 def test_replicas_follow_the_load_and_prometheus_may_go_and_come_back(system: System) -> None:
     system.serve("slow", delay_s=0.04)
     eventually(lambda: not system.replicas(), 120, "none while nothing is asked")

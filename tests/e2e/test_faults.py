@@ -13,7 +13,7 @@ import pytest
 
 from controlplane.local import processes
 from controlplane.local.supervisor import owner
-from tests.e2e.system import Load, System, eventually
+from tests.e2e.system import Load, System, eventually, waits_for
 
 
 def recovered(system: System) -> bool:
@@ -205,11 +205,13 @@ def test_an_interrupted_start_up_is_cleared_away_by_the_next_one(system: System)
 def test_a_rollout_survives_a_kill(system: System, victim: str) -> None:
     name = f"survivor-{victim.rpartition('.')[2]}"
     system.serve(name)
-    folder = system.write(name, factor=3, initialize="time.sleep(3)")
+    over = system.folder / f"{name}-is-killed"
+    folder = system.write(name, factor=3, initialize=waits_for(over))
     system.ok("register", name, str(folder))
     system.ok("promote", name, "2", "--no-wait")
     eventually(lambda: any(system.holders(name, 2, state) for state in ("downloading", "loading")))
     system.kill(victim)
+    over.touch()
     with Load(system, name, factors=(2, 3)) as load:
         load.until_version(2)
     assert not load.failures

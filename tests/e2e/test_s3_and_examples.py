@@ -94,6 +94,7 @@ def follow(lines: list[str], replaced: dict[str, str]) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(900)  # more than the commands alone may take
 def test_the_single_replica_example(tmp_path: Path) -> None:
     system = System(tmp_path / "single")
     system.folder.mkdir()
@@ -136,6 +137,7 @@ def test_the_single_replica_example(tmp_path: Path) -> None:
         system.down()
 
 
+@pytest.mark.timeout(900)
 def test_speech_and_ocr_as_the_readme_says(tmp_path: Path) -> None:
     system = System(tmp_path / "examples")
     system.folder.mkdir()

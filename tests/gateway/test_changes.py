@@ -74,7 +74,17 @@ def own_triton(tmp_path: Path) -> Iterator[Triton]:
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Running]:
     """A gateway that the test may break."""
-    running = Running(tmp_path / "home", held_per_model=8000, held_total=8000)
+    running = Running(tmp_path / "home", held_per_model=8000, held_total=8000, cold_wait_s=120.0)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Running]:
+    """A gateway that holds requests for a second only: less than any client's deadline here."""
+    running = Running(tmp_path / "home", cold_wait_s=1.0)
     try:
         yield running
     finally:
@@ -153,7 +163,7 @@ def test_a_burst_for_a_cold_model(fresh: Running, full_table: RouteTable) -> Non
         asked = [clients[i % connections].infer("echo", grpc_input()) for i in range(count)]
         tasks = [asyncio.ensure_future(each) for each in asked]
         try:
-            await asyncio.to_thread(wait_for, lambda: _waiting(fresh) == count, "all to be held", timeout_s=60)
+            await asyncio.to_thread(wait_for, lambda: _waiting(fresh) == count, "all to be held", timeout_s=90)
             fresh.controller.order(full_table)
             return [int(each.as_numpy("VERSION")[0]) for each in await asyncio.gather(*tasks)]
         finally:
@@ -174,19 +184,19 @@ def _ask_on_stream(gateway: Running) -> list[Any]:
 
 
 def _waiting(gateway: Running) -> int:
-    return int(httpx2.get(f"{gateway.status}/healthz").json()["waiting"])
+    return int(httpx2.get(f"{gateway.status}/healthz", timeout=60).json()["waiting"])
 
 
-def test_a_cold_model_that_never_comes(gateway: Running, full_table: RouteTable) -> None:
+def test_a_cold_model_that_never_comes(impatient: Running, full_table: RouteTable) -> None:
     cold = Route(
         model="echo",
         targets=(Target(version=2, pool=None),),
         pinned={2: None},
         reasons={2: "no replica of fleet cpu has 4 GiB free"},
     )
-    gateway.controller.put(replace(full_table, routes={"echo": cold}))
-    with gateway.grpc() as client, pytest.raises(InferenceServerException) as refused:
-        client.infer("echo", grpc_input(), client_timeout=2.0)
+    impatient.controller.put(replace(full_table, routes={"echo": cold}))
+    with impatient.grpc() as client, pytest.raises(InferenceServerException) as refused:
+        client.infer("echo", grpc_input(), client_timeout=60.0)
     assert refused.value.status() == "StatusCode.UNAVAILABLE"
     assert "no replica of fleet cpu has 4 GiB free" in str(refused.value)
 
@@ -320,7 +330,7 @@ def test_envoy_dies(fresh: Running, full_table: RouteTable) -> None:
             except InferenceServerException:
                 return False
 
-        wait_for(back, "Envoy to be back on the same port", timeout_s=20)
+        wait_for(back, "Envoy to be back on the same port", timeout_s=60)
     assert fresh.envoy.pid != old
 
 
@@ -381,7 +391,7 @@ def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
     try:
         envoy = running.envoy
         running.process.terminate()
-        assert running.process.wait(timeout=15) == 0
+        assert running.process.wait(timeout=60) == 0
         assert not envoy.is_running()
     finally:
         running.stop()

@@ -22,7 +22,7 @@ from tests.gateway.running import Running, route, table
 
 LONG = "long-" + "x" * 123
 MODELS = ("m", LONG)
-RELAXED = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]

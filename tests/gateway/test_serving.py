@@ -397,7 +397,7 @@ def test_the_access_log_and_statistics_say_who_served(gateway: Running) -> None:
 
     def lines() -> list[dict[str, Any]]:
         text = (gateway.home.gateway / "access.log").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # whole ones
 
     def logged() -> bool:
         found = [each for each in lines() if each.get("model") == "echo" and each.get("code") == 200]

@@ -223,10 +223,11 @@ def backends(folder: Path) -> Path:
 
 
 class Triton:
-    """One server. `models` is its model repository."""
+    """One server. `models` is its model repository. Its ports are what they are once `wait` has returned."""
 
     def __init__(self, name: str, folder: Path, models: tuple[str, ...] = ("echo", "other")) -> None:
         self.name = name
+        self._loaded = models
         self.folder = folder / name
         self.models = self.folder / "models"
         self.shared = f"gatewaytest_{uuid.uuid4().hex[:8]}"
@@ -236,14 +237,20 @@ class Triton:
                 (self.models / model / str(version)).mkdir(parents=True)
                 (self.models / model / str(version) / "model.py").write_text(FIND_PACKAGES + code)
             (self.models / model / "config.pbtxt").write_text(f'name: "{model}"\n{config}')
+        self._backends = backends(folder)
+        self._starts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
         self.grpc_port, self.http_port, self.metrics_port = free_ports(3)
         command = [
             str(SHIP / "bin" / "tritonserver"),
             f"--model-repository={self.models}",
-            f"--backend-directory={backends(folder)}",
+            f"--backend-directory={self._backends}",
             f"--cache-directory={SHIP / 'caches'}",
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in models),
+            *(f"--load-model={model}" for model in self._loaded),
             "--http-address=127.0.0.1",
             "--grpc-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
@@ -258,7 +265,7 @@ class Triton:
         environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {
             "PYTHONPATH": os.pathsep.join(part for part in sys.path if part.endswith("site-packages"))
         }
-        with (self.folder / "log").open("ab") as log:
+        with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -277,7 +284,11 @@ class Triton:
 
     def wait(self) -> Triton:
         def ready() -> bool:
-            assert self.process.poll() is None, (self.folder / "log").read_text()[-4000:]
+            if self.process.poll() is not None:
+                said = (self.folder / "log").read_text()
+                assert "already in use" in said and self._starts < 3, said[-4000:]
+                self.stop()
+                self._start()  # somebody else was given a port between our asking and our using it
             try:
                 return httpx2.get(f"http://127.0.0.1:{self.http_port}/v2/health/ready").status_code == 200
             except httpx2.HTTPError:

@@ -27,7 +27,20 @@ from controlplane.server import identity_tokens, leases
 from tests.cli.conftest import Answer
 from tests.kubernetes.candidates import Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane
-from tests.kubernetes.using_ctl import Ctl, alone, api, bind, ctl, install, lease, looked, person, states, told
+from tests.kubernetes.using_ctl import (
+    Ctl,
+    alone,
+    api,
+    bind,
+    ctl,
+    install,
+    lease,
+    looked,
+    may,
+    person,
+    states,
+    told,
+)
 from tests.waiting import until
 
 __all__ = ["alone", "api", "ctl", "install", "looked"]
@@ -200,6 +213,7 @@ def test_a_missing_right_is_named(
     api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-0_x"))
     api_server.kubectl("create", "role", "half", "--verb=get", "--resource=leases", f"--namespace={namespace}")
     bind(api_server, namespace, "half")
+    until(lambda: may(api_server, namespace, "get", "leases", group="coordination.k8s.io"))
     answer = ctl("--release=serving", "status", kubeconfig=nobody)
     assert answer.status == 4
     assert 'cannot create resource "serviceaccounts/token"' in answer.err
@@ -223,6 +237,7 @@ def test_these_rights_are_enough(
     role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "all"}, "rules": rules}
     api_server.kubectl("apply", f"--namespace={namespace}", "--filename=-", given=json.dumps(role))
     bind(api_server, namespace, "all")
+    until(lambda: may(api_server, namespace, "list", "deployments", group="apps"))
     api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-gone_x"))
     answer = looked(kubeconfig=somebody)
     assert states(answer, "your rights") == ["warning"]

@@ -10,7 +10,7 @@ from controlplane.cli.cluster.api import Api
 from controlplane.cli.cluster.release import Release
 from tests.cli.conftest import Answer
 from tests.kubernetes.control_plane import ControlPlane
-from tests.kubernetes.using_ctl import Ctl, alone, ctl, install, lease, looked, person, states, told
+from tests.kubernetes.using_ctl import Ctl, alone, ctl, install, lease, looked, may, person, states, told
 from tests.waiting import until
 
 __all__ = ["alone", "ctl", "install", "looked"]
@@ -84,7 +84,9 @@ def test_doctor_names_rights_that_are_missing(
     )
     assert states(answer, "controller's rights") == ["unchecked"]
     assert states(answer, "registry") == ["ok"], "what needs no rights is looked at all the same"
+    until(lambda: may(api_server, namespace, "patch", "pods", name="serving-controller"))
     api_server.kubectl("delete", "rolebinding", "serving-controller", f"--namespace={namespace}")
+    until(lambda: not may(api_server, namespace, "patch", "pods", name="serving-controller"))
     answer = looked()
     assert "serviceaccount serving-controller may not patch pods" in told(answer, "controller's rights")
     assert "may not patch deployments/scale.apps serving-" in told(answer, "controller's rights")

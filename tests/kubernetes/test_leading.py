@@ -21,7 +21,7 @@ from tests.kubernetes.candidates import RELEASE, Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane
 from tests.waiting import until
 
-LEASE_S, GIVE_UP_S = Timing().lease_s, Timing().give_up_s
+LEASE_S = Timing().lease_s
 
 
 @pytest.fixture
@@ -72,8 +72,10 @@ def test_a_killed_leader_is_followed_when_its_lease_has_run_out(pair: tuple[Cand
     first, second = pair
     killed_at = time.monotonic()
     first.send(signal.SIGKILL)
-    until(lambda: second.leads, timeout_s=15.0, what="nobody takes over in time")
-    figure("hand-over after kill -9", second.at("serves") - killed_at)
+    until(lambda: second.leads, timeout_s=60.0, what="nobody takes over")
+    took_s = second.at("serves") - killed_at
+    figure("hand-over after kill -9", took_s)
+    assert took_s < 15, "as the second has logged it, however late that is read"
     assert (second.last("serves") or {})["epoch"] > (first.last("serves") or {})["epoch"]
 
 
@@ -83,13 +85,16 @@ def test_a_leader_that_is_stopped_hands_over_at_once(
     first, second = pair
     told_at = time.monotonic()
     first.send(signal.SIGTERM)
-    until(lambda: second.leads, timeout_s=LEASE_S / 2, what="the lease was not given back")
-    figure("hand-over after SIGTERM", second.at("serves") - told_at)
+    until(lambda: second.leads, timeout_s=60.0, what="nobody takes over")
+    took_s = second.at("serves") - told_at
+    figure("hand-over after SIGTERM", took_s)
+    assert took_s < LEASE_S, "it did not wait until the lease has run out"
     assert first.at("stops") <= second.at("leads"), "the new one begins when the old one has ended"
-    assert first.process.wait(10) == 0
+    assert first.process.wait(60) == 0
+    assert "the lease is given back" in first.log.read_text()
     assert (first.last("ends") or {})["error"] is None
     second.send(signal.SIGTERM)
-    assert second.process.wait(10) == 0
+    assert second.process.wait(60) == 0
     assert lease(api_server, namespace)["spec"].get("holderIdentity", "") == ""
     assert ADDRESS not in lease(api_server, namespace)["metadata"].get("annotations", {})
 
@@ -106,8 +111,10 @@ def test_without_an_api_server_nobody_leads_and_somebody_does_when_it_is_back(
     else:
         getattr(api_server, fault)()
     try:
-        until(lambda: not first.leads, timeout_s=LEASE_S, what="a leader that can't renew goes on")
-        figure("a leader gives up", first.at("stops") - away_at)
+        until(lambda: not first.leads, timeout_s=60.0, what="a leader that can't renew goes on")
+        took_s = first.at("stops") - away_at
+        figure("a leader gives up", took_s)
+        assert took_s < LEASE_S, "it goes on when others may begin"
         until(lambda: second.get("/v1/status").status_code == 503, what="the leader that was is still named")
         answer = first.get("/v1/status")
         assert answer.status_code == 503
@@ -132,7 +139,7 @@ def test_without_an_api_server_nobody_leads_and_somebody_does_when_it_is_back(
 def test_a_leader_that_was_frozen_finds_itself_deposed_and_stands_by(pair: tuple[Candidate, Candidate]) -> None:
     first, second = pair
     first.send(signal.SIGSTOP)
-    until(lambda: second.leads, timeout_s=15.0, what="nobody takes over")
+    until(lambda: second.leads, timeout_s=60.0, what="nobody takes over")
     first.send(signal.SIGCONT)
     until(lambda: not first.leads, what="the deposed one goes on")
     until(lambda: first.get("/v1/status").headers.get("location") == second.url, what="it does not say who leads")

@@ -104,6 +104,21 @@ def bind(api_server: ControlPlane, namespace: str, role: str, name: str = "someb
     )
 
 
+def may(
+    api_server: ControlPlane, namespace: str, verb: str, resource: str, *, group: str = "", name: str = "somebody"
+) -> bool:
+    """Whether a service account may do that by now: the API server hears of its own roles and bindings a little after
+    they are written."""
+    wished = {"namespace": namespace, "verb": verb, "group": group, "resource": resource}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": f"system:serviceaccount:{namespace}:{name}", "resourceAttributes": wished},
+    }
+    answer = api_server.kubectl("create", "--output=json", "--filename=-", given=json.dumps(review))
+    return bool(json.loads(answer)["status"]["allowed"])
+
+
 @pytest.fixture
 def looked(ctl: Ctl, tmp_path: Path) -> Callable[..., Answer]:
     def run(*arguments: object, **options: Any) -> Answer:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,9 @@ import boto3
 import httpx2
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+
+from tests.listening import port_of
+from tests.waiting import until
 
 BUCKET = "registry"
 ACCESS_KEY, SECRET_KEY = "tester", "tester-secret"
@@ -63,7 +64,8 @@ def has_versitygw() -> bool:
     return shutil.which("versitygw") is not None or shutil.which("go") is not None
 
 
-def _versitygw() -> str:
+def versitygw_program() -> str:
+    """Where versitygw lies. It is built if need be, which takes minutes, with news of it on standard error."""
     found = shutil.which("versitygw")
     return found or subprocess.run([BUILD], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
@@ -106,31 +108,22 @@ def moto() -> Iterator[S3Server]:
 @contextlib.contextmanager
 def versitygw(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """Versitygw over a plain folder."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        address = f"{host}:{probe.getsockname()[1]}"
     folder.mkdir()
     process = subprocess.Popen(
-        [_versitygw(), "--port", address, "--quiet", "posix", str(folder)],
+        [versitygw_program(), "--port", f"{host}:0", "--quiet", "posix", str(folder)],
         env={**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        _await_port(process, address)
-        make_bucket(f"http://{address}")
-        yield S3Server(f"http://{address}")
+        endpoint = f"http://{host}:{until(lambda: _port(process), what='versitygw does not listen')}"
+        make_bucket(endpoint)
+        yield S3Server(endpoint)
     finally:
         process.terminate()
         process.wait(10)
 
 
-def _await_port(process: subprocess.Popen[bytes], address: str) -> None:
-    host, port = address.split(":")
-    deadline = time.monotonic() + 30
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-            return
-        assert process.poll() is None, "versitygw ended at once"
-        assert time.monotonic() < deadline, "versitygw does not listen"
-        time.sleep(0.02)
+def _port(process: subprocess.Popen[bytes]) -> int | None:
+    assert process.poll() is None, "versitygw ended at once"
+    return port_of(process)

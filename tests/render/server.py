@@ -33,10 +33,16 @@ class Server:
         self.repository.mkdir(parents=True)
         self.log_file = root / "log"
         self._link_backend()
-        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
-        self.popen = self._start()
-        self.client = grpcclient.InferenceServerClient(f"127.0.0.1:{self.grpc_port}")
-        self._await_live()
+        for _ in range(3):
+            self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+            self.popen = self._start()
+            self.client = grpcclient.InferenceServerClient(f"127.0.0.1:{self.grpc_port}")
+            try:
+                self._await_live()
+                return
+            except PortTaken:
+                self.stop()
+        raise AssertionError("no port stayed free for tritonserver")
 
     def write(self, rendered: RenderedModel, files: Mapping[str, bytes]) -> None:
         """Write a model directory; `files` are the contents by SHA-256."""
@@ -116,6 +122,8 @@ class Server:
         deadline = time.monotonic() + START_DEADLINE_S
         while time.monotonic() < deadline:
             if self.popen.poll() is not None:
+                if "already in use" in self.log():
+                    raise PortTaken
                 raise AssertionError(f"tritonserver ended: {self.log()[-3000:]}")
             with contextlib.suppress(grpcclient.InferenceServerException):
                 if self.client.is_server_live():
@@ -123,6 +131,10 @@ class Server:
             time.sleep(0.05)
         self.stop()
         raise AssertionError(f"tritonserver did not come up: {self.log()[-3000:]}")
+
+
+class PortTaken(Exception):
+    """Somebody else was given a port between our asking and our using it."""
 
 
 @contextlib.contextmanager

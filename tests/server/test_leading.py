@@ -17,7 +17,10 @@ from controlplane.core.errors import Conflict, ControlPlaneError, NotLeader, Una
 from controlplane.server.leading import LONGEST_S, Busy, Election, Record, Sight, Timing
 
 T = TypeVar("T")
-QUICK = Timing(lease_s=1.0, renew_s=0.1, give_up_s=0.7, look_s=0.05, call_s=0.2, release_s=0.3)
+QUICK = Timing(renew_s=0.1, look_s=0.05, call_s=0.2)
+"""Looks often; nobody loses a lease because this process stood still for some seconds."""
+SHORT = replace(QUICK, lease_s=3.0, give_up_s=2.1)
+"""For what happens when a lease runs out."""
 
 
 def held(by: str = "other", mark: str = "1", **more: Any) -> Record:
@@ -137,18 +140,26 @@ class Candidate:
     def __init__(self, lease: Memory, name: str, timing: Timing = QUICK) -> None:
         self.election = Election(lease, identity=name, address=f"http://{name}:1", timing=timing)
         self.terms = 0
+        self._at_work = False
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.slow_s = 0.0
         self.task = asyncio.ensure_future(self.election.run(self._lead))
 
     async def _lead(self) -> None:
         self.terms += 1
+        self._failure = asyncio.get_running_loop().create_future()
+        self._at_work = True
         try:
-            self._failure = asyncio.get_running_loop().create_future()
             await self._failure
         finally:
+            self._at_work = False
             if self.slow_s:
                 await asyncio.sleep(self.slow_s)
+
+    @property
+    def leads(self) -> bool:
+        """It is elected, and what a leader does has begun, which is a moment later."""
+        return self.election.leading and self._at_work
 
     def fail(self, error: Exception) -> None:
         """What the leader does raises this."""
@@ -159,7 +170,7 @@ class Candidate:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not true after {timeout_s} s"
@@ -168,16 +179,16 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> Non
 
 async def test_one_leads_the_other_knows_where_and_follows_it() -> None:
     lease = Memory()
-    first = Candidate(lease, "first")
-    await until(lambda: first.election.leading)
-    second = Candidate(lease, "second")
+    first = Candidate(lease, "first", SHORT)
+    await until(lambda: first.leads)
+    second = Candidate(lease, "second", SHORT)
     await until(lambda: second.election.elsewhere == "http://first:1")
     assert first.election.elsewhere is None and second.election.heard
-    await asyncio.sleep(2 * QUICK.lease_s)
+    await asyncio.sleep(1.5 * SHORT.lease_s)
     assert first.election.leading and not second.terms
     await first.stop()
     assert lease.record is not None and lease.record.holder in ("", "second")
-    await until(lambda: second.election.leading)
+    await until(lambda: second.leads)
     await second.stop()
     assert lease.record.holder == "" and lease.record.address == ""
 
@@ -196,7 +207,7 @@ async def test_refusals_that_pass_change_nothing(refusal: ControlPlaneError) -> 
     lease = Memory()
     lease.before = [refusal] * 3
     leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     for _ in range(3):
         calls = lease.calls
         lease.before = [refusal]
@@ -210,13 +221,13 @@ async def test_refusals_that_pass_change_nothing(refusal: ControlPlaneError) -> 
 @pytest.mark.parametrize("refusal", REFUSALS[:4], ids=str)
 async def test_who_cant_renew_stops_leading_and_leads_again_later(refusal: ControlPlaneError) -> None:
     lease = Memory()
-    leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    leader = Candidate(lease, "leader", SHORT)
+    await until(lambda: leader.leads)
     lease.away = refusal
     await until(lambda: not leader.election.leading)
     assert not leader.task.done()
     lease.away = None
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     assert leader.terms == 2
     await leader.stop()
 
@@ -226,7 +237,7 @@ async def test_writes_whose_answers_are_lost_are_found_again() -> None:
     lost = Unavailable("the connection broke")
     lease.after = [lost, lost]  # of the read, then of the creation
     leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     lease.after = [lost]
     await until(lambda: not lease.after)
     calls = lease.calls
@@ -248,7 +259,7 @@ async def test_who_is_stopped_after_a_write_whose_answer_was_lost_gives_it_back(
 async def test_a_taken_lease_ends_a_term_at_once() -> None:
     lease = Memory()
     leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     lease.take("thief")
     await until(lambda: not leader.election.leading)
     assert leader.election.elsewhere == "http://thief:1"
@@ -258,13 +269,13 @@ async def test_a_taken_lease_ends_a_term_at_once() -> None:
 
 async def test_a_deleted_lease_is_made_again_by_its_holder() -> None:
     lease = Memory()
-    leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
-    other = Candidate(lease, "other")
+    leader = Candidate(lease, "leader", SHORT)
+    await until(lambda: leader.leads)
+    other = Candidate(lease, "other", SHORT)
     await until(lambda: other.election.elsewhere is not None)
     lease.record = None
     await until(lambda: lease.record is not None)
-    await asyncio.sleep(QUICK.lease_s)
+    await asyncio.sleep(SHORT.lease_s)
     assert lease.record is not None and lease.record.holder == "leader"
     assert leader.terms == 1 and not other.terms
     await other.stop()
@@ -274,7 +285,7 @@ async def test_a_deleted_lease_is_made_again_by_its_holder() -> None:
 async def test_an_error_of_the_leader_gives_the_lease_back() -> None:
     lease = Memory()
     leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     leader.fail(ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
         await leader.task
@@ -284,7 +295,7 @@ async def test_an_error_of_the_leader_gives_the_lease_back() -> None:
 async def test_who_is_deposed_in_the_registry_stands_by_if_the_lease_is_another_s() -> None:
     lease = Memory()
     leader = Candidate(lease, "leader", replace(QUICK, renew_s=5.0))
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     lease.take("other")
     leader.fail(NotLeader("epoch 2 has begun"))
     await until(lambda: leader.election.elsewhere == "http://other:1")
@@ -295,7 +306,7 @@ async def test_who_is_deposed_in_the_registry_stands_by_if_the_lease_is_another_
 async def test_who_is_deposed_in_the_registry_by_a_stranger_ends() -> None:
     lease = Memory()
     leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     leader.fail(NotLeader("epoch 2 has begun"))
     with pytest.raises(NotLeader, match="epoch 2"):
         await leader.task
@@ -303,8 +314,8 @@ async def test_who_is_deposed_in_the_registry_by_a_stranger_ends() -> None:
 
 async def test_a_leader_that_does_not_end_in_time_keeps_the_lease_from_others() -> None:
     lease = Memory()
-    leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    leader = Candidate(lease, "leader", SHORT)
+    await until(lambda: leader.leads)
     leader.slow_s = 60.0
     leader.task.cancel()
     with pytest.raises(NotLeader, match="in time"):
@@ -322,10 +333,10 @@ async def test_a_server_that_hangs_is_not_waited_for() -> None:
             return super()._do(do)
 
     lease = Hanging()
-    leader = Candidate(lease, "leader")
-    await until(lambda: leader.election.leading)
+    leader = Candidate(lease, "leader", SHORT)
+    await until(lambda: leader.leads)
     lease.hang.set()
-    await until(lambda: not leader.election.leading, timeout_s=5.0)
+    await until(lambda: not leader.election.leading)
     lease.hang.clear()
-    await until(lambda: leader.election.leading)
+    await until(lambda: leader.leads)
     await leader.stop()
