@@ -105,7 +105,7 @@ class ControlPlane:
         ]
         if self.place.has_node:
             # A node that is gone is noticed sooner than by default, which is after 50 s.
-            self._manager += ["--node-monitor-grace-period=12s", "--node-monitor-period=1s"]
+            self._manager += ["--node-monitor-grace-period=20s", "--node-monitor-period=1s"]
         self.run("kube-controller-manager", *self._manager)
         self.until("kube-controller-manager", "get", "serviceaccount", "default")
 

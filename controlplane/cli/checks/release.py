@@ -136,7 +136,7 @@ class ReleaseCheck:
             yield Finding("lease", "ok", f"pod {leader.pod} leads")
 
     def _status(self) -> Iterator[Finding]:
-        with LeaderReader(self._release) as reader:
+        with LeaderReader(self._release, patience_s=0) as reader:
             yield from running(reader.get("/v1/status"))
 
     def _gpus(self) -> Iterator[Finding]:

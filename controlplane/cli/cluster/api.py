@@ -22,8 +22,12 @@ from kubernetes.client import (
 from kubernetes.config import ConfigException, list_kube_config_contexts
 
 from controlplane.cli.checks.dates import date_of
-from controlplane.core.errors import ControlPlaneError, InvalidInput, Unauthenticated
+from controlplane.core.errors import ControlPlaneError, InvalidInput, Unauthenticated, Unavailable
 from controlplane.fleet.cluster import CALL_S, client_of, configured, told
+
+
+class NobodyThere(Unavailable):
+    """At this moment: a pod has gone, or a controller takes over from another."""
 
 
 class Api:

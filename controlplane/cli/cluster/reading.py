@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import httpx2
 
+from controlplane.cli.cluster.api import NobodyThere
 from controlplane.cli.cluster.bridge import Bridge
 from controlplane.cli.cluster.release import GRPC_PORT, Release, Token
 from controlplane.cli.cluster.tunnel import AGAIN, PodTunnel, open_tunnel
@@ -20,6 +21,8 @@ from controlplane.core.errors import ControlPlaneError, NotLeader, Unavailable
 
 AGAIN_S = 1.0
 """The pause before who leads is looked up again."""
+HAND_OVER_S = 15.0
+"""Until then somebody leads, also where a leader has died without giving its lease back."""
 RENEW_S = 60.0
 """A token is renewed when it is good for less than that."""
 
@@ -27,11 +30,13 @@ RENEW_S = 60.0
 class LeaderReader:
     """What `Reader` is for a home: GETs, answered by whoever leads. Use it as a context manager.
 
-    When the leader's pod goes, or leads no more, the call is made once more, to whoever leads then.
+    When the leader's pod goes, or leads no more, the call is made again, to whoever leads then, for `patience_s`;
+    after any other failure to reach it, once.
     """
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, *, patience_s: float = HAND_OVER_S) -> None:
         self._release = release
+        self._patience_s = patience_s
         self._open = ExitStack()
         self._reader: Reader | None = None
         self._bridge: Bridge | None = None
@@ -40,25 +45,38 @@ class LeaderReader:
 
     def get(self, path: str) -> Any:
         """What a GET answers, as plain data. Raises the controller's own error, or what keeps it from being asked."""
-        try:
-            return self._get(path)
-        except (Unavailable, NotLeader):
+        failures, end = 0, time.monotonic() + self._patience_s
+        while True:
+            try:
+                return self._get(path)
+            except (Unavailable, NotLeader) as error:
+                failures += 1
+                passes = isinstance(error, NobodyThere | NotLeader) and time.monotonic() < end
+                if failures > 1 and not passes:
+                    raise
             time.sleep(AGAIN_S)
-            return self._get(path)
 
     def _get(self, path: str) -> Any:
         try:
-            return self._connected().get(path)
-        except (Unavailable, NotLeader) as error:
+            reader = self._connected()
+        except ControlPlaneError:
+            self.close()
+            raise
+        try:
+            return reader.get(path)
+        except NotLeader:
+            self.close()
+            raise
+        except Unavailable as error:
             why = self._bridge.failure if self._bridge is not None else None
             self.close()
             if why is not None:
                 raise why from error
             if isinstance(error.__cause__, httpx2.HTTPError):
-                raise Unavailable(
+                raise NobodyThere(
                     f"the controller in pod {self._pod} does not answer: {error.__cause__}", remedy=AGAIN
                 ) from error
-            raise
+            raise NobodyThere(error.what, remedy=error.remedy) from error  # in that controller's own words
 
     def _connected(self) -> Reader:
         if self._token is not None and self._token.until - time.monotonic() < RENEW_S:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from controlplane.cli.cluster.api import Api, listed
+from controlplane.cli.cluster.api import Api, NobodyThere, listed
 from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, Unavailable
 from controlplane.entry.document import read_document
 
@@ -90,15 +90,15 @@ class Release:
             deployment = self._controllers()
             if deployment is None:
                 raise self._not_there(error) from error
-            raise self._nobody("no controller has led yet") from error
+            raise self._nobody("no controller has led yet", Unavailable) from error
         holder = (lease.spec.holder_identity if lease.spec is not None else None) or ""
         pod = holder.rpartition("_")[0]
         if not pod:
             raise self._nobody("the lease was given back, and nobody has taken it")
         return Leader(pod, _port((lease.metadata.annotations or {}).get(ADDRESS)))
 
-    def _nobody(self, why: str) -> Unavailable:
-        return Unavailable(
+    def _nobody(self, why: str, kind: type[Unavailable] = NobodyThere) -> Unavailable:
+        return kind(
             f"no controller of {self} leads at present: {why}",
             remedy="ask again in some seconds; `ctl doctor` says what keeps controllers from running",
         )

@@ -22,7 +22,7 @@ from websocket import (
     WebSocketException,
 )
 
-from controlplane.cli.cluster.api import Api
+from controlplane.cli.cluster.api import Api, NobodyThere
 from controlplane.core.errors import ControlPlaneError, NotFound, Unavailable
 
 OPEN_S, SEND_S = 15.0, 30.0
@@ -68,7 +68,7 @@ class PodTunnel:
             return b""
         if channel == ERROR:
             said = content.decode(errors="replace").strip()  # long, and of the node's inner matters
-            raise Unavailable(
+            raise NobodyThere(
                 f"{self._where}: {'nobody listens there' if 'connection refused' in said else said}", remedy=AGAIN
             )
         return content if channel == DATA else b""
@@ -136,5 +136,5 @@ def _told(api: Api, error: Exception, pod: str, where: str) -> ControlPlaneError
     refusal.body = body.decode(errors="replace") if isinstance(body, bytes) else body
     found = api.told(refusal, f"get and create pods/portforward of pod {pod}")
     if isinstance(found, NotFound):
-        return Unavailable(f"pod {pod} is gone", remedy=AGAIN)
+        return NobodyThere(f"pod {pod} is gone", remedy=AGAIN)
     return found

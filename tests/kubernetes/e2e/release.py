@@ -93,15 +93,25 @@ class Installed:
         return self.cluster.api.kubectl(*arguments, f"--namespace={self.namespace}")
 
     def ctl(self, *arguments: str) -> str:
+        """What `ctl` prints to who has the registry's address alone."""
+        return self._ctl(*arguments, environment=self.environment)
+
+    def by_context(self, *arguments: str, status: int = 0) -> str:
+        """What it prints to who has a kubeconfig, and credentials for the bucket, whose address nobody has told."""
+        place = [f"--kubeconfig={self.cluster.api.kubeconfig}", "--context=test", f"--namespace={self.namespace}"]
+        environment = {name: value for name, value in self.environment.items() if name != "CTL_REGISTRY"}
+        return self._ctl(*place, *arguments, environment=environment, status=status)
+
+    def _ctl(self, *arguments: str, environment: dict[str, str], status: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "controlplane.cli.main", *arguments],
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, **self.environment},
+            env={**os.environ, **environment},
             timeout=LONG_S,
         )
-        assert done.returncode == 0, f"ctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == status, f"ctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def fleet(self) -> int:

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +22,7 @@ from controlplane.cli.cluster.tunnel import open_tunnel
 from controlplane.core.errors import Unavailable
 from tests.e2e.system import DOUBLER, ENTRY, infer
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.e2e.release import LONG_S, MODEL, RELEASE, Installed, installed, model
+from tests.kubernetes.e2e.release import MODEL, RELEASE, Installed, installed, model
 from tests.waiting import until
 
 __all__ = ["installed", "model"]
@@ -54,22 +52,6 @@ Server(("", 8000), Handler).serve_forever()
 """
 
 
-def ctl(installed: Installed, *arguments: str, status: int = 0) -> str:
-    """As somebody with a kubeconfig, and credentials for the bucket, whose address nobody has told."""
-    place = [f"--kubeconfig={installed.cluster.api.kubeconfig}", "--context=test", f"--namespace={installed.namespace}"]
-    environment = {name: value for name, value in installed.environment.items() if name != "CTL_REGISTRY"}
-    done = subprocess.run(
-        [sys.executable, "-m", "controlplane.cli.main", *place, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-        timeout=LONG_S,
-    )
-    assert done.returncode == status, f"ctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture
 def release(installed: Installed) -> Release:
     api = Api(kubeconfig=installed.cluster.api.kubeconfig, context="test", namespace=installed.namespace)
@@ -77,24 +59,24 @@ def release(installed: Installed) -> Release:
 
 
 def test_the_same_verbs_as_locally(installed: Installed, model: Path, tmp_path: Path) -> None:
-    status = json.loads(ctl(installed, "status", "-o", "json"))
+    status = json.loads(installed.by_context("status", "-o", "json"))
     assert (status["release"], status["registry"]) == (RELEASE, installed.environment["CTL_REGISTRY"])
-    assert len(json.loads(ctl(installed, "get", "replicas", "-o", "json"))) == 1
-    assert [each["name"] for each in json.loads(ctl(installed, "get", "fleets", "-o", "json"))] == ["cpu"]
-    assert "fleet cpu has" in ctl(installed, "explain", "fleet", "cpu")
-    assert json.loads(ctl(installed, "top", "--once", "-o", "json"))["fleets"]
-    (output,) = json.loads(ctl(installed, "infer", MODEL, "--input=[[3]]", "-o", "json"))["outputs"]
+    assert len(json.loads(installed.by_context("get", "replicas", "-o", "json"))) == 1
+    assert [each["name"] for each in json.loads(installed.by_context("get", "fleets", "-o", "json"))] == ["cpu"]
+    assert "fleet cpu has" in installed.by_context("explain", "fleet", "cpu")
+    assert json.loads(installed.by_context("top", "--once", "-o", "json"))["fleets"]
+    (output,) = json.loads(installed.by_context("infer", MODEL, "--input=[[3]]", "-o", "json"))["outputs"]
     assert output["data"] == [[6.0]]
     (tmp_path / "model.py").write_text(DOUBLER.format(factor=5, initialize="pass", delay_s=0.0))
     (tmp_path / "model.yaml").write_text(ENTRY.format(memory=64 << 20, more=""))
-    ctl(installed, "register", MODEL, str(tmp_path))
-    ctl(installed, "promote", MODEL, "2")
-    assert "[[15.0]]" in ctl(installed, "infer", MODEL, "--input=[[3]]")
-    ctl(installed, "rollback", MODEL)
+    installed.by_context("register", MODEL, str(tmp_path))
+    installed.by_context("promote", MODEL, "2")
+    assert "[[15.0]]" in installed.by_context("infer", MODEL, "--input=[[3]]")
+    installed.by_context("rollback", MODEL)
 
 
 def test_doctor_finds_nothing_wrong(installed: Installed, model: Path) -> None:
-    found = json.loads(ctl(installed, "doctor", "--write", "-o", "json"))
+    found = json.loads(installed.by_context("doctor", "--write", "-o", "json"))
     assert {each["check"] for each in found if each["state"] != "ok"} == {"dns"}, found
 
 

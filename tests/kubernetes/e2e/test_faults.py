@@ -1,0 +1,110 @@
+"""What can't be had, and an API server that is away: it is told in so many words, and serving goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kubernetes.e2e.release import CHART, LONG_S, RELEASE, Installed, Load, installed, model
+from tests.waiting import until
+
+__all__ = ["installed", "model"]
+
+AWAY_S = 12.0
+"""Longer than a Lease lasts, and not so long that nodes seem to be gone: then Kubernetes itself takes all of their pods
+out of Services, until it hears from them again."""
+
+
+@pytest.fixture
+def load(installed: Installed, model: Path) -> Iterator[Load]:
+    """Clients that ask meanwhile, none of whom fails."""
+    with Load(installed.gateway) as load:
+        yield load
+        load.more(100)
+    assert load.failures == []
+
+
+def upgrade(installed: Installed, load: Load, values: dict[str, Any], told: Callable[[], str], expected: str) -> None:
+    """Install what can't run, and go back when that is told."""
+    installed.helm.upgrade(CHART, RELEASE, values, namespace=installed.namespace)
+    try:
+        wait_told(told, expected)
+        load.more(50)
+    finally:
+        installed.helm.rollback(RELEASE)
+        for name in ("controller", "gateway", "cpu"):
+            installed.kubectl("rollout", "status", f"deployment/{RELEASE}-{name}", "--timeout=180s")
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5)
+
+
+def explained(installed: Installed) -> str:
+    return installed.by_context("explain", "fleet", "cpu")
+
+
+def diagnosed(installed: Installed) -> str:
+    return installed.by_context("doctor", status=1)
+
+
+def wait_told(told: Callable[[], str], expected: str) -> None:
+    said = ""
+
+    def is_told() -> bool:
+        nonlocal said
+        said = told()
+        return expected in said
+
+    try:
+        until(is_told, timeout_s=60, every_s=0.5)
+    except AssertionError:
+        raise AssertionError(f"{expected} is not in {said}") from None
+
+
+def test_an_image_that_can_not_be_pulled(installed: Installed, load: Load) -> None:
+    values = installed.values()
+    values["fleets"][0]["image"]["tag"] = "nowhere"
+    upgrade(installed, load, values, lambda: explained(installed), "ErrImagePull")
+
+
+def test_gpus_that_no_node_has(installed: Installed, load: Load) -> None:
+    values = installed.values()
+    values["fleets"][0]["gpus"] = 1
+    upgrade(installed, load, values, lambda: explained(installed), "Insufficient nvidia.com/gpu")
+
+
+def test_a_quota(installed: Installed, load: Load) -> None:
+    installed.kubectl("create", "quota", "full", "--hard=pods=0")  # those that are there stay
+    try:
+        installed.ctl("scale", "cpu", "2")
+        wait_told(lambda: explained(installed), "exceeded quota: full")
+    finally:
+        installed.kubectl("delete", "quota", "full")
+    until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5)
+    installed.ctl("scale", "cpu", "1")
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5)
+
+
+def test_a_bucket_that_is_not_there(installed: Installed, load: Load) -> None:
+    values = {**installed.values(), "registry": "s3://nowhere/fleet"}
+    upgrade(installed, load, values, lambda: diagnosed(installed), "nowhere")
+
+
+def test_a_secret_that_is_not_there(installed: Installed, load: Load) -> None:
+    values = installed.values()
+    values["s3"]["existingSecret"] = "nothing"
+    upgrade(installed, load, values, lambda: diagnosed(installed), 'secret "nothing" not found')
+
+
+def test_an_api_server_that_is_away(installed: Installed, load: Load) -> None:
+    installed.cluster.api.pause()
+    try:
+        end = time.monotonic() + AWAY_S
+        while time.monotonic() < end:
+            load.more(20)
+    finally:
+        installed.cluster.api.go_on()
+    installed.ctl("scale", "cpu", "2")
+    until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5)
