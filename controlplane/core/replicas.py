@@ -57,8 +57,8 @@ def resize(
     elif snapshot.settled:
         stopping |= {each.name: why if each.name == out else leaving for each in staying[desired:]}
     for each in replicas:
-        if each.name not in stopping:
-            continue
+        if each.name not in stopping or each.leaving:
+            continue  # it stays, or goes already
         if each.report is not None and each.report.server == "stopped":
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
         elif each.name in lost:

@@ -131,7 +131,8 @@ class KubernetesFleet:
             self._asked |= dict.fromkeys(news, True)
 
     async def remove(self, replica: str) -> None:
-        """Have this one go: it is marked, and the Deployment told to have as many as are not marked."""
+        """Have this one go: it is marked, and the Deployment told to have as many as are not marked. While a Deployment
+        has more than it is to have, by a rolling update say, who goes is its own business, and nothing is done."""
         async with self._lock:
             for fleet in self.fleets():
                 missing = self._missing(fleet)
@@ -142,19 +143,26 @@ class KubernetesFleet:
             pod = self._pods.objects().get(replica)
             if pod is None or _ends(pod) or pod.status.phase in ENDED:
                 return
-            if not _is_marked(pod):
-                body = {"metadata": {"annotations": {COST: LEAST_COST}}}
-                marked = await call(
-                    self._core.patch_namespaced_pod,
-                    replica,
-                    self._namespace,
-                    body,
-                    doing=f"marking pod {replica} as the one to remove",
-                )
-                self._pods.put(marked)
             fleet = _fleet(pod)
-            staying = [each for each in self._living(fleet, self._pods.objects()).values() if not _is_marked(each)]
-            await self._scale(fleet, len(staying) + len(self._missing(fleet)))
+            living = self._living(fleet, self._pods.objects())
+            marked = {name for name, each in living.items() if _is_marked(each)}
+            if len(living) <= self._size(fleet):
+                # None of them is to go: another went in place of whoever was marked.
+                for name in sorted(marked - {replica}):
+                    await self._mark(name, None)
+                marked &= {replica}
+            if replica not in marked:
+                if len(living) - len(marked) > self._size(fleet):
+                    return
+                await self._mark(replica, LEAST_COST)
+                marked.add(replica)
+            await self._scale(fleet, len(living) - len(marked) + len(self._missing(fleet)))
+
+    async def _mark(self, replica: str, cost: str | None) -> None:
+        body = {"metadata": {"annotations": {COST: cost}}}
+        doing = f"marking pod {replica} as {'one to stay' if cost is None else 'the one to remove'}"
+        marked = await call(self._core.patch_namespaced_pod, replica, self._namespace, body, doing=doing)
+        self._pods.put(marked)
 
     def notes(self) -> Mapping[str, str]:
         """Whose hand set a Deployment's size last, where it was not ours."""

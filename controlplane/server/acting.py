@@ -34,7 +34,8 @@ RETRY_S = 2.0
 
 class Actor:
     """Does what plans ask for. An action that is under way is not begun again; one that failed is asked for anew by
-    the next plan, so nothing is retried here but for a pause."""
+    the next plan, so nothing is retried here but for a pause. Nor is one that was done at once done again: what it does
+    may take a while to be seen, or not come true."""
 
     def __init__(
         self,
@@ -76,7 +77,10 @@ class Actor:
         except (ControlPlaneError, OSError) as error:
             log.warning("an action failed and will be tried again", action=repr(action), reason=str(error))
             await asyncio.sleep(RETRY_S)
-        self._done()
+            self._done()
+        else:
+            self._done()
+            await asyncio.sleep(RETRY_S)
 
     async def _carry_out(self, action: Action) -> None:
         if isinstance(action, FinishRollout):

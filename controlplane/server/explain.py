@@ -177,7 +177,7 @@ def _replica(controller: Controller, replica: ReplicaView, now: float) -> dict[s
         "name": replica.name,
         "fleet": replica.fleet,
         "server": report.server if report else "unknown",
-        "reason": report.reason if report else _silent(controller, replica.name),
+        "reason": _state(controller, replica),
         "heard_s_ago": None if replica.heard_at is None else round(now - replica.heard_at, 1),
         "endpoint": None
         if replica.endpoint is None
@@ -191,10 +191,13 @@ def _replica(controller: Controller, replica: ReplicaView, now: float) -> dict[s
     }
 
 
-def _silent(controller: Controller, replica: str) -> str:
-    """Why a replica has not been heard from, as far as whoever runs it can say."""
-    known = controller.memory.backend_replicas.get(replica)
-    return f"not heard from yet: {known.reason}" if known is not None and known.reason else "not heard from yet"
+def _state(controller: Controller, replica: ReplicaView) -> str:
+    """Why a replica is as it is, in its agent's words and, where its server is not ready, of whoever runs it."""
+    told = replica.report.reason if replica.report is not None else "not heard from yet"
+    known = controller.memory.backend_replicas.get(replica.name)
+    if known is None or (replica.report is not None and replica.report.server == "ready"):
+        return told
+    return ": ".join(each for each in (told, known.reason) if each)
 
 
 def _copy(copy: Copy, now: float) -> dict[str, Any]:
@@ -268,9 +271,9 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     told = [{"code": reason.code, "text": reason.text} for subject in subjects for reason in reasons.get(subject, ())]
     for each in there:
         if each.report is None or each.report.server != "ready":
-            silent = _silent(controller, each.name)
-            state = f"{each.report.server}: {each.report.reason}" if each.report else silent
-            told.append({"code": "NOT_READY", "text": f"{each.name} is {state.removesuffix(': ')}"})
+            server = f"{each.report.server}: " if each.report else ""
+            text = f"{each.name} is {server}{_state(controller, each)}".removesuffix(": ")
+            told.append({"code": "NOT_READY", "text": text})
     note = controller.backend.notes().get(name)
     if note is not None:
         told.append({"code": "BY_HAND", "text": note})

@@ -280,6 +280,9 @@ class World:
         memory.models = dict(self.registry.models)
         memory.manifests = dict(self.registry.manifests)
         memory.fleets = dict(self.registry.fleets)
+        for name in [each.name for each in self.replicas.values() if each.name in self.evicted]:
+            if self.replicas[name].server == "stopped":  # whoever ends it is done
+                self._remove(name)
         memory.backend_replicas = {
             each.name: FleetReplica(
                 name=each.name, fleet=each.fleet, state="leaving" if each.name in self.evicted else "running"
@@ -306,9 +309,7 @@ class World:
         elif isinstance(action, StartReplica):
             self.replicas[action.replica] = Replica(action.replica, action.fleet, len(self.replicas))
         elif isinstance(action, RemoveReplica):
-            self.replicas.pop(action.replica, None)
-            self.memory.forget_replica(action.replica)
-            self.orders.forget(action.replica)
+            self._remove(action.replica)
         elif isinstance(action, QuarantineVersion):
             news = Quarantine(
                 model=action.key.model,
@@ -320,6 +321,11 @@ class World:
             fleets["cpu"] = replace(fleets["cpu"], quarantines=(*fleets["cpu"].quarantines, news))
         elif isinstance(action, RecordFleet):
             fleets["cpu"] = replace(fleets["cpu"], capabilities=action.capabilities)
+
+    def _remove(self, name: str) -> None:
+        self.replicas.pop(name, None)
+        self.memory.forget_replica(name)
+        self.orders.forget(name)
 
     def turn(self, seconds: float = 0.5) -> None:
         """Everybody does one thing, and time goes on."""

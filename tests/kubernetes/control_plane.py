@@ -229,7 +229,7 @@ class ControlPlane:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
             env={**self.environment, "HOME": str(self.folder)},
         )
 

@@ -17,7 +17,7 @@ from controlplane.core.models import FleetShape
 from controlplane.fleet import informer
 from controlplane.fleet.cluster import client_of, configured
 from controlplane.fleet.events import BURST, SOURCE
-from controlplane.fleet.kubernetes import FLEET_LABEL, GATEWAY, KubernetesFleet
+from controlplane.fleet.kubernetes import COST, FLEET_LABEL, GATEWAY, LEAST_COST, KubernetesFleet
 from controlplane.fleet.protocol import FleetBackend, FleetReplica, News
 from tests.fleet.contract import *  # noqa: F403 - its tests
 from tests.fleet.contract import CPU, names
@@ -149,6 +149,31 @@ async def test_a_pod_on_its_way_out_leaves(make: Made) -> None:
     await backend.remove(name)
     assert [each["spec"]["replicas"] for each in make.kubectl_get("deployments")] == [1, 0], "it goes anyway"
     make.kubectl("patch", "pod", name, "-p", '{"metadata": {"finalizers": null}}')
+
+
+async def test_what_a_rolling_update_adds_is_not_ours_to_remove(make: Made) -> None:
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    (old,) = await names(make, backend)
+    make.kubectl("set", "image", "deployment/serving-cpu", "triton=triton:another")
+    await true(lambda: len(make.pods()) == 2)
+    (new,) = make.pods() - {old}
+    await true(lambda: len(asyncio.run(backend.list())) == 2)
+    await backend.remove(new)
+    assert [each["spec"]["replicas"] for each in make.kubectl_get("deployments")] == [1, 0]
+    assert not any("annotations" in each["metadata"] for each in make.kubectl_get("pods"))
+
+
+async def test_a_mark_on_who_stayed_counts_no_more(make: Made) -> None:
+    backend = await make()
+    for number in range(3):
+        await backend.start(CPU, f"cpu-{number}")
+    one, two, three = sorted(await names(make, backend))
+    make.kubectl("annotate", "pod", one, f"{COST}={LEAST_COST}")
+    await true(lambda: COST in (backend._pods.objects()[one].metadata.annotations or {}))
+    await backend.remove(two)
+    await make.settled(backend)
+    assert make.pods() == {one, three}
 
 
 async def test_releases_do_not_see_each_other(make: Made) -> None:

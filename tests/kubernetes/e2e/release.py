@@ -124,6 +124,11 @@ class Installed:
             for each in pods
         )
 
+    def rolled_out(self) -> None:
+        """Wait until all pods are of the version that was installed last."""
+        for name in ("controller", "gateway", "cpu"):
+            self.kubectl("rollout", "status", f"deployment/{RELEASE}-{name}", f"--timeout={LONG_S:.0f}s")
+
     def pods(self) -> set[str]:
         """The names of all pods."""
         return {each["metadata"]["name"] for each in self.get("pods")["items"]}
@@ -218,8 +223,7 @@ def installed(
             f"--from-literal=AWS_SECRET_ACCESS_KEY={SECRET_KEY}",
         )
         helm.install(CHART, RELEASE, made.values(), namespace=namespace)
-        for name in ("controller", "gateway", "cpu"):
-            made.kubectl("rollout", "status", f"deployment/{RELEASE}-{name}", "--timeout=180s")
+        made.rolled_out()
         yield made
         helm.uninstall(RELEASE)
         cluster.api.kubectl("delete", "namespace", namespace, "--wait=false")

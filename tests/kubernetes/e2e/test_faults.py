@@ -36,8 +36,7 @@ def upgrade(installed: Installed, load: Load, values: dict[str, Any], told: Call
         load.more(50)
     finally:
         installed.helm.rollback(RELEASE)
-        for name in ("controller", "gateway", "cpu"):
-            installed.kubectl("rollout", "status", f"deployment/{RELEASE}-{name}", "--timeout=180s")
+        installed.rolled_out()
     until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5)
 
 
@@ -65,7 +64,7 @@ def wait_told(told: Callable[[], str], expected: str) -> None:
 
 def test_an_image_that_can_not_be_pulled(installed: Installed, load: Load) -> None:
     values = installed.values()
-    values["fleets"][0]["image"]["tag"] = "nowhere"
+    values["fleets"][0]["image"]["registry"] = "127.0.0.1:1"  # nobody listens there
     upgrade(installed, load, values, lambda: explained(installed), "ErrImagePull")
 
 

@@ -60,13 +60,17 @@ def test_a_pod_is_deleted_under_load(installed: Installed, model: Path) -> None:
 
 
 def test_the_chart_is_upgraded_and_rolled_back_under_load(installed: Installed, model: Path) -> None:
+    """To a version that makes every pod anew."""
+    values = installed.values()
+    for part in (values["controller"], values["gateway"], *values["fleets"]):
+        part["podAnnotations"] = {"round": "2"}
+    size = installed.fleet()
     with Load(installed.gateway) as load:
-        installed.helm.upgrade(
-            CHART, RELEASE, installed.values(podAnnotations={"round": "2"}), namespace=installed.namespace
-        )
-        installed.kubectl("rollout", "status", f"deployment/{RELEASE}-gateway", "--timeout=180s")
+        installed.helm.upgrade(CHART, RELEASE, values, namespace=installed.namespace)
+        installed.rolled_out()
         load.more(200)
         installed.helm.rollback(RELEASE)
-        installed.kubectl("rollout", "status", f"deployment/{RELEASE}-gateway", "--timeout=180s")
+        installed.rolled_out()
         load.more(200)
+        until(lambda: installed.fleet() == size, timeout_s=LONG_S, every_s=0.5)
     assert load.failures == []
