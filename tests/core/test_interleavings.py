@@ -85,13 +85,6 @@ class Interleavings(RuleBasedStateMachine):
     def go_on(self, turns: int) -> None:
         self.world.run(turns)
 
-    @rule(restart=st.booleans())
-    def a_gateway_joins(self, restart: bool) -> None:
-        if restart:
-            self.world.restart_controller()
-        if len(self.world.gateways) < 4:
-            self.world.join(f"gw-{len(self.world.gateways)}")
-
     @rule(replicas=st.integers(1, 3))
     def resize(self, replicas: int) -> None:
         self.world.resize(replicas)
