@@ -55,7 +55,8 @@ def resize(
             name = f"{fleet}-{next(numbers)}"
             actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
     elif snapshot.settled:
-        stopping |= {each.name: why if each.name == out else leaving for each in staying[desired:]}
+        kept = desired + sum(each.extra for each in staying)
+        stopping |= {each.name: why if each.name == out else leaving for each in staying[kept:]}
     for each in replicas:
         if each.name not in stopping or each.leaving:
             continue  # it stays, or goes already

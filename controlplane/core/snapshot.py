@@ -42,7 +42,7 @@ class ReplicaView:
     `report` None: known only from a gateway's table or from the fleet backend. `copies` are by version; `ordered` is
     what the latest assignment says (None: this controller has not ordered anything of it yet). `crashed_at`: when its
     server ended unexpectedly, as far back as this controller has seen. `leaving`: who or what ends it, though nothing
-    here asked for that (empty: nobody).
+    here asked for that (empty: nobody). `extra`: somebody has made it beside as many as there are to be, and ends one.
     """
 
     name: str
@@ -54,6 +54,7 @@ class ReplicaView:
     ordered: frozenset[Key] | None = None
     crashed_at: tuple[float, ...] = ()
     leaving: str = ""
+    extra: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,8 +84,15 @@ class KubernetesFleet:
             raise Unavailable("the cluster has not been looked at yet")
         self._asked = {name: done for name, done in self._asked.items() if not done}
         pods = self._pods.objects()  # once: one that came in between would neither be there nor be missing
+        extra = {name for fleet in self.fleets() for name in self._extra(self._living(fleet, pods), fleet)}
         found = [
-            FleetReplica(name=name, fleet=_fleet(pod), state="leaving" if _ends(pod) else "running", reason=_why(pod))
+            FleetReplica(
+                name=name,
+                fleet=_fleet(pod),
+                state="leaving" if _ends(pod) else "running",
+                reason=_why(pod),
+                extra=name in extra,
+            )
             for name, pod in sorted(pods.items())
             if pod.status.phase not in ENDED
         ]
@@ -152,7 +159,7 @@ class KubernetesFleet:
                     await self._mark(name, None)
                 marked &= {replica}
             if replica not in marked:
-                if len(living) - len(marked) > self._size(fleet):
+                if self._extra(living, fleet):
                     return
                 await self._mark(replica, LEAST_COST)
                 marked.add(replica)
@@ -207,6 +214,14 @@ class KubernetesFleet:
             for name, pod in pods.items()
             if _fleet(pod) == fleet and not _ends(pod) and pod.status.phase not in ENDED
         }
+
+    def _extra(self, living: Mapping[str, Any], fleet: str) -> Collection[str]:
+        """The youngest of those that are not to go, beyond the Deployment's size: a rolling update has made them."""
+        staying = sorted(
+            (name for name, each in living.items() if not _is_marked(each)),
+            key=lambda name: (living[name].metadata.creation_timestamp, name),
+        )
+        return staying[max(self._size(fleet), self._promised.get(fleet, 0)) :]
 
     def _size(self, fleet: str) -> int:
         return int(self._deployment(fleet).spec.replicas or 0)

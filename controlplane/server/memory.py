@@ -164,7 +164,7 @@ class Memory:
 
     def _replicas(self, orders: Orders) -> dict[str, ReplicaView]:
         views = {
-            name: ReplicaView(name=name, fleet=each.fleet, leaving=_leaving(each))
+            name: ReplicaView(name=name, fleet=each.fleet, leaving=_leaving(each), extra=each.extra)
             for name, each in self.backend_replicas.items()
             if each.fleet in self.shapes
         }
@@ -182,6 +182,7 @@ class Memory:
                 ordered=orders.ordered(name),
                 crashed_at=self.crashed_at.get(name, ()),
                 leaving=_leaving(self.backend_replicas.get(name)),
+                extra=name in self.backend_replicas and self.backend_replicas[name].extra,
             )
         return views
 

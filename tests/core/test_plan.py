@@ -10,7 +10,7 @@ from controlplane.core.entry import Serving
 from controlplane.core.load import Load
 from controlplane.core.messages import Demand
 from controlplane.core.names import Key
-from tests.core.world import World, ensemble, manifest
+from tests.core.world import Replica, World, ensemble, manifest
 
 
 def promoted(world: World, name: str = "m", **options: object) -> Key:
@@ -248,6 +248,20 @@ def test_a_new_controller_takes_nothing_away_before_it_has_heard() -> None:
     world.run()
     assert world.served(key) == {"cpu-0", "cpu-1"}
     assert world.gateways["gw-0"].table.epoch == world.epoch
+
+
+def test_who_is_there_beside_as_many_as_shall_be_is_left_to_who_made_it() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.replicas["cpu-new"] = Replica("cpu-new", "cpu", 7)
+    world.extra = {"cpu-new"}
+    world.run(20)
+    assert not world.plan.stopping
+    world.evicted = {"cpu-0"}  # as a Deployment does when the new one is ready
+    world.extra = set()
+    world.run(40)
+    assert world.replicas.keys() == {"cpu-1", "cpu-new"}
+    assert world.served(key) == {"cpu-1", "cpu-new"}
 
 
 def test_nor_because_a_new_gateway_has_spoken_first() -> None:

@@ -220,6 +220,7 @@ class World:
         self.gateways = {f"gw-{n}": Gateway(f"gw-{n}") for n in range(gateways)}
         self.bad: dict[Key, Any] = {}
         self.evicted: set[str] = set()
+        self.extra: set[str] = set()
         self.epoch = 0
         self.plan = Plan()
         self.problems: dict[str, str] = {}
@@ -285,7 +286,10 @@ class World:
                 self._remove(name)
         memory.backend_replicas = {
             each.name: FleetReplica(
-                name=each.name, fleet=each.fleet, state="leaving" if each.name in self.evicted else "running"
+                name=each.name,
+                fleet=each.fleet,
+                state="leaving" if each.name in self.evicted else "running",
+                extra=each.name in self.extra,
             )
             for each in self.replicas.values()
         }
