@@ -47,9 +47,11 @@ class Orders:
         return issued.keys if issued else None
 
     def outdated(self, replica: str, key: Key, epoch: int, generation: int) -> bool:
-        """Whether a report of this age may speak of a copy that was to be given up since, and is wanted again."""
+        """Whether a report of this age may speak of a copy that was to be given up since, wanted again or not."""
         issued = self._assignments.get(replica)
-        since = issued.since.get(key, 0) if issued else 0
+        if issued is None:
+            return False
+        since = issued.since.get(key, issued.assignment.generation)
         return since > (generation if epoch == self.epoch else 0)
 
     def assignment(self, replica: str) -> Assignment | None:

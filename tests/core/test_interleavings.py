@@ -85,6 +85,17 @@ class Interleavings(RuleBasedStateMachine):
     def go_on(self, turns: int) -> None:
         self.world.run(turns)
 
+    @rule()
+    def a_new_gateway_is_the_first_that_a_new_controller_hears(self) -> None:
+        """The others speak before it has waited for long enough."""
+        if len(self.world.gateways) < 4:
+            self.world.restart_controller()
+            self.world.join(f"gw-{len(self.world.gateways)}")
+            self.world.cycle()
+            self.world.sync_replicas()
+            self.world.sync_gateways()
+            self.world.sync_gateways()  # with their tables, which they were asked for
+
     @rule(replicas=st.integers(1, 3))
     def resize(self, replicas: int) -> None:
         self.world.resize(replicas)

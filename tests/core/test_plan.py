@@ -282,6 +282,26 @@ def test_nor_because_a_new_gateway_has_spoken_first() -> None:
     assert {each.table.epoch for each in world.gateways.values()} == {world.epoch}
 
 
+def test_what_a_new_controller_had_taken_away_unheard_is_not_led_to_before_it_is_back() -> None:
+    world = World(replicas=1)
+    world.run(6)
+    key = world.registry.register(manifest("m", serving=Serving(load="always")), world.now)
+    world.registry.promote(key, world.now)
+    world.turn()
+    replica = world.replicas["cpu-0"]
+    assert key in replica.copies
+    replica.silent = True
+    for _ in range(3):
+        replica.work({})
+    assert replica.copies[key].state == "ready", "which nobody knows"
+    world.restart_controller()
+    world.run(30)
+    assert world.orders.ordered("cpu-0") == frozenset()
+    replica.silent = False
+    world.run(20)  # checks in each turn that nobody is led astray
+    assert world.served(key) == {"cpu-0"}
+
+
 def test_silence_of_all_holders_is_no_proof_that_they_are_gone() -> None:
     world = World(replicas=2)
     key = promoted(world)
