@@ -15,6 +15,8 @@ from gateway.metadata import passed_on, served
 
 QUEUED = 64
 """Messages that wait in each direction before the sender is made to wait."""
+WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio makes of a call, with INTERNAL, when a message is written to it that has just ended."""
 
 
 class Stream:
@@ -82,6 +84,7 @@ class _Lane:
         self._size_bytes = size_bytes
         self._messages: asyncio.Queue[tuple[bytes, str] | None] = asyncio.Queue(QUEUED)
         self.refusal: str | None = None
+        self._ended = False
 
     async def put(self, message: bytes, request_id: str) -> None:
         await self._messages.put((message, request_id))
@@ -111,20 +114,28 @@ class _Lane:
             call = method(metadata=passed_on(context))
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    writer = tasks.create_task(self._pass_messages(call, destination))
-                    await self._pass_answers(call, writer)
+                    tasks.create_task(self._pass_messages(call, destination))
+                    await self._pass_answers(call)
             finally:
                 call.cancel()
 
     async def _pass_messages(self, call: Any, destination: Destination) -> None:
-        while (item := await self._messages.get()) is not None:
-            await call.write(wire.forced(item[0], self._first.model, destination.resolved.version))
+        try:
+            while (item := await self._messages.get()) is not None:
+                await call.write(wire.forced(item[0], self._first.model, destination.resolved.version))
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            return  # the replica's stream is over, which is told where the answers are read
+        self._ended = True  # before it is said: the replica's last word can be here before that has returned
         await call.done_writing()
 
-    async def _pass_answers(self, call: Any, writer: asyncio.Task[None]) -> None:
-        async for answer in call:
-            await self._stream.answers.put(answer)
-        if not writer.done():
+    async def _pass_answers(self, call: Any) -> None:
+        try:
+            async for answer in call:
+                await self._stream.answers.put(answer)
+        except grpc.aio.AioRpcError as error:
+            if error.details() != WRITE_FAILED:
+                raise
+        if not self._ended:
             raise Unavailable(f"the replica ended the stream for {self._first.model}")
 
     async def _refuse(self, text: str) -> None:
