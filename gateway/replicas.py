@@ -17,16 +17,13 @@ import grpc.aio
 import httpx2
 
 from controlplane.core.routes import Endpoint
-from gateway.settings import Settings
+from gateway.settings import GONE_S, Settings
 
 ERRORS_IN_ROW = 30
 AWAY_S, MOST_AWAY_S = 2.0, 30.0
 """After so many failed inferences in a row a replica is put away for so long, longer each time: as in Envoy's
 clusters."""
 
-GONE_S = 10
-"""A machine that is gone says so by no packet: what its kernel has not acknowledged for so long has failed. A server
-that is only busy has a kernel that answers."""
 GONE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_S // 2),

@@ -15,6 +15,9 @@ from controlplane.core.errors import InvalidInput
 FILE = "settings.json"
 MOST_IN_FLIGHT = 1_000_000_000
 """Envoy counts in 32 bits."""
+GONE_S = 10
+"""A machine that is gone says so by no packet: what its kernel has not acknowledged for so long is asked of another
+replica, or fails. A server that is only busy has a kernel that answers."""
 RETRY_AFTER_S = 1
 """When to ask again where too many requests are in flight. A constant: a place is free as soon as any of them ends,
 which is mostly sooner than whole seconds can say."""

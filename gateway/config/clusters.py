@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping, Sized
 
 from controlplane.core.routes import Endpoint
 from gateway.config.names import PROTOCOLS, Files, Json, Protocol, any_cluster, cluster, side_cluster, typed
-from gateway.settings import Settings
+from gateway.settings import GONE_S, Settings
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 OUTLIERS: Json = {
@@ -38,15 +39,21 @@ refuses at once, and has the fewest for that.
 """
 GONE: Json = {
     "upstream_bind_config": {
-        # TCP_USER_TIMEOUT, in ms, which has no field of its own: 10 s is `replicas.GONE_S`.
-        "socket_options": [{"level": 6, "name": 18, "int_value": 10_000, "state": "STATE_PREBIND"}]
+        # It has no field of its own.
+        "socket_options": [
+            {
+                "level": socket.IPPROTO_TCP,
+                "name": socket.TCP_USER_TIMEOUT,
+                "int_value": 1000 * GONE_S,
+                "state": "STATE_PREBIND",
+            }
+        ]
     },
     "upstream_connection_options": {
-        "tcp_keepalive": {"keepalive_time": 5, "keepalive_interval": 2, "keepalive_probes": 3}
+        "tcp_keepalive": {"keepalive_time": GONE_S // 2, "keepalive_interval": 2, "keepalive_probes": 3}
     },
 }
-"""A machine that is gone says so by no packet. What its kernel has not acknowledged for so long is asked elsewhere, or
-fails; a server that is only busy has a kernel that answers."""
+"""How a machine that is gone is noticed (GONE_S)."""
 SHARED = 16384
 """Requests in flight at the Python side, which has limits of its own for each model, or in calls about the server."""
 

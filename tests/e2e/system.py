@@ -212,15 +212,24 @@ def infer(
 
 
 class Load:
-    """Clients that ask one model, with a pause after each answer or none, and count. Wrong answers are failures too."""
+    """Clients that ask one model, with a pause after each answer or none, and count answers by version. Wrong answers
+    are failures too. `client` makes one."""
 
     def __init__(
-        self, system: System, name: str, *, clients: int = 4, factors: tuple[int, ...] = (2,), pause_s: float = 0.0
+        self,
+        client: Callable[[], triton_grpc.InferenceServerClient],
+        name: str,
+        *,
+        clients: int = 4,
+        factors: tuple[int, ...] = (2,),
+        pause_s: float = 0.0,
     ) -> None:
         self.answers: Counter[str] = Counter()
+        self.values: set[tuple[str, float]] = set()
+        """Versions with what they answered."""
         self.failures: list[tuple[float, str]] = []
         self.last_at = time.monotonic()
-        self._system, self._name, self._factors = system, name, factors
+        self._client, self._name, self._factors = client, name, factors
         self._pause_s = pause_s
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -238,7 +247,7 @@ class Load:
             thread.join(60)
 
     def _run(self) -> None:
-        with self._system.client() as client:
+        with self._client() as client:
             while not self._stop.is_set():
                 try:
                     answer, version = infer(client, self._name, 3.0, timeout_s=60)
@@ -250,6 +259,7 @@ class Load:
                     continue
                 with self._lock:
                     self.answers[version] += 1
+                    self.values.add((version, answer))
                     self.last_at = time.monotonic()
                 self._stop.wait(self._pause_s)
 

@@ -72,12 +72,12 @@ def test_a_promotion_starts_what_it_needs(system: System) -> None:
 
 
 def test_replicas_follow_the_load_up_and_down_to_zero(system: System) -> None:
-    with Load(system, "slow", clients=16) as load:
+    with Load(system.client, "slow", clients=16) as load:
         eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas under load")
         assert "keeps" in why(system) and "busy" in why(system)
         load.more(200)
     assert not load.failures
-    with Load(system, "slow", clients=1, pause_s=0.3) as load:
+    with Load(system.client, "slow", clients=1, pause_s=0.3) as load:
         eventually(lambda: len(ready(system)) == 1, 120, "one replica when the load is small")
     assert not load.failures
     eventually(lambda: not system.replicas(), 120, "none when nothing is asked")
@@ -114,7 +114,7 @@ def test_a_size_set_by_hand_comes_before_the_load(system: System) -> None:
 )
 def test_what_is_killed_in_the_middle_of_scaling_fails_no_request(system: System, victim: str) -> None:
     assert system.ask("slow") == (6.0, "1")  # what is held dies with the gateway: the load begins when nothing is
-    with Load(system, "slow", clients=16) as load:
+    with Load(system.client, "slow", clients=16) as load:
         eventually(lambda: len(system.replicas()) > 1, 120, "it has begun to grow")
         system.kill(victim)
         eventually(lambda: system.ctl("status").status == 0, 60, "the controller answers")

@@ -48,7 +48,7 @@ def ready(system: System) -> set[str]:
 def test_replicas_follow_the_load_and_prometheus_may_go_and_come_back(system: System) -> None:
     system.serve("slow", delay_s=0.04)
     eventually(lambda: not system.replicas(), 120, "none while nothing is asked")
-    with Load(system, "slow", clients=12) as load:
+    with Load(system.client, "slow", clients=12) as load:
         eventually(lambda: len(system.holders("slow", 1)) == 2, 120, "two replicas under load")
         assert "busy" in why(system)
 
@@ -66,7 +66,7 @@ def test_replicas_follow_the_load_and_prometheus_may_go_and_come_back(system: Sy
     assert len(ready(system)) == 2
 
     keeper.resume()
-    with Load(system, "slow", clients=1, pause_s=0.3) as load:
+    with Load(system.client, "slow", clients=1, pause_s=0.3) as load:
         eventually(lambda: "busy" in why(system), 60, "the load is seen again")
         eventually(lambda: len(ready(system)) == 1, 120, "one replica when the load is small")
     assert not load.failures

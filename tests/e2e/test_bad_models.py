@@ -36,7 +36,7 @@ def test_a_model_that_kills_the_server_is_quarantined_and_the_rest_serves_on(sys
     kill = "import signal, time; os.kill(os.getppid(), signal.SIGSEGV); time.sleep(60)"  # as a crash, it ends the load
     folder = system.write("killer", initialize=kill)
     system.ok("register", "killer", str(folder))
-    with Load(system, "good") as load:
+    with Load(system.client, "good") as load:
         done = system.ctl("promote", "killer", "1")
         load.more(100)
     assert done.status == 1, done.err
@@ -52,7 +52,7 @@ def test_a_model_that_kills_the_server_is_quarantined_and_the_rest_serves_on(sys
 def test_a_model_that_never_comes_up_is_given_up(system: System) -> None:
     folder = system.write("sleeper", initialize="time.sleep(3600)")
     system.ok("register", "sleeper", str(folder))
-    with Load(system, "good") as load:
+    with Load(system.client, "good") as load:
         done = system.ctl("promote", "sleeper", "1")
         load.more(100)
     assert done.status == 1
@@ -129,7 +129,7 @@ def test_a_document_that_breaks_takes_nothing_away_even_from_a_new_controller(sy
     document = system.home.registry / "models" / "garbled.json"
     content = document.read_text()
     epoch = system.ok("status", "-o", "json").json()["epoch"]
-    with Load(system, "garbled") as load:
+    with Load(system.client, "garbled") as load:
         document.write_text("{garbage")
         system.kill("controlplane.server")
 

@@ -32,7 +32,7 @@ def took(what: str, since: float) -> None:
 def test_the_controller_is_killed(system: System) -> None:
     system.serve("under-controller")
     epoch = system.ok("status", "-o", "json").json()["epoch"]
-    with Load(system, "under-controller") as load:
+    with Load(system.client, "under-controller") as load:
         started = time.monotonic()
         system.kill("controlplane.server")
         load.more(200)
@@ -45,7 +45,7 @@ def test_the_controller_is_killed(system: System) -> None:
 
 def test_the_python_part_of_the_gateway_is_killed(system: System) -> None:
     system.serve("under-gateway")
-    with Load(system, "under-gateway") as load:
+    with Load(system.client, "under-gateway") as load:
         before = {each.pid for each in system.processes("-m gateway")}
         system.kill("-m gateway")
         load.more(200)
@@ -60,7 +60,7 @@ def test_the_python_part_of_the_gateway_is_killed(system: System) -> None:
 def test_envoy_is_killed(system: System) -> None:
     system.serve("under-envoy")
     port = system.grpc
-    with Load(system, "under-envoy") as load:
+    with Load(system.client, "under-envoy") as load:
         killed_at = time.monotonic()
         system.kill("envoy")
         load.more(100)
@@ -72,7 +72,7 @@ def test_envoy_is_killed(system: System) -> None:
 
 def test_an_agent_is_killed(system: System) -> None:
     system.serve("under-agent")
-    with Load(system, "under-agent") as load:
+    with Load(system.client, "under-agent") as load:
         before = {each.pid for each in system.processes("controlplane.agent")}
         servers = {each.pid for each in system.processes("tritonserver")}
         system.kill("controlplane.agent", "cpu-0")
@@ -88,7 +88,7 @@ def test_an_agent_is_killed(system: System) -> None:
 def test_a_server_is_killed(system: System) -> None:
     system.serve("under-server")
     eventually(lambda: system.holders("under-server", 1) == {"cpu-0", "cpu-1"})
-    with Load(system, "under-server") as load:
+    with Load(system.client, "under-server") as load:
         killed_at = time.monotonic()
         system.kill("tritonserver", "cpu-0")
         load.more(200)
@@ -212,6 +212,6 @@ def test_a_rollout_survives_a_kill(system: System, victim: str) -> None:
     eventually(lambda: any(system.holders(name, 2, state) for state in ("downloading", "loading")))
     system.kill(victim)
     over.touch()
-    with Load(system, name, factors=(2, 3)) as load:
+    with Load(system.client, name, factors=(2, 3)) as load:
         load.until_version(2)
     assert not load.failures

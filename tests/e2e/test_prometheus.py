@@ -55,7 +55,7 @@ def query(system: System, text: str) -> list[Any]:
 
 
 def test_a_load_is_seen_through_prometheus(system: System) -> None:
-    with Load(system, "slow", clients=4) as load:
+    with Load(system.client, "slow", clients=4) as load:
         began = time.time()
         model = eventually(lambda: measured(system, since=began), what="no fresh load")
         assert model["in_flight"] > 0 and model["batch_size"] >= 1
@@ -77,7 +77,7 @@ def test_a_load_is_seen_through_prometheus(system: System) -> None:
     ],
 )
 def test_after_a_kill_requests_go_on_and_the_load_is_seen_again(system: System, words: tuple[str, ...]) -> None:
-    with Load(system, "slow", clients=2) as load:
+    with Load(system.client, "slow", clients=2) as load:
         seen = {each.pid for each in system.processes(*words)}
         system.kill(*words)
         killed_at = time.time()

@@ -14,7 +14,7 @@ from tests.e2e.system import Load, System, eventually
 
 def test_promote_and_roll_back_under_load_without_a_failed_request(system: System) -> None:
     first = system.serve("swing", factor=2)
-    with Load(system, "swing", factors=(2, 3)) as load:
+    with Load(system.client, "swing", factors=(2, 3)) as load:
         second = system.serve("swing", factor=3)
         load.until_version(second)
         system.ok("rollback", "swing")

@@ -127,19 +127,6 @@ class Cluster:
         for worker in WORKERS:
             worker.add_image(reference)
 
-    def run(self, *command: str, given: str | None = None, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run a command in the cluster's network, as its administrator; it may fail."""
-        environment = {**os.environ, "KUBECONFIG": str(self.api.kubeconfig)}
-        return subprocess.run(
-            [*self.network.enter, *command],
-            input=given,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_s,
-            env=environment,
-        )
-
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:

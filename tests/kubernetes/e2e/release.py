@@ -1,4 +1,4 @@
-"""The product on a real cluster: installed by Helm with a model, and clients that ask without an end."""
+"""The product on a real cluster: installed by Helm, with a model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pytest
 import tritonclient.grpc as triton
 import yaml
 
-from tests.e2e.system import DOUBLER, ENTRY, infer
+from tests.e2e.system import DOUBLER, ENTRY, Load
 from tests.kubernetes.cluster import ADDRESS, Cluster
 from tests.registry.servers import ACCESS_KEY, BUCKET, SECRET_KEY, versitygw
 from tests.waiting import until
@@ -133,14 +131,14 @@ class Installed:
         """The names of all pods."""
         return {each["metadata"]["name"] for each in self.get("pods")["items"]}
 
-    def pending(self) -> list[str]:
-        """Those that wait for a node."""
-        found = self.get("pods", "--field-selector=status.phase=Pending")["items"]
-        return [each["metadata"]["name"] for each in found if "nodeName" not in each["spec"]]
-
     @property
     def gateway(self) -> str:
         return f"{GATEWAY}:8001"
+
+    def load(self, address: str | None = None) -> Load:
+        """Clients of the gateway, or of one of its pods, that ask for the model without an end."""
+        client = partial(triton.InferenceServerClient, address or self.gateway)
+        return Load(client, MODEL, clients=3, factors=(2, 3))
 
     def register(self, folder: Path, factor: int) -> None:
         folder.mkdir(exist_ok=True)
@@ -156,46 +154,6 @@ class Installed:
         model = json.loads(self.ctl("describe", "model", MODEL, "-o", "json"))
         found = model["aliases"].get("stable")
         return int(found) if found is not None else None
-
-
-class Load:
-    """Clients that ask without an end and never the same again; what fails is kept."""
-
-    def __init__(self, address: str, clients: int = 3) -> None:
-        self.answers: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self._address = address
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        # They are started in the cluster's network.
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        self.more(20)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def more(self, count: int) -> None:
-        """Wait for so many more answers."""
-        goal = self.answers.total() + count
-        until(lambda: self.answers.total() >= goal or len(self.failures) > 50, timeout_s=60, what="no answers come")
-
-    def _run(self) -> None:
-        with triton.InferenceServerClient(self._address) as client:
-            while not self._stop.is_set():
-                try:
-                    value, version = infer(client, MODEL, 3.0, timeout_s=60)
-                    with self._lock:
-                        self.answers[f"{version}:{value:g}"] += 1
-                except Exception as error:  # noqa: BLE001 - each is a failed request
-                    with self._lock:
-                        self.failures.append(f"{time.strftime('%X')} {error}")
 
 
 @pytest.fixture(scope="module")

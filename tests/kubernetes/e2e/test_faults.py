@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.kubernetes.e2e.release import CHART, LONG_S, RELEASE, Installed, Load, installed, model
+from tests.e2e.system import Load
+from tests.kubernetes.e2e.release import CHART, LONG_S, RELEASE, Installed, installed, model
 from tests.waiting import until
 
 __all__ = ["installed", "model"]
@@ -22,7 +23,7 @@ out of Services, until it hears from them again."""
 @pytest.fixture
 def load(installed: Installed, model: Path) -> Iterator[Load]:
     """Clients that ask meanwhile, none of whom fails."""
-    with Load(installed.gateway) as load:
+    with installed.load() as load:
         yield load
         load.more(100)
     assert load.failures == []

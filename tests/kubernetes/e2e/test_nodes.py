@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.cluster import WORKERS
-from tests.kubernetes.e2e.release import CHART, LONG_S, RELEASE, Installed, Load, installed, model
+from tests.kubernetes.e2e.release import CHART, LONG_S, RELEASE, Installed, installed, model
 from tests.waiting import until
 
 __all__ = ["installed", "model"]
@@ -65,7 +65,7 @@ def test_a_node_vanishes_without_a_word_and_comes_back(doubled: Installed) -> No
         _spread(doubled, component)
     lost, left = WORKERS
     gateways = doubled.get("pods", GATEWAY, f"--field-selector=spec.nodeName={left.name}")["items"]
-    with Load(f"{gateways[0]['status']['podIP']}:8001") as load:
+    with doubled.load(f"{gateways[0]['status']['podIP']}:8001") as load:
         lost.vanish(cluster.api, network)
         load.more(200)
         until(
@@ -74,7 +74,7 @@ def test_a_node_vanishes_without_a_word_and_comes_back(doubled: Installed) -> No
         _all_there(doubled)
         load.more(200)
         # Who was sent elsewhere by the Service has to find that out without a word, too; who comes now is not.
-        with Load(doubled.gateway) as later:
+        with doubled.load() as later:
             later.more(100)
         assert later.failures == []
 
@@ -96,7 +96,7 @@ def test_a_pod_is_preempted_under_load(doubled: Installed) -> None:
     node = doubled.get("pods", FLEET)["items"][0]["spec"]["nodeName"]
     doubled.cluster.api.kubectl("create", "priorityclass", "important", "--value=1000000")
     try:
-        with Load(doubled.gateway) as load:
+        with doubled.load() as load:
             doubled.cluster.api.kubectl(
                 "apply", f"--namespace={doubled.namespace}", "--filename=-", given=_important(doubled, node)
             )
@@ -144,7 +144,7 @@ def test_a_node_is_drained_under_load(doubled: Installed) -> None:
     """As by who maintains it."""
     before = _nodes(doubled)
     drain = ("drain", ONE, f"--pod-selector=app.kubernetes.io/instance={RELEASE}", "--delete-emptydir-data")
-    with Load(doubled.gateway) as load:
+    with doubled.load() as load:
         doubled.cluster.api.kubectl(*drain, "--timeout=110s")
         _all_there(doubled)
         load.more(100)

@@ -7,7 +7,7 @@ from pathlib import Path
 import tritonclient.grpc as triton
 
 from tests.e2e.system import infer
-from tests.kubernetes.e2e.release import CHART, LONG_S, MODEL, RELEASE, Installed, Load, installed, model
+from tests.kubernetes.e2e.release import CHART, LONG_S, MODEL, RELEASE, Installed, installed, model
 from tests.waiting import until
 
 __all__ = ["installed", "model"]
@@ -24,7 +24,7 @@ def test_helm_test_asks_the_gateway(installed: Installed, model: Path) -> None:
 
 
 def test_one_to_three_to_one_under_load(installed: Installed, model: Path) -> None:
-    with Load(installed.gateway) as load:
+    with installed.load() as load:
         installed.ctl("scale", "cpu", "3")
         until(lambda: installed.fleet() == 3, timeout_s=LONG_S, every_s=0.5, what="three are not ready")
         load.more(200)
@@ -38,20 +38,20 @@ def test_one_to_three_to_one_under_load(installed: Installed, model: Path) -> No
 
 def test_promote_and_roll_back_under_load(installed: Installed, model: Path) -> None:
     installed.register(model / "two", 3)
-    with Load(installed.gateway) as load:
+    with installed.load() as load:
         installed.promote(2)
         load.more(100)
         installed.ctl("rollback", MODEL, "--no-wait")
         until(lambda: installed.stable() == 1, timeout_s=LONG_S)
         load.more(100)
     assert load.failures == []
-    assert set(load.answers) == {"1:6", "2:9"}
+    assert load.values == {("1", 6.0), ("2", 9.0)}
 
 
 def test_a_pod_is_deleted_under_load(installed: Installed, model: Path) -> None:
     installed.ctl("scale", "cpu", "2")
     until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5)
-    with Load(installed.gateway) as load:
+    with installed.load() as load:
         pods = installed.get("pods", "--selector=app.kubernetes.io/component=fleet")["items"]
         installed.kubectl("delete", "pod", pods[0]["metadata"]["name"], "--wait=false")
         until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5, what="nobody comes for it")
@@ -65,7 +65,7 @@ def test_the_chart_is_upgraded_and_rolled_back_under_load(installed: Installed, 
     for part in (values["controller"], values["gateway"], *values["fleets"]):
         part["podAnnotations"] = {"round": "2"}
     size = installed.fleet()
-    with Load(installed.gateway) as load:
+    with installed.load() as load:
         installed.helm.upgrade(CHART, RELEASE, values, namespace=installed.namespace)
         installed.rolled_out()
         load.more(200)

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 
 from tests.kubernetes.cluster import Cluster
-from tests.kubernetes.e2e.test_node import LIMITED
+from tests.kubernetes.e2e.test_cluster import LIMITED
 from tests.waiting import until
 
 MODEL = """\

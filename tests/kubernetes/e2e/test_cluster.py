@@ -1,4 +1,4 @@
-"""The node that the tests below here use is a real one, and nothing is left of it."""
+"""The cluster that the tests below here use is a real one."""
 
 from __future__ import annotations
 
