@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NoReturn
 
 import grpc
@@ -14,6 +15,7 @@ from gateway.config.clusters import SHARED
 from gateway.config.names import MODEL_CALLS, SERVICE, STREAM_CALL
 from gateway.forwarding import Destination, Forwarding
 from gateway.metadata import Metadata, passed_on, served
+from gateway.replicas import cancelled
 from gateway.settings import Settings
 from gateway.streams import Stream
 
@@ -95,8 +97,11 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 if other is None or len(tried) == ATTEMPTS:
                     return await _abort(context, error.code(), error.details() or "", trailing(error))
                 destination = other
+            except Unavailable as error:
+                return await _abort(context, status_of(error), str(error), after(error))
 
     async def _call(self, method: str, message: bytes, context: Any, destination: Destination) -> bytes:
+        """A replica's answer. Raises AioRpcError, or Unavailable where its connection was closed meanwhile."""
         with self._forwarding.replicas.request(destination.endpoint):
             channel = self._forwarding.replicas.channel(destination.endpoint)
             call = channel.unary_unary(method)(
@@ -106,6 +111,10 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 answer: bytes = await call
                 if method == INFER:
                     self._forwarding.replicas.heard(destination.endpoint, failed=False)
+            except asyncio.CancelledError as error:
+                if cancelled():
+                    raise
+                raise Unavailable(f"the connection to {destination.endpoint.replica} was closed") from error
             finally:
                 call.cancel()  # nothing happens to one that has ended; one whose client is gone ends now
         context.set_trailing_metadata(tuple(await call.trailing_metadata() or ()))

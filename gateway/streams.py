@@ -6,15 +6,18 @@ import asyncio
 from typing import Any
 
 import grpc.aio
+from grpc._cython import cygrpc
 
 from controlplane.core.errors import ControlPlaneError, Unavailable
 from gateway import wire
 from gateway.config.names import SERVICE, STREAM_CALL
 from gateway.forwarding import Destination, Forwarding
 from gateway.metadata import passed_on, served
+from gateway.replicas import cancelled
 
 QUEUED = 64
-"""Messages that wait in each direction before the sender is made to wait."""
+QUEUED_BYTES = 4 << 20
+"""What waits in each direction before the sender is made to wait; one message always may."""
 WRITE_FAILED = "Internal error from Core"
 """What grpc.aio makes of a call, with INTERNAL, when a message is written to it that has just ended."""
 
@@ -25,9 +28,9 @@ class Stream:
     def __init__(self, forwarding: Forwarding, context: Any) -> None:
         self.forwarding = forwarding
         self.context = context
-        self.answers: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUED)
+        self.unsent, self._unanswered = _Room(QUEUED_BYTES), _Room(QUEUED_BYTES)
+        self._answers: asyncio.Queue[bytes | Destination | None] = asyncio.Queue(QUEUED)
         self._lanes: dict[tuple[str, str], _Lane] = {}
-        self._told = False
 
     async def run(self) -> None:
         """Pass messages until the client has ended its side and everything is answered.
@@ -40,16 +43,19 @@ class Stream:
                 writer = tasks.create_task(self._write())
                 running = await self._read(tasks)
                 await asyncio.gather(*running)
-                await self.answers.put(None)
+                await self._answers.put(None)
                 await writer
         except ExceptionGroup as group:
             raise _first(group) from group
 
     async def tell(self, destination: Destination) -> None:
-        """Say who serves, with the first destination that is known."""
-        if not self._told:
-            self._told = True
-            await self.context.send_initial_metadata(served(destination))
+        """Say who serves, if nothing has been said yet."""
+        await self._answers.put(destination)
+
+    async def answer(self, message: bytes) -> None:
+        """Send this, after what was to be sent before."""
+        await self._unanswered.take(len(message))
+        await self._answers.put(message)
 
     async def _read(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         running: list[asyncio.Task[None]] = []
@@ -61,14 +67,40 @@ class Stream:
                 lane = self._lanes[key] = _Lane(self, envelope, len(message))
                 running = [task for task in running if not task.done()]
                 running.append(tasks.create_task(lane.run()))
+            await self.unsent.take(len(message))
             await lane.put(message, envelope.id)
         for lane in self._lanes.values():
             await lane.close()
         return running
 
     async def _write(self) -> None:
-        while (answer := await self.answers.get()) is not None:
-            await self.context.write(answer)
+        begun = False  # the first thing sent sends the metadata too, and they can be sent once
+        while (answer := await self._answers.get()) is not None:
+            if isinstance(answer, bytes):
+                await self.context.write(answer)
+                await self._unanswered.give(len(answer))
+            elif not begun:
+                await self.context.send_initial_metadata(served(answer))
+            begun = True
+
+
+class _Room:
+    """Bytes that may wait: `limit`, or one message that is larger."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._changed = asyncio.Condition()
+
+    async def take(self, size_bytes: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._taken or self._taken + size_bytes <= self._limit)
+            self._taken += size_bytes
+
+    async def give(self, size_bytes: int) -> None:
+        async with self._changed:
+            self._taken -= size_bytes
+            self._changed.notify_all()
 
 
 class _Lane:
@@ -123,18 +155,23 @@ class _Lane:
         try:
             while (item := await self._messages.get()) is not None:
                 await call.write(wire.forced(item[0], self._first.model, destination.resolved.version))
-        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                await self._stream.unsent.give(len(item[0]))
+            self._ended = True  # before it is said: the replica's last word can be here before that has returned
+            await call.done_writing()
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError, cygrpc.InternalError):
             return  # the replica's stream is over, which is told where the answers are read
-        self._ended = True  # before it is said: the replica's last word can be here before that has returned
-        await call.done_writing()
 
     async def _pass_answers(self, call: Any) -> None:
         try:
             async for answer in call:
-                await self._stream.answers.put(answer)
+                await self._stream.answer(answer)
         except grpc.aio.AioRpcError as error:
             if error.details() != WRITE_FAILED:
                 raise
+        except asyncio.CancelledError as error:
+            if cancelled():
+                raise
+            raise Unavailable(f"the connection to the replica of {self._first.model} was closed") from error
         if not self._ended:
             raise Unavailable(f"the replica ended the stream for {self._first.model}")
 
@@ -143,7 +180,8 @@ class _Lane:
         while not self._messages.empty():
             item = self._messages.get_nowait()
             if item is not None:
-                await self._stream.answers.put(wire.stream_error(text, item[1]))
+                await self._stream.answer(wire.stream_error(text, item[1]))
+                await self._stream.unsent.give(len(item[0]))
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,29 +27,36 @@ from tests.gateway.triton import Triton
 
 
 @asynccontextmanager
-async def side(endpoint: Endpoint) -> AsyncIterator[str]:
-    """The address of a Python side that leads model `echo` to one replica."""
+async def side(endpoint: Endpoint) -> AsyncIterator[tuple[str, Replicas]]:
+    """The address of a Python side that leads models to one replica, `cold` to none yet; and its connections."""
     settings = Settings()
-    holding = Holding(settings, table(endpoint, echo=route("echo", 2)), lambda: None)
-    replicas = Replicas(settings)
+    led = table(
+        endpoint, echo=route("echo", 2), other=route("other"), slow=route("slow"), cold=route("cold", pool=None)
+    )
+    holding, replicas = Holding(settings, led, lambda: None), Replicas(settings)
     server, port = await serve(Forwarding(settings, holding, replicas, Sequences(settings.sequences)), settings, 0)
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", replicas
     finally:
         await server.stop(None)
         await replicas.close()
 
 
-def ask(address: str, messages: int, close: bool = True) -> list[service_pb2.ModelStreamInferResponse]:
+def request(model: str, values: Sequence[float] = (1.0,)) -> service_pb2.ModelInferRequest:
+    (given,) = grpc_input(values)
+    made = service_pb2.ModelInferRequest(model_name=model, inputs=[given._get_tensor()])
+    made.raw_input_contents.append(given._get_content())
+    return made
+
+
+def ask(
+    address: str, messages: Sequence[service_pb2.ModelInferRequest], close: bool = True
+) -> list[service_pb2.ModelStreamInferResponse]:
     """What comes back on one stream, whose client says that nothing more will come or goes on. Raises RpcError."""
     over = threading.Event()
 
     def sent() -> Iterator[service_pb2.ModelInferRequest]:
-        (given,) = grpc_input()
-        for _ in range(messages):
-            request = service_pb2.ModelInferRequest(model_name="echo", inputs=[given._get_tensor()])
-            request.raw_input_contents.append(given._get_content())
-            yield request
+        yield from messages
         if not close:
             over.wait(60)
 
@@ -74,8 +81,8 @@ async def test_a_replica_may_end_its_stream_before_its_half_close_is_known_to_be
         await asyncio.sleep(0.1)
 
     monkeypatch.setattr(StreamStreamCall, "done_writing", late)
-    async with side(tritons[0].endpoint) as address:
-        answers = await asyncio.to_thread(ask, address, 1)
+    async with side(tritons[0].endpoint) as (address, _):
+        answers = await asyncio.to_thread(ask, address, [request("echo")])
     assert [(each.error_message, each.infer_response.model_version) for each in answers] == [("", "2")]
     assert over.is_set()
 
@@ -95,10 +102,102 @@ async def test_a_replica_that_ends_its_stream_too_early_has_failed(messages: int
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with side(Endpoint(replica="short", host="127.0.0.1", grpc_port=port, http_port=1)) as address:
+        async with side(Endpoint(replica="short", host="127.0.0.1", grpc_port=port, http_port=1)) as (address, _):
             with pytest.raises(grpc.RpcError) as refused:
-                await asyncio.to_thread(ask, address, messages, close=False)
+                await asyncio.to_thread(ask, address, [request("echo")] * messages, close=False)
     finally:
         await server.stop(None)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert refused.value.details() == "the replica ended the stream for echo"
+
+
+@pytest.mark.parametrize("times", [1, 30])
+async def test_what_is_refused_first_leaves_the_rest_of_the_stream_as_it_is(
+    tritons: tuple[Triton, Triton], times: int
+) -> None:
+    async with side(tritons[0].endpoint) as (address, _):
+        messages = [request(model) for _ in range(times) for model in ("nobody", "echo", "nobody", "other")]
+        answers = await asyncio.to_thread(ask, address, messages)
+    said = [each.error_message or each.infer_response.model_name for each in answers]
+    assert sorted(said) == sorted(["model 'nobody' is not known"] * 2 * times + ["echo", "other"] * times)
+
+
+MEGABYTE = 1 << 20
+
+
+class Generous(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A server that answers 200 MB to every message, as fast as they are taken."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    async def ModelStreamInfer(self, _: Any, context: Any) -> None:  # noqa: N802 - the protocol has named it
+        await context.read()
+        for _ in range(200):
+            await context.write(service_pb2.ModelStreamInferResponse(error_message="x" * MEGABYTE))
+            self.written += 1
+
+
+async def settled(count: Callable[[], int]) -> int:
+    """What is counted, when it has not changed for a second."""
+    before = -1
+    while before != count():
+        before = count()
+        await asyncio.sleep(1)
+    return before
+
+
+async def test_answers_that_nobody_reads_stay_where_they_are() -> None:
+    server, generous = grpc.aio.server(), Generous()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(generous, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with (
+            side(Endpoint(replica="generous", host="127.0.0.1", grpc_port=port, http_port=1)) as (address, _),
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            asked = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(timeout=120)
+            await asked.write(request("echo"))
+            await asked.done_writing()
+            await asked.read()
+            assert await settled(lambda: generous.written) < 100
+            rest = 0
+            while await asked.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                rest += 1
+            assert rest == 199
+    finally:
+        await server.stop(None)
+
+
+async def test_messages_for_a_model_that_is_not_there_yet_stay_where_they_are(tritons: tuple[Triton, Triton]) -> None:
+    async with side(tritons[0].endpoint) as (address, _), grpc.aio.insecure_channel(address) as channel:
+        asked = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(timeout=120)
+        written = 0
+
+        async def send() -> None:
+            nonlocal written
+            for _ in range(200):
+                await asked.write(request("cold", [1.0] * (MEGABYTE // 4)))
+                written += 1
+
+        sending = asyncio.create_task(send())
+        assert await settled(lambda: written) < 100
+        asked.cancel()
+        sending.cancel()
+
+
+async def test_who_waits_for_a_replica_whose_connection_is_closed_is_told(tritons: tuple[Triton, Triton]) -> None:
+    async with side(tritons[0].endpoint) as (address, replicas):
+        asked = asyncio.create_task(asyncio.to_thread(ask, address, [request("slow", [20.0])]))
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            call = stub.ModelInfer(request("slow", [20.0]), timeout=60)
+            while replicas.in_flight[tritons[0].name] < 2:  # noqa: ASYNC110 - the count tells nobody
+                await asyncio.sleep(0.01)
+            await replicas.channel(tritons[0].endpoint).close()
+            for waiting in (call, asked):
+                with pytest.raises(grpc.RpcError) as refused:
+                    await waiting
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert "was closed" in str(refused.value.details())
