@@ -30,9 +30,10 @@ class SyncLoop(Generic[Report, Order]):
     """Keeps one reporter in touch with the controller for as long as `run` runs.
 
     `report` is asked for the present report before each call; `poke` interrupts a long poll so that news goes up at
-    once. An unreachable controller is no error here: the loop waits, with back-off and jitter, and `run` never raises
-    because of it. The address and the token are read anew for each call, since both may change under way. A controller
-    that stands by names the leader, which is called from then on, until it fails.
+    once, but not the call that follows an order or a failure: that one asks for no long poll, and arrives whole. An
+    unreachable controller is no error here: the loop waits, with back-off and jitter, and `run` never raises because
+    of it. The address and the token are read anew for each call, since both may change under way. A controller that
+    stands by names the leader, which is called from then on, until it fails.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SyncLoop(Generic[Report, Order]):
         self._orders = TypeAdapter(order_type)
         self._news = asyncio.Event()
         self._failures = 0
+        self._pause_s = 0.0
         self._leader = Leader()
 
     def poke(self) -> None:
@@ -62,11 +64,14 @@ class SyncLoop(Generic[Report, Order]):
     async def run(self) -> None:
         """Report and apply until cancelled."""
         async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=LONG_POLL_S + 10.0), trust_env=False) as http:
+            owed = True
             while True:
                 self._news.clear()
-                order = await self._call_or_news(http)
+                order = await (self._call(http, wait_s=0) if owed else self._call_or_news(http))
                 if order is not None:
                     await self._apply(order)
+                await asyncio.sleep(self._pause_s)
+                owed = order is not None or self._failures > 0
 
     async def tell(self, *, timeout_s: float) -> bool:
         """Report once more, without waiting for an order: the last word, after `run` has ended. Whether it arrived."""
@@ -78,7 +83,7 @@ class SyncLoop(Generic[Report, Order]):
             return False
 
     async def _call_or_news(self, http: httpx2.AsyncClient) -> Order | None:
-        call = asyncio.ensure_future(self._call(http))
+        call = asyncio.ensure_future(self._call(http, wait_s=LONG_POLL_S))
         news = asyncio.ensure_future(self._news.wait())
         try:
             await asyncio.wait((call, news), return_when=asyncio.FIRST_COMPLETED)
@@ -88,9 +93,9 @@ class SyncLoop(Generic[Report, Order]):
                 task.cancel()
             await asyncio.gather(call, news, return_exceptions=True)
 
-    async def _call(self, http: httpx2.AsyncClient) -> Order | None:
+    async def _call(self, http: httpx2.AsyncClient, *, wait_s: float) -> Order | None:
         try:
-            answer = await self._post(http, wait_s=LONG_POLL_S)
+            answer = await self._post(http, wait_s=wait_s)
             answer.raise_for_status()
             # 204: nothing newer. An empty order would be something else: to give everything up.
             order = (
@@ -103,11 +108,11 @@ class SyncLoop(Generic[Report, Order]):
                 log.warning("controller does not answer", path=self._path, error=str(error), attempts=self._failures)
             delay_s = min(RETRY_MIN_S * 2 ** min(self._failures - 1, 10), RETRY_MAX_S)
             delay_s *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-            await asyncio.sleep(max(delay_s, _asked_pause_s(error)))
+            self._pause_s = max(delay_s, _asked_pause_s(error))
             return None
         if self._failures:
             log.info("controller answers again", path=self._path, attempts=self._failures)
-        self._failures = 0
+        self._failures, self._pause_s = 0, 0.0
         return order
 
     async def _post(self, http: httpx2.AsyncClient, *, wait_s: float) -> httpx2.Response:

@@ -117,8 +117,8 @@ class Controller:
 
 
 @contextlib.asynccontextmanager
-async def reporting(url: str) -> AsyncIterator[list[int]]:
-    """The orders that a reporter takes from the controller at `url`."""
+async def reporting(url: str, *, poked: bool = False) -> AsyncIterator[list[int]]:
+    """The orders that a reporter takes from the controller at `url`. `poked`: it always has news."""
     taken: list[int] = []
 
     async def take(order: int) -> None:
@@ -132,12 +132,19 @@ async def reporting(url: str) -> AsyncIterator[list[int]]:
         report_type=int,
         order_type=int,
     )
-    task = asyncio.create_task(loop.run())
+
+    async def poke() -> None:
+        while True:
+            loop.poke()
+            await asyncio.sleep(0.005)
+
+    tasks = [asyncio.create_task(each) for each in (loop.run(), *([poke()] if poked else []))]
     try:
         yield taken
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -209,6 +216,21 @@ async def test_the_pause_that_a_controller_asks_for_is_kept() -> None:
             await until(lambda: controller.tokens)
             await asyncio.sleep(1.0)
         assert len(controller.tokens) == 1
+
+
+async def test_news_do_not_shorten_the_pause_after_a_failure() -> None:
+    async with Controller().serve() as controller:
+        controller.status, controller.headers = 503, {"retry-after": "3"}
+        async with reporting(controller.url, poked=True):
+            await until(lambda: controller.tokens)
+            await asyncio.sleep(1.0)
+        assert len(controller.tokens) == 1
+
+
+async def test_who_always_has_news_gets_through_all_the_same() -> None:
+    """An answer takes twice as long as the next news."""
+    async with Controller().serve() as controller, reporting(controller.url, poked=True) as taken:
+        await until(lambda: len(taken) > 5)
 
 
 async def test_people_are_led_to_the_leader_too() -> None:
