@@ -17,17 +17,20 @@ MOST_SETTLING = 4
 killed soon after its start would be long in coming back."""
 
 
+How = Literal["crash", "killed", "unknown", "hang", "stuck"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
     """An unexpected end at `at` (seconds, any clock), and what the server was doing.
 
-    `killed`: by a signal from outside, as an operator sends it, or the kernel when memory runs out. `stuck`: it had to
-    be ended for what `culprit` did. `settling` are versions whose load had only just ended; `in_use` those that were
-    asked lately, or may have been.
+    `killed`: by a signal from outside, as an operator sends it, or the kernel when memory runs out. `unknown`: it may
+    have been that. `stuck`: it had to be ended for what `culprit` did. `settling` are versions whose load had only just
+    ended; `in_use` those that were asked lately, or may have been.
     """
 
     at: float
-    how: Literal["crash", "killed", "hang", "stuck"]
+    how: How
     culprit: Key | None = None
     loading: frozenset[Key] = frozenset()
     settling: frozenset[Key] = frozenset()
@@ -77,4 +80,4 @@ def judge(crashes: Sequence[Crash], *, window_s: float) -> Verdict:
     return Verdict(guilty=suspect, reason=f"the server {_WHAT[last.how]} twice while {doing} it")
 
 
-_WHAT = {"crash": "died", "killed": "was killed", "hang": "hung", "stuck": "had to be ended"}
+_WHAT = {"crash": "died", "killed": "was killed", "unknown": "ended", "hang": "hung", "stuck": "had to be ended"}

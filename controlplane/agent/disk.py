@@ -24,6 +24,7 @@ from controlplane.core.errors import InvalidInput, Unavailable
 from controlplane.core.models import ArtifactFile
 
 CHUNK_BYTES = 1 << 20
+PARTIAL = ".partial-"
 RESERVE_BYTES = 64 << 20
 """What a download leaves free on the file system, whatever the budget says."""
 ATTEMPTS = 4
@@ -120,7 +121,7 @@ class BlobStore:
     # In a download thread.
 
     def _get(self, file: ArtifactFile, source: str, cancelled: threading.Event) -> None:
-        partial = self._folder / f".partial-{file.sha256}"
+        partial = self._folder / f"{PARTIAL}{file.sha256}"
         try:
             self._make_room(file)
             for attempt in stamina.retry_context(on=_Broken, attempts=ATTEMPTS, timeout=60.0):
@@ -167,13 +168,14 @@ class BlobStore:
         return digest.hexdigest(), size
 
     def _make_room(self, file: ArtifactFile) -> None:
-        """Reserve the file's size, letting unused blobs go, least recently used first. Raises DiskFull."""
+        """Reserve the file's size, letting go what downloads left that nobody goes on with, then unused blobs, least
+        recently used first. Raises DiskFull."""
         with self._room:
-            blobs = sorted(self._blobs())
-            used = sum(size for _, size, _ in blobs) + sum(self._reserved.values())
+            blobs, left = sorted(self._blobs()), list(self._left_partials(file))
+            used = sum(size for _, size, _ in blobs) + sum(size for size, _ in left) + sum(self._reserved.values())
             disk_free = shutil.disk_usage(self._folder).free - RESERVE_BYTES - sum(self._reserved.values())
             missing = max(used + file.size_bytes - self._budget, file.size_bytes - disk_free)
-            unused = [
+            unused = left + [
                 (size, path) for _, size, path in blobs if path.name not in self.kept and path.stat().st_nlink == 1
             ]
             if missing > sum(size for size, _ in unused):
@@ -197,8 +199,17 @@ class BlobStore:
         """Complete blobs: last used (seconds since 1970), size in bytes, path."""
         for entry in os.scandir(self._folder):
             if not entry.name.startswith("."):
-                status = entry.stat()
-                yield status.st_mtime, status.st_size, Path(entry.path)
+                with contextlib.suppress(FileNotFoundError):  # room is made in other threads
+                    status = entry.stat()
+                    yield status.st_mtime, status.st_size, Path(entry.path)
+
+    def _left_partials(self, file: ArtifactFile) -> Iterator[tuple[int, Path]]:
+        """Parts of other files that nobody downloads at present: size in bytes, path."""
+        wanted = {f"{PARTIAL}{digest}" for digest in (file.sha256, *self._reserved)}
+        for path in self._folder.glob(f"{PARTIAL}*"):
+            if path.name not in wanted:
+                with contextlib.suppress(FileNotFoundError):
+                    yield path.stat().st_size, path
 
     def touch(self, files: Sequence[ArtifactFile]) -> None:
         """Note that the files were in use until now. One that is linked into a version is left alone: Triton would take

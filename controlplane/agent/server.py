@@ -36,12 +36,12 @@ class ServerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """An end of the server. `killed`: by a signal from outside; `hang`: ended because it no longer answered; `restart`:
-    ended because nothing less ended a load; `stuck`: or the requests of `key`, whose process had died; `start`: it did
-    not come up at all."""
+    """An end of the server. `killed`: by a signal from outside; `unknown`: that may be; `hang`: ended because it no
+    longer answered; `restart`: ended because nothing less ended a load; `stuck`: or the requests of `key`, whose
+    process had died; `start`: it did not come up at all."""
 
     reason: str
-    how: Literal["crash", "killed", "hang", "restart", "stuck", "start"]
+    how: Literal["crash", "killed", "unknown", "hang", "restart", "stuck", "start"]
     key: Key | None = None
 
 

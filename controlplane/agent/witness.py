@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
-from controlplane.agent.blame import Crash, Verdict, judge
+from controlplane.agent.blame import Crash, How, Verdict, judge
 from controlplane.agent.server import Use
 from controlplane.agent.settings import Settings
 from controlplane.core.names import Key
@@ -51,9 +50,7 @@ class Witness:
                 news = True
         return news
 
-    def died(
-        self, how: Literal["crash", "killed", "hang", "stuck"], loaded: Iterable[Key], culprit: Key | None = None
-    ) -> Verdict:
+    def died(self, how: How, loaded: Iterable[Key], culprit: Key | None = None) -> Verdict:
         """The server has ended, with `loaded` in it. Who was it, if that is not known already (`culprit`)?"""
         now = time.monotonic()
         crash = Crash(

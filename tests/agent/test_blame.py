@@ -44,6 +44,9 @@ def crash(at: float = 0.0, how: Any = "crash", *, culprit: Key | None = None, **
         pytest.param([crash(how="killed", loaded={A})] * 2, None, set(), id="killed while serving, twice"),
         pytest.param([crash(how="killed", loading={A})], None, {A}, id="killed in a load, once"),
         pytest.param([crash(how="killed", loading={A}), crash(1, "killed", loading={A})], A, set(), id="and twice"),
+        pytest.param([crash(how="unknown", loading={A})], None, {A}, id="ended in a load, nobody knows how"),
+        pytest.param([crash(how="unknown", loading={A}), crash(1, "unknown", loading={A})], A, set(), id="and twice"),
+        pytest.param([crash(how="unknown", loaded={A}), crash(1, "unknown", loaded={A})], A, set(), id="while serving"),
         pytest.param([crash(how="stuck", culprit=A, loading={B})], None, set(), id="had to be ended, once"),
         pytest.param(
             [crash(how="stuck", culprit=A), crash(1, "stuck", culprit=A, settling={B})], A, set(), id="and twice"

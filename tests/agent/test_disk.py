@@ -133,6 +133,25 @@ async def test_the_least_recently_used_goes_and_what_is_in_use_stays(tmp_path: P
     assert [store.has(file) for file in files] == [True, True, True, False]
 
 
+async def test_what_downloads_left_that_nobody_goes_on_with_makes_room_first(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs", budget_bytes=3500, parallel=1)
+    contents = [bytes([number]) * 1000 for number in range(3)]
+    sources = {}
+    for content in contents:
+        (tmp_path / artifact(content).sha256).write_bytes(content)
+        sources[artifact(content).sha256] = str(tmp_path / artifact(content).sha256)
+    await store.fetch([artifact(contents[0])], sources)
+    for number in range(2):
+        (tmp_path / "blobs" / f".partial-{number}").write_bytes(b"x" * 900)
+    own = tmp_path / "blobs" / f".partial-{artifact(contents[1]).sha256}"
+    own.write_bytes(contents[1][:500])
+    await store.fetch([artifact(contents[1])], sources)
+    assert len(list((tmp_path / "blobs").glob(".partial-*"))) == 1, "one was enough"
+    await store.fetch([artifact(contents[2])], sources)
+    assert not list((tmp_path / "blobs").glob(".partial-*"))
+    assert all(store.has(artifact(content)) for content in contents)
+
+
 async def test_a_file_system_that_refuses_is_told_and_nothing_half_is_there(store: BlobStore, tmp_path: Path) -> None:
     """A limit on the size of files is an error of the file system that needs no privileges."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -45,7 +45,7 @@ class TritonClient:
     async def _call(self, method: Any, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         try:
             return await method(request, timeout=timeout_s)
-        except asyncio.CancelledError as error:
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
             raise _meant(error) from error
         except grpc.aio.AioRpcError as error:
             details = (error.details() or "").strip()
@@ -107,7 +107,10 @@ class TritonClient:
         self, request: service_pb2.ModelInferRequest, timeout_s: float
     ) -> service_pb2.ModelInferResponse:
         """One inference over a stream, as decoupled models want it; returns the first response with outputs."""
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout_s)
+        try:
+            call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout_s)
+        except grpc.aio.UsageError as error:
+            raise _meant(error) from error
         try:
             async for answer in call:
                 if answer.error_message:
@@ -137,7 +140,10 @@ class TritonClient:
         }
 
 
-def _meant(error: asyncio.CancelledError) -> BaseException:
-    """Closing a channel cancels its calls, which looks as if the task that waits had been cancelled. Which was it?"""
+def _meant(error: asyncio.CancelledError | grpc.aio.UsageError) -> BaseException:
+    """Closing a channel cancels its calls, which looks as if the task that waits had been cancelled. Which was it?
+
+    Calls on a closed one are misuse to the library; here they come from who has not heard yet that the server died.
+    """
     task = asyncio.current_task()
     return error if task is not None and task.cancelling() else ServerDied("the connection to the server was closed")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 from pydantic import TypeAdapter
@@ -41,10 +42,11 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a server ended, as far as that can be known."""
+    """How a server ended, as far as that can be known. `killed`: by a signal from outside; `unknown`: nobody can tell a
+    crash from that."""
 
     reason: str
-    from_outside: bool = False
+    how: Literal["crash", "killed", "unknown"] = "crash"
 
 
 class TritonProcess(abc.ABC):
@@ -297,8 +299,9 @@ def _reap(pid: int) -> End:
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
-        return End("the server ended")  # an earlier agent's child: nobody can ask how
+        return End("the server ended", how="unknown")  # an earlier agent's child, or the kubelet's
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return End(f"the server was ended by {signal.Signals(-code).name}", from_outside=-code in _FROM_OUTSIDE)
+        by = f"the server was ended by {signal.Signals(-code).name}"
+        return End(by, how="killed" if -code in _FROM_OUTSIDE else "crash")
     return End(f"the server ended with exit status {code}")

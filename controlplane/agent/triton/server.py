@@ -156,7 +156,7 @@ class TritonServer:
             how = await ended
         finally:
             ended.cancel()
-        return self._kill_reason or Death(reason=how.reason, how="killed" if how.from_outside else "crash")
+        return self._kill_reason or Death(reason=how.reason, how=how.how)
 
     async def _end(self, listener: Listener, death: Death) -> None:
         crashes = self._status.crashes + (death.how not in ("restart", "start"))
