@@ -18,7 +18,7 @@ class Admin:
 
     def __init__(self, address_file: Path) -> None:
         self._address_file = address_file
-        self._http = httpx2.AsyncClient(timeout=10.0)
+        self._http = httpx2.AsyncClient(timeout=10.0, trust_env=False)
 
     async def close(self) -> None:
         """Close the connections."""

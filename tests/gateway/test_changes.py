@@ -395,3 +395,21 @@ def test_nothing_is_left_after_the_end(tmp_path: Path) -> None:
         assert not envoy.is_running()
     finally:
         running.stop()
+
+
+def test_a_proxy_in_the_environment_is_not_asked_about_what_is_on_this_machine(
+    tmp_path: Path, full_table: RouteTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    gateway = Running(tmp_path)
+    try:
+        gateway.controller.put(full_table)
+        monkeypatch.undo()  # the client's own
+        with gateway.grpc() as client:
+            assert ask(client, "echo") == 2
+    finally:
+        gateway.stop()
