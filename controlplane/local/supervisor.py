@@ -40,6 +40,13 @@ class _Part:
     again_at: float = 0.0
     ends: int = 0
 
+    def put_off(self, now: float) -> float:
+        """Have it wait before it is started again; returns for how long, in seconds."""
+        self.ends = 1 if now - self.started_at > STEADY_S else self.ends + 1
+        delay_s: float = min(BACKOFF_MIN_S * 2 ** (self.ends - 1), BACKOFF_MAX_S)
+        self.again_at = now + delay_s
+        return delay_s
+
 
 @dataclass(slots=True)
 class Supervisor:
@@ -78,14 +85,15 @@ class Supervisor:
         now = time.monotonic()
         for part in self.parts:
             if part.popen is not None and part.popen.poll() is not None:
-                part.ends = 1 if now - part.started_at > STEADY_S else part.ends + 1
-                delay_s = min(BACKOFF_MIN_S * 2 ** (part.ends - 1), BACKOFF_MAX_S)
-                part.again_at = now + delay_s
+                delay_s = part.put_off(now)
                 status, part.popen = part.popen.returncode, None
                 self._give_up_if_hopeless(part, status)
                 news.append(f"the {part.name} ended ({_how(status)}); again in {delay_s:.1f} s")
             if part.popen is None and now >= part.again_at:
-                self._start(part)
+                try:
+                    self._start(part)
+                except OSError as error:  # no memory or no process to be had, which may pass
+                    news.append(f"the {part.name} can't be started ({error}); again in {part.put_off(now):.1f} s")
         return news
 
     def _give_up_if_hopeless(self, part: _Part, status: int) -> None:

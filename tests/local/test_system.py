@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from controlplane.core.errors import Conflict, ControlPlaneError
 from controlplane.core.models import Goal
+from controlplane.local import processes
 from controlplane.local.home import Home
-from controlplane.local.supervisor import owned, owner
+from controlplane.local.supervisor import Supervisor, owned, owner
 from controlplane.local.system import System, load_system, read_system, save_system
+from tests.waiting import until
 
 
 def read(tmp_path: Path, text: str) -> System:
@@ -126,3 +129,29 @@ def test_a_home_has_one_owner(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="ctl down"), owned(home):
             pass
     assert owner(home) is None
+
+
+def test_a_part_that_can_not_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can't get a process just now must not end those that serve."""
+    home = Home(tmp_path / "home")
+    home.prepare()
+    supervisor = Supervisor(home, was_ready=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(processes, "start", refuse)
+        news = supervisor.look()
+        assert [each.split(" (")[0] for each in news] == [
+            f"the {name} can't be started" for name in ("controller", "gateway")
+        ]
+        assert supervisor.look() == [], "not at once"
+    started: list[object] = []
+
+    def start(*_: object, **__: object) -> tuple[None, None]:
+        started.append(1)
+        return None, None
+
+    monkeypatch.setattr(processes, "start", start)
+    until(lambda: supervisor.look() or len(started) >= 2)
