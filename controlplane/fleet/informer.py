@@ -76,16 +76,17 @@ class Informer:
     def _run(self) -> None:
         failures = 0
         while not self._stopped.is_set():
+            begun = time.monotonic()
             try:
                 self._follow()
                 failures = 0
             except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would go on
-                if isinstance(error, ApiException) and error.status == GONE:
+                failures = 1 if time.monotonic() - begun > RETRY_MAX_S else failures + 1
+                if failures == 1 and isinstance(error, ApiException) and error.status == GONE:
                     log.info("the watch is too old: everything is listed anew", kind=self._what)
                     continue
                 known = isinstance(error, ApiException | urllib3.exceptions.HTTPError | OSError)
                 self.problem = told(error, f"watching {self._what}") if known else error
-                failures += 1
                 if failures in (1, 10, 100):
                     log.warning("what is known may be out of date", kind=self._what, reason=repr(self.problem))
                 delay_s = min(RETRY_MIN_S * 2 ** min(failures - 1, 12), RETRY_MAX_S)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import structlog
 from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 
-from controlplane.core.errors import ControlPlaneError, NotFound, Unavailable
+from controlplane.core.errors import Conflict, ControlPlaneError, InvalidInput, NotFound, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet.cluster import call
 from controlplane.fleet.events import Events
@@ -240,14 +240,17 @@ class KubernetesFleet:
             return
         name = deployment.metadata.name
         log.info("a Deployment is scaled", fleet=fleet, deployment=name, before=deployment.spec.replicas, size=size)
-        await call(
-            self._apps.patch_namespaced_deployment_scale,
-            name,
-            self._namespace,
-            {"spec": {"replicas": size}},
-            field_manager=MANAGER,
-            doing=f"scaling Deployment {name} to {size}",
-        )
+        # It is changed from what it was decided on, by whoever led then: a call may have been under way for long.
+        patch = [
+            {"op": "test", "path": "/spec/replicas", "value": deployment.spec.replicas or None},  # 0 is left out there
+            {"op": "add", "path": "/spec/replicas", "value": size},
+        ]
+        doing = f"scaling Deployment {name} to {size}"
+        scale = self._apps.patch_namespaced_deployment_scale
+        try:
+            await call(scale, name, self._namespace, patch, field_manager=MANAGER, doing=doing)
+        except InvalidInput as error:
+            raise Conflict(f"{doing}: it does not have {deployment.spec.replicas} any more") from error
         # The watch tells the same a moment later; until then nothing is to be decided on the old number.
         deployment.spec.replicas = size
         self._deployments.put(deployment)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import structlog
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from controlplane.core.models import FleetShape
 from controlplane.fleet.protocol import FleetReplica, News
@@ -50,15 +50,19 @@ class LocalFleet:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._ends: dict[str, _Ends] = {}
+        self._unread: set[str] = set()
 
     async def list(self) -> tuple[FleetReplica, ...]:
-        """Every replica with a folder; agents that have died are started again, each time later."""
+        """Every replica with a folder; agents that have died are started again, each time later. One that has ended
+        because it was told to is removed, whoever told it."""
         found = []
         for name, shape in self._replicas():
-            stopped = stopped_file(self._home, name).exists()
-            if self._agent(name) is None and not stopped:
+            if self._agent(name) is None:
+                if stopped_file(self._home, name).exists():
+                    await self.remove(name)
+                    continue
                 self._revive(name, shape)
-            found.append(FleetReplica(name=name, fleet=shape.name, state="stopped" if stopped else "running"))
+            found.append(FleetReplica(name=name, fleet=shape.name))
         return tuple(found)
 
     async def start(self, shape: FleetShape, replica: str) -> None:
@@ -92,10 +96,16 @@ class LocalFleet:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _replicas(self) -> tuple[tuple[str, FleetShape], ...]:
-        records = sorted((self._home.root / "replicas").glob("*/replica.json"))
-        return tuple(
-            (each.parent.name, TypeAdapter(_Started).validate_json(each.read_bytes()).shape) for each in records
-        )
+        found = []
+        for record in sorted((self._home.root / "replicas").glob("*/replica.json")):
+            name = record.parent.name
+            try:
+                found.append((name, TypeAdapter(_Started).validate_json(record.read_bytes()).shape))
+            except (OSError, ValidationError) as error:
+                if name not in self._unread:
+                    log.warning("a replica's record can't be read; it is left alone", replica=name, reason=str(error))
+                self._unread.add(name)
+        return tuple(found)
 
     def _record_file(self, replica: str) -> Path:
         return self._home.replica(replica) / "agent.json"

@@ -12,13 +12,12 @@ from controlplane.core.models import FleetShape
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetReplica:
     """A replica that the backend has. `running`: its agent runs or is being started (again); `leaving`: somebody else
-    ends it, whether the controller wants it or not; `stopped`: it was told to end and has ended, and waits to be
-    removed. `reason`: why it leaves, or does not come up. `extra`: it is there beside as many as were asked for, by a
-    rolling update say, and whoever made it ends one in time."""
+    ends it, whether the controller wants it or not. `reason`: why it leaves, or does not come up. `extra`: it is there
+    beside as many as were asked for, by a rolling update say, and whoever made it ends one in time."""
 
     name: str
     fleet: str
-    state: Literal["running", "leaving", "stopped"] = "running"
+    state: Literal["running", "leaving"] = "running"
     reason: str = ""
     extra: bool = False
 

@@ -65,17 +65,25 @@ async def test_a_dead_agent_is_started_again_and_finds_its_server(home: Home) ->
     assert server_of(home) == server
 
 
-async def test_an_agent_that_was_told_to_end_stays_ended(home: Home) -> None:
+async def test_a_record_that_can_not_be_read_is_left_alone(home: Home) -> None:
+    home.replica("cpu-7").mkdir(parents=True)
+    (home.replica("cpu-7") / "replica.json").write_text("{")
     fleet = LocalFleet(home)
     await fleet.start(CPU, "cpu-0")
-    agent, _ = await started(home)
+    assert [each.name for each in await fleet.list()] == ["cpu-0"]
+    assert (home.replica("cpu-7") / "replica.json").exists()
+
+
+async def test_what_has_ended_since_it_was_told_to_is_removed_by_whoever_comes_next(home: Home) -> None:
+    await LocalFleet(home).start(CPU, "cpu-0")
+    agent, server = await started(home)
     stopped_file(home, "cpu-0").touch()
     agent.kill()
     processes.wait_ended([agent], timeout_s=10)
-    for _ in range(3):
-        (replica,) = await fleet.list()
-        assert replica.state == "stopped"
-    assert agent_of(home) is None
+    fleet = LocalFleet(home)  # the controller was killed meanwhile
+    assert await fleet.list() == ()
+    assert not home.replica("cpu-0").exists()
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
     await fleet.start(CPU, "cpu-0")  # the name is wanted again
     assert agent_of(home) is not None
     assert (await fleet.list())[0].state == "running"

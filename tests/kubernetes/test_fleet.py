@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from kubernetes.client import CoreV1Api
 
-from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
+from controlplane.core.errors import Conflict, NotFound, Unauthenticated, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet import informer
 from controlplane.fleet.cluster import client_of, configured
@@ -174,6 +175,22 @@ async def test_a_mark_on_who_stayed_counts_no_more(make: Made) -> None:
     await backend.remove(two)
     await make.settled(backend)
     assert make.pods() == {one, three}
+
+
+@pytest.mark.parametrize("size", [0, 1])
+async def test_what_was_decided_on_an_old_size_is_refused(make: Made, size: int) -> None:
+    """So a call of a leader that was long under way undoes nothing of the next one's."""
+    backend = await make()
+    if size:
+        await backend.start(CPU, "cpu-0")
+        await names(make, backend)
+    old = copy.deepcopy(backend._deployment("cpu"))
+    make.kubectl("scale", "deployment/serving-cpu", "--replicas=3")
+    await true(lambda: backend._size("cpu") == 3)
+    backend._deployments.put(old)
+    with pytest.raises(Conflict, match=f"Deployment serving-cpu to {size + 1}: it does not have {size} any more"):
+        await backend.start(CPU, "cpu-1")
+    assert make.cluster.get("deployment/serving-cpu", f"--namespace={make.namespace}")["spec"]["replicas"] == 3
 
 
 async def test_releases_do_not_see_each_other(make: Made) -> None:
