@@ -127,6 +127,11 @@ class Cluster:
         for worker in WORKERS:
             worker.add_image(reference)
 
+    def tag_image(self, reference: str, name: str) -> None:
+        """Have every node know an image, which it has, by another name too."""
+        for worker in WORKERS:
+            assert worker.ctr("images", "tag", "--force", reference, name) is not None, f"{reference} has no {name}"
+
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:

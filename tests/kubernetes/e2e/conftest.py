@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.models import fetch
 from tests.kubernetes import images as image_builds
 from tests.kubernetes.cluster import Cluster, cannot_run
 from tests.kubernetes.cluster import cluster as running_cluster
@@ -36,13 +37,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(reason)
     try:
         programs(*NODE)
+        for name in ("magika-0.6.1", "magika-labels"):
+            fetch(name)  # there is no way out of the cluster
         config.stash[BUILT] = {name: image_builds.build(name) for name in image_builds.DOCKERFILES}
         with contextlib.ExitStack() as stack:
             started = stack.enter_context(running_cluster())
             stack.enter_context(started.network.entered())
             config.stash[STARTED] = started
             config.add_cleanup(stack.pop_all().close)
-    except (AssertionError, subprocess.CalledProcessError) as error:
+    except (AssertionError, RuntimeError, subprocess.CalledProcessError) as error:
         raise pytest.UsageError(str(error)) from error
 
 
