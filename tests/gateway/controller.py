@@ -45,7 +45,7 @@ class Controller:
         assert request.headers["authorization"] == f"Bearer {self._token}"
         report = REPORTS.validate_json(await request.body())
         self.reports.append(report)
-        for _ in range(100):
+        for _ in range(100 if float(request.query_params["wait_s"]) else 1):
             ahead = (self.table.epoch, self.table.generation) != (report.epoch, report.generation)
             if ahead or self.send_table:
                 break

@@ -30,9 +30,7 @@ from tests.gateway.triton import Triton
 async def side(endpoint: Endpoint) -> AsyncIterator[tuple[str, Replicas]]:
     """The address of a Python side that leads models to one replica, `cold` to none yet; and its connections."""
     settings = Settings()
-    led = table(
-        endpoint, echo=route("echo", 2), other=route("other"), slow=route("slow"), cold=route("cold", pool=None)
-    )
+    led = table(endpoint, echo=route("echo", 2), other=route("other"), cold=route("cold", pool=None))
     holding, replicas = Holding(settings, led, lambda: None), Replicas(settings)
     server, port = await serve(Forwarding(settings, holding, replicas, Sequences(settings.sequences)), settings, 0)
     try:
@@ -40,6 +38,19 @@ async def side(endpoint: Endpoint) -> AsyncIterator[tuple[str, Replicas]]:
     finally:
         await server.stop(None)
         await replicas.close()
+
+
+@asynccontextmanager
+async def serving(servicer: service_pb2_grpc.GRPCInferenceServiceServicer) -> AsyncIterator[Endpoint]:
+    """A replica that is this server."""
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield Endpoint(replica="one", host="127.0.0.1", grpc_port=port, http_port=1)
+    finally:
+        await server.stop(None)
 
 
 def request(model: str, values: Sequence[float] = (1.0,)) -> service_pb2.ModelInferRequest:
@@ -97,16 +108,9 @@ class Short(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
 
 @pytest.mark.parametrize("messages", [1, 2, 50])
 async def test_a_replica_that_ends_its_stream_too_early_has_failed(messages: int) -> None:
-    server = grpc.aio.server()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Short(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with side(Endpoint(replica="short", host="127.0.0.1", grpc_port=port, http_port=1)) as (address, _):
-            with pytest.raises(grpc.RpcError) as refused:
-                await asyncio.to_thread(ask, address, [request("echo")] * messages, close=False)
-    finally:
-        await server.stop(None)
+    async with serving(Short()) as short, side(short) as (address, _):
+        with pytest.raises(grpc.RpcError) as refused:
+            await asyncio.to_thread(ask, address, [request("echo")] * messages, close=False)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert refused.value.details() == "the replica ended the stream for echo"
 
@@ -148,26 +152,21 @@ async def settled(count: Callable[[], int]) -> int:
 
 
 async def test_answers_that_nobody_reads_stay_where_they_are() -> None:
-    server, generous = grpc.aio.server(), Generous()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(generous, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with (
-            side(Endpoint(replica="generous", host="127.0.0.1", grpc_port=port, http_port=1)) as (address, _),
-            grpc.aio.insecure_channel(address) as channel,
-        ):
-            asked = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(timeout=120)
-            await asked.write(request("echo"))
-            await asked.done_writing()
-            await asked.read()
-            assert await settled(lambda: generous.written) < 100
-            rest = 0
-            while await asked.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                rest += 1
-            assert rest == 199
-    finally:
-        await server.stop(None)
+    generous = Generous()
+    async with (
+        serving(generous) as replica,
+        side(replica) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        asked = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(timeout=120)
+        await asked.write(request("echo"))
+        await asked.done_writing()
+        await asked.read()
+        assert await settled(lambda: generous.written) < 100
+        rest = 0
+        while await asked.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            rest += 1
+        assert rest == 199
 
 
 async def test_messages_for_a_model_that_is_not_there_yet_stay_where_they_are(tritons: tuple[Triton, Triton]) -> None:
@@ -187,17 +186,29 @@ async def test_messages_for_a_model_that_is_not_there_yet_stay_where_they_are(tr
         sending.cancel()
 
 
-async def test_who_waits_for_a_replica_whose_connection_is_closed_is_told(tritons: tuple[Triton, Triton]) -> None:
-    async with side(tritons[0].endpoint) as (address, replicas):
-        asked = asyncio.create_task(asyncio.to_thread(ask, address, [request("slow", [20.0])]))
-        async with grpc.aio.insecure_channel(address) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            call = stub.ModelInfer(request("slow", [20.0]), timeout=60)
-            while replicas.in_flight[tritons[0].name] < 2:  # noqa: ASYNC110 - the count tells nobody
+class Silent(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A server that never answers."""
+
+    async def ModelInfer(self, request: Any, _: Any) -> None:  # noqa: N802 - the protocol has named it
+        await asyncio.Event().wait()
+
+    async def ModelStreamInfer(self, _: Any, context: Any) -> None:  # noqa: N802 - the protocol has named it
+        await asyncio.Event().wait()
+
+
+async def test_who_waits_for_a_replica_whose_connection_is_closed_is_told() -> None:
+    async with (
+        serving(Silent()) as silent,
+        side(silent) as (address, replicas),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        one = stub.ModelInfer(request("echo"), timeout=60)
+        many = stub.ModelStreamInfer(iter([request("echo")]), timeout=60)
+        async with asyncio.timeout(30):
+            while replicas.in_flight[silent.replica] < 2:  # noqa: ASYNC110 - the count tells nobody
                 await asyncio.sleep(0.01)
-            await replicas.channel(tritons[0].endpoint).close()
-            for waiting in (call, asked):
-                with pytest.raises(grpc.RpcError) as refused:
-                    await waiting
-                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-                assert "was closed" in str(refused.value.details())
+        await replicas.channel(silent).close()
+        for waiting in (one, many):
+            assert await waiting.code() is grpc.StatusCode.UNAVAILABLE
+            assert "was closed" in await waiting.details()
