@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -349,6 +350,20 @@ async def test_what_is_too_old_for_a_watch_is_listed_anew(make: Made) -> None:
         assert followed.problem is None
     finally:
         followed.stop()
+
+
+async def test_everything_is_listed_anew_from_time_to_time(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the watch has told, or has not."""
+    monkeypatch.setattr(informer, "WATCH_S", 1)
+    monkeypatch.setattr(informer, "RESYNC_S", 2.0)
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    (name,) = await names(make, backend)
+    ghost = copy.deepcopy(backend._pods.objects()[name])
+    ghost.metadata.name = "ghost"
+    backend._pods.put(ghost)
+    await true(lambda: {each.name for each in asyncio.run(backend.list())} == {name})
+    assert backend._pods.problem is None
 
 
 async def test_many_that_are_asked_for_at_once_are_one_call(make: Made) -> None:
