@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.client import CoreV1Api
+from structlog.testing import capture_logs
 
 from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
 from controlplane.core.models import FleetShape
@@ -350,6 +352,39 @@ async def test_what_is_too_old_for_a_watch_is_listed_anew(make: Made) -> None:
         assert followed.problem is None
     finally:
         followed.stop()
+
+
+async def test_a_fleet_that_was_away_when_etcd_was_compacted_goes_on(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between one watch and the next: no history is left that would lead from what it knows to the present."""
+    monkeypatch.setattr(informer, "WATCH_S", 1)
+    list_pods = CoreV1Api.list_namespaced_pod
+    away, back = threading.Event(), threading.Event()
+    versions: list[int] = []
+
+    @functools.wraps(list_pods)
+    def held(api: CoreV1Api, *arguments: Any, **options: Any) -> Any:
+        if options.get("watch") and away.is_set() and not back.is_set():
+            versions.append(int(options["resource_version"]))
+            assert back.wait(120)
+        return list_pods(api, *arguments, **options)
+
+    monkeypatch.setattr(CoreV1Api, "list_namespaced_pod", held)
+    backend = await make()
+    away.set()
+    await true(lambda: len(versions) == 2)  # of pods, and of gateways' pods
+    with capture_logs() as logs:
+        make.kubectl("scale", "deployment/serving-cpu", "--replicas=1")
+        await true(lambda: len(make.pods()) == 1)
+        assert make.cluster.compact() > max(versions)
+        make.cluster.kill()
+        make.cluster.start()
+        back.set()
+        assert list((await names(make, backend)).values()) == ["cpu"]
+        await true(lambda: len([each for each in logs if "the watch is too old" in each["event"]]) >= 2)
+    make.kubectl("scale", "deployment/serving-cpu", "--replicas=2")
+    assert list((await names(make, backend)).values()) == ["cpu", "cpu"], "the same backend hears what comes next"
 
 
 async def test_everything_is_listed_anew_from_time_to_time(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
