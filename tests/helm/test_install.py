@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from helm_python import Config
 
+from controlplane.fleet.cluster import configured
+from controlplane.server.leases import KubernetesLease, owner_of
 from tests.helm.rendering import CHART, Object, read
 from tests.kubernetes.control_plane import ControlPlane
 from tests.waiting import until
@@ -41,6 +43,15 @@ class Cluster:
     def replicas(self) -> dict[str, int]:
         found = self.api_server.get("deployments", f"--namespace={self.namespace}")
         return {each["metadata"]["name"]: each["spec"]["replicas"] for each in found["items"]}
+
+    def lead(self, name: str) -> None:
+        """Take a release's Lease, as its controller does, by the controller's rights."""
+        account = f"{name}-controller"
+        until(lambda: self.may(account, "create", "coordination.k8s.io/leases"))
+        configuration = configured(self.api_server.kubeconfig_of(self.namespace, account))
+        owner = owner_of(configuration, namespace=self.namespace, deployment=account)
+        kept = KubernetesLease(configuration, namespace=self.namespace, name=account, owner=owner)
+        kept.create(holder="somebody", address="http://10.0.0.1:8080", lease_s=10)
 
     def may(self, account: str, verb: str, resource: str) -> bool:
         """Whether a ServiceAccount has this right in the namespace, by the API server's own word."""
@@ -131,7 +142,7 @@ def test_nothing_is_left_of_one_release_and_everything_of_the_other(cluster: Clu
         found = cluster.api_server.get("clusterroles,clusterrolebindings", f"--selector={labels}")
         return {each["metadata"]["name"] for each in found["items"]}
 
-    before = cluster.names(KINDS)
+    before, everything = cluster.names(KINDS), cluster.api_server.objects(cluster.namespace)
     cluster.install("first", TINY)
     alone = {
         each for each in cluster.names(KINDS) if "/first-" in each and not each.startswith(("Pod/", "ReplicaSet/"))
@@ -139,11 +150,17 @@ def test_nothing_is_left_of_one_release_and_everything_of_the_other(cluster: Clu
     cluster.install("second", TINY)
     ours = {f"triton-controlplane:{cluster.namespace}:{name}-controller" for name in ("first", "second")}
     assert ours <= wide()
+    for name in ("first", "second"):
+        cluster.lead(name)
+    assert {"Lease/first-controller", "Lease/second-controller"} <= cluster.names("leases")
+    alone |= {"Lease/first-controller"}
     cluster.helm.uninstall("second")
     until(lambda: not any("second" in each for each in cluster.names(KINDS)), what="something is left of the release")
     assert alone <= cluster.names(KINDS)
     cluster.helm.uninstall("first")
     until(lambda: cluster.names(KINDS) == before, what="something is left")
+    left = cluster.api_server.objects
+    until(lambda: left(cluster.namespace) == everything, timeout_s=60, every_s=0.2, what="something is left")
     assert not ours & wide()
 
 

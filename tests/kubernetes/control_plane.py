@@ -218,6 +218,13 @@ class ControlPlane:
         """What `kubectl get` finds, as JSON."""
         return json.loads(self.kubectl("get", "--output=json", *arguments))
 
+    def objects(self, namespace: str) -> set[str]:
+        """Everything in a namespace, of whatever kind, but for events: those end by themselves, after an hour."""
+        kinds = self.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+        kept = sorted({each for each in kinds if each.partition(".")[0] != "events"})
+        found = self.get(",".join(kept), f"--namespace={namespace}")["items"]
+        return {f"{each['kind']}/{each['metadata']['name']}" for each in found}
+
     def token(self, namespace: str, account: str, *, audience: str | None = None, pod: str | None = None) -> str:
         """A service account's token by the TokenRequest API, bound to a pod if one is named."""
         return self.kubectl(
