@@ -41,8 +41,17 @@ class _Batch:
 class KubernetesFleet:
     """The fleets of one release. `changed` is called, in any thread, when a pod or a Deployment is different."""
 
-    def __init__(self, api: ApiClient, *, namespace: str, selector: str, changed: Callable[[], None]) -> None:
-        """`selector` finds what is of the release. Deployments and pods of its fleets have FLEET_LABEL, too."""
+    def __init__(
+        self,
+        api: ApiClient,
+        *,
+        namespace: str,
+        selector: str,
+        changed: Callable[[], None],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """`selector` finds what is of the release. Deployments and pods of its fleets have FLEET_LABEL, too. `labels`
+        are for what is made here, which is events."""
         self._namespace = namespace
         self._core, self._apps = CoreV1Api(api), AppsV1Api(api)
         fleets = {"namespace": namespace, "label_selector": f"{selector},{FLEET_LABEL}"}
@@ -51,7 +60,7 @@ class KubernetesFleet:
         self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, fleets, changed)
         self._gateways = Informer("gateways' pods", self._core.list_namespaced_pod, gateways, changed)
         self._informers = (self._pods, self._deployments, self._gateways)
-        self._events = Events(api, namespace)
+        self._events = Events(api, namespace, labels or {})
         self._lock = asyncio.Lock()
         self._ordered: dict[str, tuple[str, ...]] = {}
         """By fleet, the names under which replicas were asked for that have no pod yet."""

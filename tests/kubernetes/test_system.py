@@ -22,6 +22,7 @@ from helm_python import Config
 
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.pod import PORTS
+from controlplane.fleet.events import SOURCE
 from controlplane.local import processes
 from controlplane.registry import open_registry
 from controlplane.registry.registry import Registry
@@ -212,6 +213,14 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
         node.running[first].kill()
         until(lambda: node.role(second) == "leader", timeout_s=30)
         assert node.ask() == (6.0, "1")
+
+        labels = node.get("deployment", "serving-controller")["metadata"]["labels"]
+        ours = {**labels, "app.kubernetes.io/managed-by": SOURCE}
+        del ours["helm.sh/chart"]
+        assert node.get("lease", "serving-controller")["metadata"]["labels"] == ours
+        told = [each for each in node.get("events")["items"] if each["source"].get("component") == SOURCE]
+        assert told
+        assert all(each["metadata"]["labels"] == ours for each in told)
 
         # With a controller that leads until its rights are gone.
         helm.uninstall("serving")
