@@ -29,6 +29,7 @@ MANAGER: Final = "triton-controlplane"
 """Who we are, in the API server's record of who set which field."""
 FIRST_S = 20.0
 """How long the first look at the cluster may take."""
+APPLY: Final = "application/apply-patch+yaml"
 ENDED = ("Failed", "Succeeded")
 
 
@@ -68,6 +69,8 @@ class KubernetesFleet:
         """By fleet, those that are asked for in the next call."""
         self._promised: dict[str, int] = {}
         """By fleet, the size that a call under way asks for: its answer and the watch may come in any order."""
+        self._sizes: dict[str, int] = {}
+        """By a Deployment's uid, the size that was set from here, before that the one that was found at first."""
         self._asked: dict[str, bool] = {}
         """Names that were asked for since the last list, with whether that was done: whoever asks for one of them again
         can't know yet that its pod is there by another name."""
@@ -80,6 +83,7 @@ class KubernetesFleet:
         for each in self._informers:
             if not await asyncio.to_thread(each.wait, FIRST_S):
                 raise Unavailable(str(each.problem or "the Kubernetes API server does not answer"))
+        self.notes()  # takes down the sizes
 
     def close(self) -> None:
         """Look no longer."""
@@ -182,7 +186,12 @@ class KubernetesFleet:
 
     def notes(self) -> Mapping[str, str]:
         """Whose hand set a Deployment's size last, where it was not ours."""
-        return {_fleet(each): text for each in self._deployments.objects().values() if (text := _by_hand(each))}
+        notes = {}
+        for each in self._deployments.objects().values():
+            known = self._sizes.setdefault(each.metadata.uid, each.spec.replicas)
+            if text := _by_hand(each, known):
+                notes[_fleet(each)] = text
+        return notes
 
     def tell(self, news: News) -> None:
         """An event on the fleet's Deployment, or on the replica's pod; none when that is gone."""
@@ -249,27 +258,34 @@ class KubernetesFleet:
             return
         name = deployment.metadata.name
         log.info("a Deployment is scaled", fleet=fleet, deployment=name, before=deployment.spec.replicas, size=size)
+        # Applied, not merged: only from then on does the API server record who sets the size of what Helm has applied.
         await call(
             self._apps.patch_namespaced_deployment_scale,
             name,
             self._namespace,
-            {"spec": {"replicas": size}},
+            {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": name}, "spec": {"replicas": size}},
             field_manager=MANAGER,
+            force=True,
+            _content_type=APPLY,
             doing=f"scaling Deployment {name} to {size}",
         )
+        self._sizes[deployment.metadata.uid] = size
         # The watch tells the same a moment later; until then nothing is to be decided on the old number.
         deployment.spec.replicas = size
         self._deployments.put(deployment)
 
 
-def _by_hand(deployment: Any) -> str:
-    """Who else has set the number of replicas, and when; empty where that was this controller, or nobody."""
-    for each in deployment.metadata.managed_fields or ():
-        owns = "f:replicas" in ((each.fields_v1 or {}).get("f:spec") or {})
-        if owns and each.manager != MANAGER:
-            size = f"{deployment.metadata.name} to {deployment.spec.replicas}"
+def _by_hand(deployment: Any, known: int) -> str:
+    """Who else has set the number of replicas, which was `known`, and when; empty where that was this controller, or
+    nobody, or whoever made the Deployment."""
+    size = f"{deployment.metadata.name} to {deployment.spec.replicas}"
+    fields = [(each, (each.fields_v1 or {}).get("f:spec") or {}) for each in deployment.metadata.managed_fields or ()]
+    owners = [(each, "f:template" in spec) for each, spec in fields if "f:replicas" in spec]
+    changed = deployment.spec.replicas != known
+    for each, made in owners:
+        if each.manager != MANAGER and (changed or not made):
             return f"{each.manager} set {size}" + (f" at {each.time:%H:%M:%S} UTC" if each.time is not None else "")
-    return ""
+    return f"somebody set {size}" if changed and not owners else ""
 
 
 def _fleet(found: Any) -> str:

@@ -83,3 +83,11 @@ async def test_a_name_can_be_used_again(make: Make) -> None:
     assert await names(make, backend) == {}
     await backend.start(CPU, "cpu-0")
     assert list((await names(make, backend)).values()) == ["cpu"]
+
+
+async def test_nobody_else_has_set_a_size_at_first(make: Make) -> None:
+    backend = await make()
+    assert backend.notes() == {}
+    await backend.start(CPU, "cpu-0")
+    await names(make, backend)
+    assert backend.notes() == {}

@@ -125,6 +125,23 @@ async def test_a_change_is_heard_of_and_not_asked_for(make: Made) -> None:
     assert "cpu" not in backend.notes(), "its size is ours again"
 
 
+async def test_whose_hand_set_the_size_of_what_helm_has_applied(make: Made) -> None:
+    """It applies a Deployment without a size, so nobody owns that field; then nobody's scaling is recorded, either."""
+    made = yaml.safe_load(deployment("third"))
+    del made["spec"]["replicas"]
+    make.kubectl("apply", "--server-side", "--field-manager=helm", "--filename=-", given=yaml.safe_dump(made))
+    backend = await make()
+    assert "third" not in backend.notes(), "one replica is the API server's default"
+    make.kubectl("scale", "deployment/serving-third", "--replicas=2")
+    await true(lambda: "somebody set serving-third to 2" in backend.notes().get("third", ""))
+    await backend.start(FleetShape(name="third"), "third-2")
+    await names(make, backend)
+    assert backend.notes() == {}, "its size is ours"
+    make.kubectl("scale", "deployment/serving-third", "--replicas=1")
+    await true(lambda: "kubectl set serving-third to 1" in backend.notes().get("third", ""))
+    assert "third" in (await make()).notes(), "who leads next can tell, too"
+
+
 async def test_pods_that_somebody_deletes_leave_and_are_replaced(make: Made) -> None:
     backend = await make()
     await backend.start(CPU, "cpu-0")
