@@ -19,7 +19,7 @@ from controlplane.core.errors import NotFound, Unauthenticated, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet import informer
 from controlplane.fleet.cluster import client_of, configured
-from controlplane.fleet.events import BURST, SOURCE
+from controlplane.fleet.events import BURST, SOURCE, WAITING
 from controlplane.fleet.kubernetes import COST, FLEET_LABEL, GATEWAY, LEAST_COST, KubernetesFleet
 from controlplane.fleet.protocol import FleetBackend, FleetReplica, News
 from tests.fleet.contract import *  # noqa: F403 - its tests
@@ -308,6 +308,31 @@ async def test_one_object_gets_no_flood_of_events(make: Made) -> None:
 
     await true(lambda: on("other") == 1)
     assert on("cpu") == BURST
+
+
+@pytest.mark.parametrize("away", ["kill", "pause"])
+async def test_who_tells_does_not_wait_for_an_api_server_that_is_away(make: Made, away: str) -> None:
+    backend = await make()
+    getattr(make.cluster, away)()
+
+    def tell() -> None:
+        for number in range(2 * WAITING):  # more than may wait to be written
+            backend.tell(News(fleet="cpu", code="SCALING", text=f"to {number}"))
+
+    try:
+        async with asyncio.timeout(60):  # each call may take CALL_S
+            await asyncio.to_thread(tell)
+    finally:
+        if away == "kill":
+            make.cluster.start()
+        else:
+            make.cluster.go_on()
+
+    def told() -> bool:
+        backend.tell(News(fleet="other", code="SCALING", text="it is back"))
+        return any(each["involvedObject"]["name"] == "serving-other" for each in make.kubectl_get("events"))
+
+    await true(told)
 
 
 async def test_which_gateways_there_are(make: Made) -> None:
