@@ -140,6 +140,10 @@ async def test_whose_hand_set_the_size_of_what_helm_has_applied(make: Made) -> N
     make.kubectl("scale", "deployment/serving-third", "--replicas=1")
     await true(lambda: "kubectl set serving-third to 1" in backend.notes().get("third", ""))
     assert "third" in (await make()).notes(), "who leads next can tell, too"
+    changed = yaml.safe_load(deployment("cpu"))
+    changed["spec"]["replicas"] = 1
+    make.kubectl("apply", "--filename=-", given=yaml.safe_dump(changed))
+    await true(lambda: "kubectl-client-side-apply set serving-cpu to 1" in backend.notes().get("cpu", ""))
 
 
 async def test_pods_that_somebody_deletes_leave_and_are_replaced(make: Made) -> None:
