@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -59,9 +60,10 @@ class Events:
     """Writes events in a thread of its own. Whoever tells does not wait, and what can't be written is dropped: the logs
     have it too."""
 
-    def __init__(self, api: ApiClient, namespace: str) -> None:
+    def __init__(self, api: ApiClient, namespace: str, labels: Mapping[str, str]) -> None:
         self._core = CoreV1Api(api)
         self._namespace = namespace
+        self._labels = dict(labels)
         self._waiting: queue.Queue[_Event | None] = queue.Queue(WAITING)
         self._written: OrderedDict[_Event, _Written] = OrderedDict()
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
@@ -137,7 +139,7 @@ class Events:
     def _made(self, event: _Event, name: str) -> CoreV1Event:
         now = datetime.now(UTC)
         return CoreV1Event(
-            metadata=V1ObjectMeta(name=name, namespace=self._namespace),
+            metadata=V1ObjectMeta(name=name, namespace=self._namespace, labels=self._labels),
             involved_object=V1ObjectReference(
                 kind=event.kind,
                 api_version=event.api_version,

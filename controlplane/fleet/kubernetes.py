@@ -11,7 +11,7 @@ from typing import Any, Final
 import structlog
 from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 
-from controlplane.core.errors import Conflict, ControlPlaneError, InvalidInput, NotFound, Unavailable
+from controlplane.core.errors import Conflict, ControlPlaneError, NotFound, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet.cluster import call
 from controlplane.fleet.events import Events
@@ -29,6 +29,8 @@ MANAGER: Final = "triton-controlplane"
 """Who we are, in the API server's record of who set which field."""
 FIRST_S = 20.0
 """How long the first look at the cluster may take."""
+APPLY: Final = "application/apply-patch+yaml"
+ATTEMPTS: Final = 5
 ENDED = ("Failed", "Succeeded")
 
 
@@ -41,8 +43,17 @@ class _Batch:
 class KubernetesFleet:
     """The fleets of one release. `changed` is called, in any thread, when a pod or a Deployment is different."""
 
-    def __init__(self, api: ApiClient, *, namespace: str, selector: str, changed: Callable[[], None]) -> None:
-        """`selector` finds what is of the release. Deployments and pods of its fleets have FLEET_LABEL, too."""
+    def __init__(
+        self,
+        api: ApiClient,
+        *,
+        namespace: str,
+        selector: str,
+        changed: Callable[[], None],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """`selector` finds what is of the release. Deployments and pods of its fleets have FLEET_LABEL, too. `labels`
+        are for what is made here, which is events."""
         self._namespace = namespace
         self._core, self._apps = CoreV1Api(api), AppsV1Api(api)
         fleets = {"namespace": namespace, "label_selector": f"{selector},{FLEET_LABEL}"}
@@ -51,7 +62,7 @@ class KubernetesFleet:
         self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, fleets, changed)
         self._gateways = Informer("gateways' pods", self._core.list_namespaced_pod, gateways, changed)
         self._informers = (self._pods, self._deployments, self._gateways)
-        self._events = Events(api, namespace)
+        self._events = Events(api, namespace, labels or {})
         self._lock = asyncio.Lock()
         self._ordered: dict[str, tuple[str, ...]] = {}
         """By fleet, the names under which replicas were asked for that have no pod yet."""
@@ -59,6 +70,8 @@ class KubernetesFleet:
         """By fleet, those that are asked for in the next call."""
         self._promised: dict[str, int] = {}
         """By fleet, the size that a call under way asks for: its answer and the watch may come in any order."""
+        self._sizes: dict[str, int] = {}
+        """By a Deployment's uid, the size that was set from here, before that the one that was found at first."""
         self._asked: dict[str, bool] = {}
         """Names that were asked for since the last list, with whether that was done: whoever asks for one of them again
         can't know yet that its pod is there by another name."""
@@ -71,6 +84,7 @@ class KubernetesFleet:
         for each in self._informers:
             if not await asyncio.to_thread(each.wait, FIRST_S):
                 raise Unavailable(str(each.problem or "the Kubernetes API server does not answer"))
+        self.notes()  # takes down the sizes
 
     def close(self) -> None:
         """Look no longer."""
@@ -173,7 +187,12 @@ class KubernetesFleet:
 
     def notes(self) -> Mapping[str, str]:
         """Whose hand set a Deployment's size last, where it was not ours."""
-        return {_fleet(each): text for each in self._deployments.objects().values() if (text := _by_hand(each))}
+        notes = {}
+        for each in self._deployments.objects().values():
+            known = self._sizes.setdefault(each.metadata.uid, each.spec.replicas)
+            if text := _by_hand(each, known):
+                notes[_fleet(each)] = text
+        return notes
 
     def tell(self, news: News) -> None:
         """An event on the fleet's Deployment, or on the replica's pod; none when that is gone."""
@@ -240,30 +259,54 @@ class KubernetesFleet:
             return
         name = deployment.metadata.name
         log.info("a Deployment is scaled", fleet=fleet, deployment=name, before=deployment.spec.replicas, size=size)
-        # It is changed from what it was decided on, by whoever led then: a call may have been under way for long.
-        patch = [
-            {"op": "test", "path": "/spec/replicas", "value": deployment.spec.replicas or None},  # 0 is left out there
-            {"op": "add", "path": "/spec/replicas", "value": size},
-        ]
-        doing = f"scaling Deployment {name} to {size}"
-        scale = self._apps.patch_namespaced_deployment_scale
-        try:
-            await call(scale, name, self._namespace, patch, field_manager=MANAGER, doing=doing)
-        except InvalidInput as error:
-            raise Conflict(f"{doing}: it does not have {deployment.spec.replicas} any more") from error
-        # The watch tells the same a moment later; until then nothing is to be decided on the old number.
+        await self._apply_scale(deployment, size)
+        self._sizes[deployment.metadata.uid] = size
+        # The watch tells the same a moment later, or has told it; until then nothing is to be decided on the old number.
+        deployment = self._deployment(fleet)
         deployment.spec.replicas = size
         self._deployments.put(deployment)
 
+    async def _apply_scale(self, deployment: Any, size: int) -> None:
+        """Change the size from the one that this was decided on: by now another controller may lead, and have set it.
+        Raises Conflict."""
+        name, before = deployment.metadata.name, deployment.spec.replicas or 0
+        doing = f"scaling Deployment {name} to {size}"
+        for attempt in range(1, ATTEMPTS + 1):
+            found: Any = await call(self._apps.read_namespaced_deployment_scale, name, self._namespace, doing=doing)
+            if (found.spec.replicas or 0) != before:
+                raise Conflict(f"{doing}: it has {found.spec.replicas or 0} by now, not {before}")
+            version = {"name": name, "resourceVersion": found.metadata.resource_version}
+            try:
+                # Applied, not merged: only from then on does the API server record who sets the size of what Helm has
+                # applied.
+                await call(
+                    self._apps.patch_namespaced_deployment_scale,
+                    name,
+                    self._namespace,
+                    {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": version, "spec": {"replicas": size}},
+                    field_manager=MANAGER,
+                    force=True,
+                    _content_type=APPLY,
+                    doing=doing,
+                )
+            except Conflict:  # something else of it has changed, its status mostly
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                return
 
-def _by_hand(deployment: Any) -> str:
-    """Who else has set the number of replicas, and when; empty where that was this controller, or nobody."""
-    for each in deployment.metadata.managed_fields or ():
-        owns = "f:replicas" in ((each.fields_v1 or {}).get("f:spec") or {})
-        if owns and each.manager != MANAGER:
-            size = f"{deployment.metadata.name} to {deployment.spec.replicas}"
+
+def _by_hand(deployment: Any, known: int) -> str:
+    """Who else has set the number of replicas, which was `known`, and when; empty where that was this controller, or
+    nobody, or whoever made the Deployment."""
+    size = f"{deployment.metadata.name} to {deployment.spec.replicas}"
+    fields = [(each, (each.fields_v1 or {}).get("f:spec") or {}) for each in deployment.metadata.managed_fields or ()]
+    owners = [(each, "f:template" in spec) for each, spec in fields if "f:replicas" in spec]
+    changed = deployment.spec.replicas != known
+    for each, made in owners:
+        if each.manager != MANAGER and (changed or not made):
             return f"{each.manager} set {size}" + (f" at {each.time:%H:%M:%S} UTC" if each.time is not None else "")
-    return ""
+    return f"somebody set {size}" if changed and not owners else ""
 
 
 def _fleet(found: Any) -> str:

@@ -14,9 +14,10 @@ import uvicorn
 from kubernetes.client import Configuration
 from starlette.applications import Starlette
 
+from controlplane import __version__
 from controlplane.core.errors import ControlPlaneError, InvalidInput
 from controlplane.fleet.cluster import client_of, configured
-from controlplane.fleet.kubernetes import KubernetesFleet
+from controlplane.fleet.kubernetes import MANAGER, KubernetesFleet
 from controlplane.local.home import Home
 from controlplane.local.system import System, read_system
 from controlplane.metrics.source import source_of
@@ -32,6 +33,7 @@ from controlplane.server.listening import listen
 
 log = structlog.get_logger(__name__)
 
+NAME = "triton-controlplane"
 PORT, METRICS_PORT = 8080, 8081
 """Whoever calls at the first needs a token. At the second there are metrics alone, for a Prometheus, which has none."""
 DATA = Path("/data")
@@ -69,6 +71,19 @@ def pod_of(environment: Mapping[str, str]) -> Pod:
     )
 
 
+def labels_of(pod: Pod) -> dict[str, str]:
+    """Labels for what a controller makes itself: the chart's objects have the same, but for who manages
+    them."""
+    return {
+        "app.kubernetes.io/name": NAME,
+        "app.kubernetes.io/instance": pod.instance,
+        "app.kubernetes.io/component": "controller",
+        "app.kubernetes.io/version": __version__,
+        "app.kubernetes.io/managed-by": MANAGER,
+        "app.kubernetes.io/part-of": NAME,
+    }
+
+
 def system_of(config: Path) -> System:
     """The system in the chart's file. Raises InvalidInput or InvalidEntry."""
     system = read_system(config, Home(DATA))
@@ -89,6 +104,7 @@ async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> Non
         namespace=pod.namespace,
         name=f"{pod.release}-controller",
         owner=await _owner(configuration, pod),
+        labels=labels_of(pod),
     )
     election = Election(lease, identity=new_identity(pod.name), address=f"http://{pod.ip}:{pod.port}")
     serving = Serving(leader=lambda: election.elsewhere, ready=lambda: election.heard)
@@ -154,6 +170,7 @@ async def _lead(system: System, pod: Pod, configuration: Configuration, serving:
         namespace=pod.namespace,
         selector=f"app.kubernetes.io/instance={pod.instance}",
         changed=changed,
+        labels=labels_of(pod),
     )
     try:
         await backend.open()

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Protocol
 
 from controlplane.core.models import FleetShape
-from controlplane.fleet.protocol import FleetBackend
+from controlplane.fleet.protocol import FleetBackend, News
 
 CPU = FleetShape(name="cpu", disk_bytes=1 << 30)
 OTHER = FleetShape(name="other", disk_bytes=1 << 30)
@@ -81,5 +81,22 @@ async def test_a_name_can_be_used_again(make: Make) -> None:
     await backend.start(CPU, "cpu-0")
     await backend.remove(*await names(make, backend))
     assert await names(make, backend) == {}
+    await backend.start(CPU, "cpu-0")
+    assert list((await names(make, backend)).values()) == ["cpu"]
+
+
+async def test_nobody_else_has_set_a_size_at_first(make: Make) -> None:
+    backend = await make()
+    assert backend.notes() == {}
+    await backend.start(CPU, "cpu-0")
+    await names(make, backend)
+    assert backend.notes() == {}
+
+
+async def test_news_of_who_is_not_there_harm_nobody(make: Make) -> None:
+    backend = await make()
+    backend.tell(News(fleet="never-there", code="SCALING", text="to none"))
+    backend.tell(News(fleet="never-there", replica="never-there-0", code="LEAVING", text="it leaves", warning=True))
+    backend.tell(News(fleet="cpu", replica="never-there", code="LEAVING", text="it leaves"))
     await backend.start(CPU, "cpu-0")
     assert list((await names(make, backend)).values()) == ["cpu"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from helm_python import Config
+from kubernetes.client import ApiException, CoreV1Api, V1Eviction, V1ObjectMeta
 
+from controlplane.fleet.cluster import client_of, configured
+from controlplane.server.leases import KubernetesLease, owner_of
 from tests.helm.rendering import CHART, Object, read
 from tests.kubernetes.control_plane import ControlPlane
 from tests.waiting import until
@@ -41,6 +45,44 @@ class Cluster:
     def replicas(self) -> dict[str, int]:
         found = self.api_server.get("deployments", f"--namespace={self.namespace}")
         return {each["metadata"]["name"]: each["spec"]["replicas"] for each in found["items"]}
+
+    def pods(self, component: str) -> dict[str, bool]:
+        """The pods of a part of the releases that are to stay, with whether each is ready."""
+        selector = f"--selector=app.kubernetes.io/component={component}"
+        found = self.api_server.get("pods", selector, f"--namespace={self.namespace}")["items"]
+        return {
+            each["metadata"]["name"]: any(
+                one["type"] == "Ready" and one["status"] == "True" for one in each["status"].get("conditions", ())
+            )
+            for each in found
+            if "deletionTimestamp" not in each["metadata"]
+        }
+
+    def begin(self, pod: str) -> None:
+        """What a kubelet would say of a pod that is ready."""
+        status = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
+        patch = ("--subresource=status", f"--patch={json.dumps(status)}")
+        self.api_server.kubectl("patch", "pod", pod, *patch, f"--namespace={self.namespace}")
+
+    def evict(self, pod: str) -> int:
+        """Ask for the eviction of a pod; the status of the answer."""
+        core = CoreV1Api(client_of(configured(self.api_server.kubeconfig)))
+        try:
+            core.create_namespaced_pod_eviction(
+                pod, self.namespace, V1Eviction(metadata=V1ObjectMeta(name=pod, namespace=self.namespace))
+            )
+        except ApiException as error:
+            return int(error.status or 0)
+        return 201
+
+    def lead(self, name: str) -> None:
+        """Take a release's Lease, as its controller does, by the controller's rights."""
+        account = f"{name}-controller"
+        until(lambda: self.may(account, "create", "coordination.k8s.io/leases"))
+        configuration = configured(self.api_server.kubeconfig_of(self.namespace, account))
+        owner = owner_of(configuration, namespace=self.namespace, deployment=account)
+        kept = KubernetesLease(configuration, namespace=self.namespace, name=account, owner=owner)
+        kept.create(holder="somebody", address="http://10.0.0.1:8080", lease_s=10)
 
     def may(self, account: str, verb: str, resource: str) -> bool:
         """Whether a ServiceAccount has this right in the namespace, by the API server's own word."""
@@ -131,7 +173,7 @@ def test_nothing_is_left_of_one_release_and_everything_of_the_other(cluster: Clu
         found = cluster.api_server.get("clusterroles,clusterrolebindings", f"--selector={labels}")
         return {each["metadata"]["name"] for each in found["items"]}
 
-    before = cluster.names(KINDS)
+    before, everything = cluster.names(KINDS), cluster.api_server.objects(cluster.namespace)
     cluster.install("first", TINY)
     alone = {
         each for each in cluster.names(KINDS) if "/first-" in each and not each.startswith(("Pod/", "ReplicaSet/"))
@@ -139,12 +181,41 @@ def test_nothing_is_left_of_one_release_and_everything_of_the_other(cluster: Clu
     cluster.install("second", TINY)
     ours = {f"triton-controlplane:{cluster.namespace}:{name}-controller" for name in ("first", "second")}
     assert ours <= wide()
+    for name in ("first", "second"):
+        cluster.lead(name)
+    assert {"Lease/first-controller", "Lease/second-controller"} <= cluster.names("leases")
+    alone |= {"Lease/first-controller"}
     cluster.helm.uninstall("second")
     until(lambda: not any("second" in each for each in cluster.names(KINDS)), what="something is left of the release")
     assert alone <= cluster.names(KINDS)
     cluster.helm.uninstall("first")
     until(lambda: cluster.names(KINDS) == before, what="something is left")
+    left = cluster.api_server.objects
+    until(lambda: left(cluster.namespace) == everything, timeout_s=60, every_s=0.2, what="something is left")
     assert not ours & wide()
+
+
+@pytest.mark.parametrize("component", ["fleet", "gateway", "controller"])
+def test_of_two_evictions_at_once_one_is_refused(cluster: Cluster, component: str) -> None:
+    """Kubernetes' own controller counts for the disruption budget; what kubelets say of pods, the test says."""
+    cluster.install("serving", {**TINY, "gateway": {"replicas": 2}, "controller": {"replicas": 2}})
+    cluster.api_server.kubectl("scale", "deployment/serving-cpu", "--replicas=2", f"--namespace={cluster.namespace}")
+    budget = "serving-cpu" if component == "fleet" else f"serving-{component}"
+    until(lambda: len(cluster.pods(component)) == 2)
+    for pod in cluster.pods(component):
+        cluster.begin(pod)
+
+    def allowed() -> bool:
+        status = cluster.api_server.get("poddisruptionbudget", budget, f"--namespace={cluster.namespace}")["status"]
+        return bool((status.get("currentHealthy"), status.get("disruptionsAllowed")) == (2, 1))
+
+    until(allowed, what="no pod may be evicted")
+    with ThreadPoolExecutor(2) as threads:
+        answers = sorted(threads.map(cluster.evict, cluster.pods(component)))
+    assert answers == [201, 429]
+    (ready,) = (name for name, ready in cluster.pods(component).items() if ready)
+    assert cluster.evict(ready) == 429, "who comes for the other one is not ready"
+    assert cluster.pods(component)[ready]
 
 
 def test_rights_are_as_small_as_they_can_be(cluster: Cluster) -> None:

@@ -12,7 +12,9 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import uvicorn
 
@@ -23,6 +25,7 @@ from controlplane.fleet.protocol import FleetReplica, News
 from controlplane.logs import configure
 from controlplane.registry import open_registry
 from controlplane.render.sharing import compatible
+from controlplane.server import leases
 from controlplane.server.api import Serving, application
 from controlplane.server.controller import Controller, claim
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
@@ -53,6 +56,24 @@ class Pods:
 
     async def remove(self, replica: str) -> None:
         pass
+
+
+class Wrong(datetime):
+    """The time as a machine has it whose clock is `by` off."""
+
+    by = timedelta()
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + cls.by
+
+
+def set_wrong(by: timedelta) -> None:
+    """Have this process's wall clock be off, for what it writes into the Lease and whatever else asks Python for it."""
+    right = time.time
+    Wrong.by = by
+    leases.datetime = Wrong  # type: ignore[attr-defined]
+    time.time = lambda: right() + by.total_seconds()
 
 
 def tell(event: str, **what: object) -> None:
@@ -112,5 +133,8 @@ if __name__ == "__main__":
     parser.add_argument("--release", default="serving")
     parser.add_argument("--name", required=True)
     parser.add_argument("--registry", type=Path, required=True)
+    parser.add_argument("--clock-offset", type=float, default=0.0, metavar="SECONDS")
+    arguments = parser.parse_args()
+    set_wrong(timedelta(seconds=arguments.clock_offset))
     configure()
-    asyncio.run(serve(parser.parse_args()))
+    asyncio.run(serve(arguments))

@@ -55,13 +55,16 @@ def permissions(api_server: ControlPlane, namespace: str) -> Path:
 
 
 class Candidate:
-    """A controller's process."""
+    """A controller's process. Its wall clock is `clock_offset_s` off."""
 
-    def __init__(self, folder: Path, name: str, namespace: str, kubeconfig: Path) -> None:
+    def __init__(
+        self, folder: Path, name: str, namespace: str, kubeconfig: Path, *, clock_offset_s: float = 0.0
+    ) -> None:
         self.name = name
         self._out, self.log = folder / f"{name}.out", folder / f"{name}.log"
         command = [sys.executable, "-m", "tests.kubernetes.candidate", f"--kubeconfig={kubeconfig}"]
         command += [f"--namespace={namespace}", f"--name={name}", f"--registry={folder / 'registry'}"]
+        command += [f"--clock-offset={clock_offset_s}"]
         with self._out.open("wb") as out, self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=log)
         until(lambda: self.last("listens") or self._ended(), what=f"{name} does not start")
@@ -75,8 +78,11 @@ class Candidate:
         """What it has told, complete lines only."""
         return [json.loads(line) for line in self._out.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
+    def events_of(self, event: str) -> list[dict[str, Any]]:
+        return [each for each in self.events if each["event"] == event]
+
     def last(self, event: str) -> dict[str, Any] | None:
-        return next((each for each in reversed(self.events) if each["event"] == event), None)
+        return next(reversed(self.events_of(event)), None)
 
     def at(self, event: str) -> float:
         """When that happened last, by the machine's monotonic clock."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
+
 from controlplane.local import processes
 from tests.kubernetes import programs
 from tests.kubernetes.certificates import Authority, Pair, kubeconfig, signing_key
@@ -43,6 +45,8 @@ class ControlPlane:
     folder: Path
     place: Place = field(default_factory=Place)
     url: str = ""
+    etcd: str = ""
+    """The base URL of the store, which asks for no credentials."""
     ca: Path = field(init=False)
     kubeconfig: Path = field(init=False)
     """An administrator's."""
@@ -74,7 +78,8 @@ class ControlPlane:
         self.authority = authority = Authority(pki, "ca")
         self.ca = authority.pair.certificate
         self.kubeconfig = self._kubeconfig(authority.issue("admin", group="system:masters"), "admin")
-        etcd, peers = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{peers_port}"
+        self.etcd = etcd = f"http://127.0.0.1:{etcd_port}"
+        peers = f"http://127.0.0.1:{peers_port}"
         # It begins empty each time, so nothing is lost by not waiting for the disk.
         self.run(
             "etcd",
@@ -194,6 +199,13 @@ class ControlPlane:
     def go_on(self) -> None:
         self.daemons["kube-apiserver"].send_signal(signal.SIGCONT)
 
+    def compact(self) -> int:
+        """Have etcd forget what was before now; the version that is the first one left."""
+        listed = json.loads(self.kubectl("get", "--raw=/api/v1/namespaces"))
+        version = int(listed["metadata"]["resourceVersion"])
+        httpx2.post(f"{self.etcd}/v3/kv/compaction", json={"revision": version, "physical": True}).raise_for_status()
+        return version
+
     # Using it.
 
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
@@ -205,6 +217,13 @@ class ControlPlane:
     def get(self, *arguments: str) -> Any:
         """What `kubectl get` finds, as JSON."""
         return json.loads(self.kubectl("get", "--output=json", *arguments))
+
+    def objects(self, namespace: str) -> set[str]:
+        """Everything in a namespace, of whatever kind, but for events: those end by themselves, after an hour."""
+        kinds = self.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+        kept = sorted({each for each in kinds if each.partition(".")[0] != "events"})
+        found = self.get(",".join(kept), f"--namespace={namespace}")["items"]
+        return {f"{each['kind']}/{each['metadata']['name']}" for each in found}
 
     def token(self, namespace: str, account: str, *, audience: str | None = None, pod: str | None = None) -> str:
         """A service account's token by the TokenRequest API, bound to a pod if one is named."""

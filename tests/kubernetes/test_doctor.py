@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from controlplane.cli.checks.clocks import FINE_S
 from controlplane.cli.cluster.api import Api
 from controlplane.cli.cluster.release import Release
 from tests.cli.conftest import Answer
@@ -41,6 +46,44 @@ def test_doctor_of_a_release_whose_pods_never_run(
     assert states(answer, "registry") == ["ok"]
     assert states(answer, "registry writes") == ["ok"]
     assert states(answer, "dns") == ["unchecked"]
+
+
+def test_doctor_tells_of_a_lease_that_nobody_renews(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
+) -> None:
+    install()
+    selector = "--selector=app.kubernetes.io/component=controller"
+    until(lambda: api_server.get("pods", selector, f"--namespace={namespace}")["items"])
+    (pod,) = api_server.get("pods", selector, f"--namespace={namespace}")["items"]
+    holder = pod["metadata"]["name"]
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, f"{holder}_x", age_s=3650))
+    answer = looked()
+    assert states(answer, "lease") == ["problem"]
+    assert re.search(rf"pod {holder} holds it, and has not renewed it for 3[67]\d\d s", told(answer, "lease"))
+    assert "whether their clocks and the API server's agree" in told(answer, "lease")
+    api_server.kubectl("apply", "--filename=-", given=lease(namespace, f"{holder}_x"))
+    assert "is not ready" in told(looked(), "lease"), "it is renewed, and its pod never runs"
+
+
+def test_doctor_compares_our_clock_with_the_api_servers(
+    api_server: ControlPlane,
+    namespace: str,
+    install: Callable[..., None],
+    looked: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install()
+    right = time.time
+    for off_s, state in ((60, "warning"), (-60, "warning"), (3600, "problem"), (-3600, "problem")):
+        api_server.kubectl("apply", "--filename=-", given=lease(namespace, "serving-controller-gone_x"))
+        monkeypatch.setattr(time, "time", lambda off_s=off_s: right() + off_s)
+        answer = looked()
+        assert states(answer, "clock") == [state]
+        found = re.search(r"our clock is (\d+) s (ahead of|behind) that of the API server", told(answer, "clock"))
+        assert found is not None
+        assert abs(int(found[1]) - abs(off_s)) <= FINE_S
+        assert found[2] == ("ahead of" if off_s > 0 else "behind")
+        assert "is gone" in told(answer, "lease"), "its age is told by the API server's clock, not by ours"
 
 
 def test_doctor_sees_nodes_with_gpus(

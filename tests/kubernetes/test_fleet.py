@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.client import CoreV1Api
+from structlog.testing import capture_logs
 
 from controlplane.core.errors import Conflict, NotFound, Unauthenticated, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet import informer
 from controlplane.fleet.cluster import client_of, configured
-from controlplane.fleet.events import BURST, SOURCE
+from controlplane.fleet.events import BURST, SOURCE, WAITING
 from controlplane.fleet.kubernetes import COST, FLEET_LABEL, GATEWAY, LEAST_COST, KubernetesFleet
 from controlplane.fleet.protocol import FleetBackend, FleetReplica, News
 from tests.fleet.contract import *  # noqa: F403 - its tests
@@ -123,6 +125,27 @@ async def test_a_change_is_heard_of_and_not_asked_for(make: Made) -> None:
     assert "cpu" not in backend.notes(), "its size is ours again"
 
 
+async def test_whose_hand_set_the_size_of_what_helm_has_applied(make: Made) -> None:
+    """It applies a Deployment without a size, so nobody owns that field; then nobody's scaling is recorded, either."""
+    made = yaml.safe_load(deployment("third"))
+    del made["spec"]["replicas"]
+    make.kubectl("apply", "--server-side", "--field-manager=helm", "--filename=-", given=yaml.safe_dump(made))
+    backend = await make()
+    assert "third" not in backend.notes(), "one replica is the API server's default"
+    make.kubectl("scale", "deployment/serving-third", "--replicas=2")
+    await true(lambda: "somebody set serving-third to 2" in backend.notes().get("third", ""))
+    await backend.start(FleetShape(name="third"), "third-2")
+    await names(make, backend)
+    assert backend.notes() == {}, "its size is ours"
+    make.kubectl("scale", "deployment/serving-third", "--replicas=1")
+    await true(lambda: "kubectl set serving-third to 1" in backend.notes().get("third", ""))
+    assert "third" in (await make()).notes(), "who leads next can tell, too"
+    changed = yaml.safe_load(deployment("cpu"))
+    changed["spec"]["replicas"] = 1
+    make.kubectl("apply", "--filename=-", given=yaml.safe_dump(changed))
+    await true(lambda: "kubectl-client-side-apply set serving-cpu to 1" in backend.notes().get("cpu", ""))
+
+
 async def test_pods_that_somebody_deletes_leave_and_are_replaced(make: Made) -> None:
     backend = await make()
     await backend.start(CPU, "cpu-0")
@@ -188,7 +211,7 @@ async def test_what_was_decided_on_an_old_size_is_refused(make: Made, size: int)
     make.kubectl("scale", "deployment/serving-cpu", "--replicas=3")
     await true(lambda: backend._size("cpu") == 3)
     backend._deployments.put(old)
-    with pytest.raises(Conflict, match=f"Deployment serving-cpu to {size + 1}: it does not have {size} any more"):
+    with pytest.raises(Conflict, match=f"Deployment serving-cpu to {size + 1}: it has 3 by now, not {size}"):
         await backend.start(CPU, "cpu-1")
     assert make.cluster.get("deployment/serving-cpu", f"--namespace={make.namespace}")["spec"]["replicas"] == 3
 
@@ -236,7 +259,7 @@ async def test_a_right_that_is_missing_is_named(make: Made) -> None:
     )
     make.made.append(backend)
     await backend.open()
-    with pytest.raises(Unauthenticated, match=r'cannot patch resource "deployments/scale".*Role'):
+    with pytest.raises(Unauthenticated, match=r'cannot get resource "deployments/scale".*Role'):
         await backend.start(CPU, "cpu-0")
 
 
@@ -307,6 +330,31 @@ async def test_one_object_gets_no_flood_of_events(make: Made) -> None:
     assert on("cpu") == BURST
 
 
+@pytest.mark.parametrize("away", ["kill", "pause"])
+async def test_who_tells_does_not_wait_for_an_api_server_that_is_away(make: Made, away: str) -> None:
+    backend = await make()
+    getattr(make.cluster, away)()
+
+    def tell() -> None:
+        for number in range(2 * WAITING):  # more than may wait to be written
+            backend.tell(News(fleet="cpu", code="SCALING", text=f"to {number}"))
+
+    try:
+        async with asyncio.timeout(60):  # each call may take CALL_S
+            await asyncio.to_thread(tell)
+    finally:
+        if away == "kill":
+            make.cluster.start()
+        else:
+            make.cluster.go_on()
+
+    def told() -> bool:
+        backend.tell(News(fleet="other", code="SCALING", text="it is back"))
+        return any(each["involvedObject"]["name"] == "serving-other" for each in make.kubectl_get("events"))
+
+    await true(told)
+
+
 async def test_which_gateways_there_are(make: Made) -> None:
     backend = await make()
     assert backend.gateways() == []
@@ -366,6 +414,53 @@ async def test_what_is_too_old_for_a_watch_is_listed_anew(make: Made) -> None:
         assert followed.problem is None
     finally:
         followed.stop()
+
+
+async def test_a_fleet_that_was_away_when_etcd_was_compacted_goes_on(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between one watch and the next: no history is left that would lead from what it knows to the present."""
+    monkeypatch.setattr(informer, "WATCH_S", 1)
+    list_pods = CoreV1Api.list_namespaced_pod
+    away, back = threading.Event(), threading.Event()
+    versions: list[int] = []
+
+    @functools.wraps(list_pods)
+    def held(api: CoreV1Api, *arguments: Any, **options: Any) -> Any:
+        if options.get("watch") and away.is_set() and not back.is_set():
+            versions.append(int(options["resource_version"]))
+            assert back.wait(120)
+        return list_pods(api, *arguments, **options)
+
+    monkeypatch.setattr(CoreV1Api, "list_namespaced_pod", held)
+    backend = await make()
+    away.set()
+    await true(lambda: len(versions) == 2)  # of pods, and of gateways' pods
+    with capture_logs() as logs:
+        make.kubectl("scale", "deployment/serving-cpu", "--replicas=1")
+        await true(lambda: len(make.pods()) == 1)
+        assert make.cluster.compact() > max(versions)
+        make.cluster.kill()
+        make.cluster.start()
+        back.set()
+        assert list((await names(make, backend)).values()) == ["cpu"]
+        await true(lambda: len([each for each in logs if "the watch is too old" in each["event"]]) >= 2)
+    make.kubectl("scale", "deployment/serving-cpu", "--replicas=2")
+    assert list((await names(make, backend)).values()) == ["cpu", "cpu"], "the same backend hears what comes next"
+
+
+async def test_everything_is_listed_anew_from_time_to_time(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the watch has told, or has not."""
+    monkeypatch.setattr(informer, "WATCH_S", 1)
+    monkeypatch.setattr(informer, "RESYNC_S", 2.0)
+    backend = await make()
+    await backend.start(CPU, "cpu-0")
+    (name,) = await names(make, backend)
+    ghost = copy.deepcopy(backend._pods.objects()[name])
+    ghost.metadata.name = "ghost"
+    backend._pods.put(ghost)
+    await true(lambda: {each.name for each in asyncio.run(backend.list())} == {name})
+    assert backend._pods.problem is None
 
 
 async def test_many_that_are_asked_for_at_once_are_one_call(make: Made) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.kubernetes.control_plane import ControlPlane
 from tests.waiting import until
 
 LEASE_S = Timing().lease_s
+HOUR_S = 3600.0
 
 
 @pytest.fixture
@@ -97,6 +99,81 @@ def test_a_leader_that_is_stopped_hands_over_at_once(
     assert second.process.wait(60) == 0
     assert lease(api_server, namespace)["spec"].get("holderIdentity", "") == ""
     assert ADDRESS not in lease(api_server, namespace)["metadata"].get("annotations", {})
+
+
+def test_a_clean_hand_over_takes_less_than_two_seconds(
+    tmp_path: Path, namespace: str, kubeconfig: Path, pair: tuple[Candidate, Candidate]
+) -> None:
+    """The best of three, as the two have logged it: how busy the machine is shows in the others."""
+    with contextlib.ExitStack() as stack:
+
+        def hand_over(leader: Candidate, standby: Candidate) -> float:
+            told_at = time.monotonic()
+            leader.send(signal.SIGTERM)
+            until(lambda: standby.leads, timeout_s=60.0, what="nobody takes over")
+            assert told_at < leader.at("stops") <= standby.at("leads") <= standby.at("serves")
+            figure("hand-over after SIGTERM", standby.at("serves") - told_at)
+            return standby.at("serves") - told_at
+
+        def another(name: str) -> Candidate:
+            made = Candidate(tmp_path, name, namespace, kubeconfig)
+            stack.callback(made.end)
+            until(lambda: made.get("/readyz").status_code == 200, what=f"the {name} does not get ready")
+            return made
+
+        first, second = pair
+        took_s = [hand_over(first, second)]
+        third = another("third")
+        took_s.append(hand_over(second, third))
+        took_s.append(hand_over(third, another("fourth")))
+    assert min(took_s) < 2
+
+
+@pytest.mark.parametrize("ahead", ["leader", "standby"])
+def test_clocks_that_disagree_by_hours_change_nothing(
+    api_server: ControlPlane, tmp_path: Path, namespace: str, kubeconfig: Path, ahead: str
+) -> None:
+    """What the Lease says of the time is for people: each goes by what it has seen, and since when."""
+    offset_s = HOUR_S if ahead == "leader" else -HOUR_S
+    with contextlib.ExitStack() as stack:
+
+        def candidate(name: str, offset_s: float) -> Candidate:
+            made = Candidate(tmp_path, name, namespace, kubeconfig, clock_offset_s=offset_s)
+            stack.callback(made.end)
+            return made
+
+        first = candidate("first", offset_s)
+        until(lambda: first.leads, what="the first does not lead")
+        second = candidate("second", -offset_s)
+        until(lambda: second.get("/readyz").json() == {"status": "standby"}, what="the second does not stand by")
+        renewed = lease(api_server, namespace)["spec"]["renewTime"]
+        off_s = (datetime.fromisoformat(renewed) - datetime.now(UTC)).total_seconds()
+        assert abs(off_s - offset_s) < HOUR_S / 2, "the first's clock is not as wrong as it was to be"
+
+        versions: set[str] = set()
+
+        def longer_than_it_lasts() -> bool:
+            versions.add(lease(api_server, namespace)["metadata"]["resourceVersion"])
+            return len(versions) > LEASE_S / Timing().renew_s + 1
+
+        until(longer_than_it_lasts, timeout_s=60.0, every_s=0.2, what="the first does not renew its lease")
+        assert first.leads and not second.events_of("leads")
+        assert len(first.events_of("leads")) == 1
+
+        first.send(signal.SIGTERM)
+        until(lambda: second.leads, timeout_s=60.0, what="nobody takes over")
+        assert first.at("stops") <= second.at("leads")
+        assert lease(api_server, namespace)["spec"]["leaseTransitions"] == 1, "taken over once"
+
+        third = candidate("third", offset_s)
+        until(lambda: third.get("/readyz").json() == {"status": "standby"}, what="the third does not stand by")
+        killed_at = time.monotonic()
+        second.send(signal.SIGKILL)
+        until(lambda: third.leads, timeout_s=60.0, what="nobody takes over")
+        # Not before the second, had it only been cut off, would have given up by itself; nor an hour later.
+        assert third.at("leads") - killed_at > LEASE_S - Timing().give_up_s
+        assert third.at("serves") - killed_at < 15
+        assert [len(each.events_of("leads")) for each in (first, second, third)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause", "store"])

@@ -22,6 +22,7 @@ from helm_python import Config
 
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.pod import PORTS
+from controlplane.fleet.events import SOURCE
 from controlplane.local import processes
 from controlplane.registry import open_registry
 from controlplane.registry.registry import Registry
@@ -185,6 +186,7 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
     node.cluster.kubectl(
         "create", "secret", "generic", "bucket", "--from-literal=AWS_ACCESS_KEY_ID=x", f"--namespace={node.namespace}"
     )
+    before = node.cluster.objects(node.namespace)
     with Config(kubeconfig_path=node.cluster.kubeconfig, namespace=node.namespace) as helm:
         helm.install(CHART, "serving", values(), namespace=node.namespace)
         until(lambda: len(node.pods("controller")) == 2 and node.pods("fleet") and node.pods("gateway"))
@@ -211,7 +213,19 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
         node.running[first].kill()
         until(lambda: node.role(second) == "leader", timeout_s=30)
         assert node.ask() == (6.0, "1")
+
+        labels = node.get("deployment", "serving-controller")["metadata"]["labels"]
+        ours = {**labels, "app.kubernetes.io/managed-by": SOURCE}
+        del ours["helm.sh/chart"]
+        assert node.get("lease", "serving-controller")["metadata"]["labels"] == ours
+        told = [each for each in node.get("events")["items"] if each["source"].get("component") == SOURCE]
+        assert told
+        assert all(each["metadata"]["labels"] == ours for each in told)
+
+        # With a controller that leads until its rights are gone.
         helm.uninstall("serving")
+        left = node.cluster.objects
+        until(lambda: left(node.namespace) == before, timeout_s=60, every_s=0.2, what="something is left")
 
 
 def test_definitions_that_no_pod_can_use_are_refused(tmp_path: Path) -> None:

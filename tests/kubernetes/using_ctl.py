@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,9 @@ def install(api_server: ControlPlane, namespace: str) -> Iterator[Callable[..., 
         api_server.kubectl("delete", each["kind"], each["metadata"]["name"], "--ignore-not-found")
 
 
-def lease(namespace: str, holder: str, address: str = "http://10.0.0.1:8080") -> str:
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def lease(namespace: str, holder: str, address: str = "http://10.0.0.1:8080", *, age_s: float = 0.0) -> str:
+    """A Lease as a controller writes it, renewed so long ago."""
+    now = (datetime.now(UTC) - timedelta(seconds=age_s)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     spec = {"holderIdentity": holder, "leaseDurationSeconds": 10, "renewTime": now, "acquireTime": now}
     metadata = {"name": "serving-controller", "namespace": namespace, "annotations": {ADDRESS: address}}
     return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})

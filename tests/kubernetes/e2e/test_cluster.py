@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import socket
 
+import pytest
+
 from tests.kubernetes.cluster import ADDRESS, Cluster
+from tests.kubernetes.images import sizes
 from tests.waiting import until
 
 SERVER = """\
@@ -76,3 +79,9 @@ def test_pods_of_an_image_built_here_run_and_serve(cluster: Cluster, namespace: 
         asking = f"import socket; print(socket.create_connection(({ADDRESS!r}, {server.getsockname()[1]}), 5))"
         said = cluster.api.kubectl("exec", f"--namespace={namespace}", "deployment/some", "--", "python3", "-c", asking)
     assert ADDRESS in said
+
+
+@pytest.mark.parametrize("name", ["controller", "agent"])
+def test_images_are_small(images: dict[str, str], name: str) -> None:
+    unpacked, _ = sizes(images[name])
+    assert unpacked < 200e6, f"{name}: {unpacked / 1e6:.0f} MB unpacked"
