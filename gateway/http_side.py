@@ -7,7 +7,7 @@ import contextlib
 import re
 import socket
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, Overloaded
+from controlplane.local.serving import QuietServer
 from gateway.config.names import SERVED_MODEL, SERVED_REPLICA, SERVED_VERSION
 from gateway.forwarding import Destination, Forwarding
 from gateway.sequences import NO_SEQUENCE, SequenceMark
@@ -218,15 +219,6 @@ def _passed(name: str) -> bool:
 
 def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": text}, status_code=status, headers=headers)
-
-
-class QuietServer(uvicorn.Server):
-    """A server that leaves signals to the gateway."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Nothing is captured."""
-        yield
 
 
 def application(side: HttpSide, health: Any, metrics: Any) -> Starlette:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from controlplane.core.errors import Conflict
-from gateway.http_side import QuietServer
+from controlplane.local.serving import QuietServer
 from gateway.service import Gateway
 
 

@@ -165,7 +165,8 @@ class Gateway:
             gone=self._gone,
             epoch=table.epoch,
             generation=table.generation,
-            reason=self._reason,
+            ready=not self.unready,
+            reason=self._reason or self.unready,
             table=table if sent else None,
             demand=self.holding.demand,
             active=self._active,
@@ -231,12 +232,14 @@ class Gateway:
 
     async def _tick(self) -> None:
         """What is looked after once a second."""
+        told = ""
         while True:
             await asyncio.sleep(TICK_S)
-            before = self._active
+            before, unready = self._active, self.unready
             await self._look()
-            if before != self._active:
+            if (before, told) != (self._active, unready):
                 self._poke()
+            told = unready
             self.sequences.forget_idle(asyncio.get_running_loop().time())
             for kept in (self._ports, self._served, self._epoch):
                 kept.write()

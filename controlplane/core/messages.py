@@ -98,8 +98,8 @@ class GatewayReport:
     """A gateway's report. `epoch` and `generation` are those of the table that Envoy has confirmed it serves.
 
     `table` is that table, sent when the controller asked for it. `active` counts, for each draining replica, the
-    requests still in flight there. `reason` says what keeps a newer table from being served. `gone`: its last word; it
-    has ended, and leads nobody anywhere any more.
+    requests still in flight there. `ready`: clients may be sent there. `reason` says what keeps a newer table from
+    being served, or it from being ready. `gone`: its last word; it has ended, and leads nobody anywhere any more.
     """
 
     gateway: str

@@ -261,7 +261,7 @@ class KubernetesFleet:
         log.info("a Deployment is scaled", fleet=fleet, deployment=name, before=deployment.spec.replicas, size=size)
         await self._apply_scale(deployment, size)
         self._sizes[deployment.metadata.uid] = size
-        # The watch tells the same a moment later, or has told it; until then nothing is to be decided on the old number.
+        # The watch tells the same a moment later, or has by now; until then nothing is to be decided on the old number.
         deployment = self._deployment(fleet)
         deployment.spec.replicas = size
         self._deployments.put(deployment)

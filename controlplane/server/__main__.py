@@ -20,6 +20,7 @@ from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
 from controlplane.fleet.local import LocalFleet
 from controlplane.local import processes
 from controlplane.local.home import Home, write_private
+from controlplane.local.serving import QuietServer
 from controlplane.local.system import System, load_system
 from controlplane.logs import configure
 from controlplane.metrics.source import source_of
@@ -52,7 +53,7 @@ async def serve(home: Home, system: System) -> None:
         source=source_of(system.metrics, home),
     )
     listener = listen(HOST, system.controller.port)
-    server = uvicorn.Server(
+    server = QuietServer(
         uvicorn.Config(
             make_app(controller, home.token_file.read_text().strip()),
             log_config=None,
@@ -61,7 +62,6 @@ async def serve(home: Home, system: System) -> None:
             timeout_graceful_shutdown=1,
         )
     )
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     url = f"http://{HOST}:{listener.getsockname()[1]}"
     write_private(home.controller_file, TypeAdapter(ControllerAddress).dump_json(_address(url)).decode())
     log.info("controller serves", url=url, epoch=epoch, registry=system.registry)

@@ -19,6 +19,7 @@ from controlplane.core.errors import ControlPlaneError, InvalidInput
 from controlplane.fleet.cluster import client_of, configured
 from controlplane.fleet.kubernetes import MANAGER, KubernetesFleet
 from controlplane.local.home import Home
+from controlplane.local.serving import QuietServer
 from controlplane.local.system import System, read_system
 from controlplane.metrics.source import source_of
 from controlplane.registry import open_registry
@@ -134,11 +135,8 @@ async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> Non
 
 
 def _server(app: Starlette) -> uvicorn.Server:
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
-    )
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    return server
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    return QuietServer(config)
 
 
 async def _owner(configuration: Configuration, pod: Pod) -> dict[str, object] | None:

@@ -413,3 +413,14 @@ def test_a_proxy_in_the_environment_is_not_asked_about_what_is_on_this_machine(
             assert ask(client, "echo") == 2
     finally:
         gateway.stop()
+
+
+def test_whether_clients_may_be_sent_here_is_told(tmp_path: Path, full_table: RouteTable) -> None:
+    gateway = Running(tmp_path)
+    try:
+        first = gateway.controller.reports[0]
+        assert (first.ready, first.reason) == (False, "no route table from the controller yet")
+        gateway.controller.put(full_table)
+        wait_for(lambda: gateway.controller.latest.ready, "the gateway to be ready")
+    finally:
+        gateway.stop()
