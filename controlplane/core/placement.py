@@ -36,8 +36,9 @@ class Want:
 
     `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
     asks for no new copy at all. Who makes room is who is asked least (`use`), then who was asked longest ago. `hot`:
-    its load needs more copies than its entry asks for; spare copies of others may leave for them. `idle_s`: nobody has
-    asked for it for so long, so it leaves and is not loaded before somebody does (None: it is not idle).
+    its load needs more copies than its entry asks for (`least`); spare copies of others may leave for them. `in_use`:
+    it was asked for or promoted not long ago. `idle_s`: nobody has asked for it for so long, so it leaves and is not
+    loaded before somebody does (None: it is not idle).
     """
 
     key: Key
@@ -45,10 +46,12 @@ class Want:
     rank: Rank
     minimum: int = 1
     maximum: int | None = None
+    least: int = 1
     requires: tuple[Key, ...] = ()
     last_used_at: float = 0.0
     use: float = 0.0
     hot: bool = False
+    in_use: bool = False
     idle_s: float | None = None
 
 
@@ -105,6 +108,13 @@ def place(
     return _Placer(slots, wants, sizes, frozenset(leaving_before), clashes or {}).run()
 
 
+def left_over(
+    slots: Sequence[Slot], wants: Sequence[Want], *, sizes: Mapping[Key, int], clashes: Mapping[tuple[Key, Key], str]
+) -> int:
+    """A trial: how many bytes of `wants` find no place on `slots`, where nobody makes room. 0 if all of it does."""
+    return _Placer(slots, wants, sizes, frozenset(), clashes).trial()
+
+
 class _Placer:
     def __init__(
         self,
@@ -141,8 +151,7 @@ class _Placer:
     def run(self) -> Placement:
         self._drop_unwanted()
         self._go_on_leaving()
-        self.heap = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
-        heapq.heapify(self.heap)
+        self._order()
         for want in self.wants.values():
             if want.idle_s is not None:
                 self._leave_unloaded(want)
@@ -155,6 +164,21 @@ class _Placer:
             unplaced=self.unplaced,
             added=tuple(self.added),
         )
+
+    def trial(self) -> int:
+        self._order()
+        left = 0
+        for want in self.wants.values():
+            lacking = want.minimum - len(self.copies.get(want.key, ()))
+            while lacking > 0 and self._add(want):
+                lacking -= 1
+            left += max(lacking, 0) * max(want.size_bytes, 1)
+        return left
+
+    def _order(self) -> None:
+        """The replicas, the one with the most room first."""
+        self.heap = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
+        heapq.heapify(self.heap)
 
     # What goes.
 
@@ -381,6 +405,9 @@ class _Placer:
             return Reason(code="NO_REPLICA", text=f"{key} waits for a replica: none of the fleet's is up")
         if all(key in room.slot.failed for room in rooms):
             return Reason(code="FAILED", text=f"{key} could not be loaded on any replica")
+        if self.copies.get(key) and all(key in room.held for room in rooms if room.slot.open):
+            text = f"{key} has {len(self.copies[key])} of {want.minimum} copies: there is no further replica"
+            return Reason(code="FEW_REPLICAS", text=text)
         clashing = self.clashes.get(key, set())
         if clashing and all(clashing & room.held for room in rooms if room.slot.open):
             other = min(clashing)
