@@ -210,7 +210,7 @@ class Serving(_Strict):
     `on_demand`: loaded by the first request. `idle_s`: after so long without a request it is unloaded, and comes back
     on demand (absent: as its fleet says). `max_copies` absent: as many replicas as have room. `apart_from`: models that
     must not be on the same replica. `priority`: when there is more than the replicas can do, requests for models of
-    `high` priority are refused last.
+    `high` priority are refused last, and where memory is short they are placed first and leave last.
     """
 
     load: Load = "auto"

@@ -35,10 +35,11 @@ class Want:
     """A version that a fleet shall serve, on `minimum` to `maximum` replicas (None: wherever there is room).
 
     `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
-    asks for no new copy at all. Who makes room is who is asked least (`use`), then who was asked longest ago. `hot`:
-    its load needs more copies than its entry asks for (`least`); spare copies of others may leave for them. `in_use`:
-    it was asked for or promoted not long ago. `idle_s`: nobody has asked for it for so long, so it leaves and is not
-    loaded before somebody does (None: it is not idle).
+    asks for no new copy at all. Of one rank those of `high` priority come first and leave last: for another model's
+    request not at all while they are `in_use` (asked for or promoted not long ago), unless that one is of high priority
+    too. Then who makes room is who is asked least (`use`), then who was asked longest ago. `hot`: its load needs more
+    copies than its entry asks for (`least`); spare copies of others may leave for them. `idle_s`: nobody has asked for
+    it for so long, so it leaves and is not loaded before somebody does (None: it is not idle).
     """
 
     key: Key
@@ -51,6 +52,7 @@ class Want:
     last_used_at: float = 0.0
     use: float = 0.0
     hot: bool = False
+    high: bool = False
     in_use: bool = False
     idle_s: float | None = None
 
@@ -124,7 +126,9 @@ class _Placer:
         leaving_before: frozenset[Place],
         clashes: Mapping[tuple[Key, Key], str],
     ) -> None:
-        self.wants = {want.key: want for want in sorted(wants, key=lambda w: (w.rank, -w.use, -w.last_used_at, w.key))}
+        self.wants = {
+            want.key: want for want in sorted(wants, key=lambda w: (w.rank, not w.high, -w.use, -w.last_used_at, w.key))
+        }
         self.sizes = sizes
         self.clash_texts = clashes
         self.clashes: dict[Key, set[Key]] = {}
@@ -288,16 +292,16 @@ class _Placer:
 
     def _wait_for_room(self, want: Want) -> bool:
         """Where room is being made already, or where making it does the least harm; counts as unplaced until then."""
-        if want.rank >= Rank.AUTO and not (want.hot and self.copies.get(want.key)):
+        if want.rank >= Rank.AUTO and not self._comes_back(want) and not (want.hot and self.copies.get(want.key)):
             return False
-        best: tuple[tuple[int, int, float, float, int, str], _Room, list[Key]] | None = None
+        best: tuple[tuple[int, int, int, float, float, int, str], _Room, list[Key]] | None = None
         for name, room in self.rooms.items():
             if not self._admits(want, room):
                 continue
             missing = self._bytes(self._need(want, room)) - room.free_soon
             if missing <= 0:
                 victims: list[Key] = []
-                cost = (-1, -9, 0.0, 0.0, 0, name)
+                cost = (-1, -9, 0, 0.0, 0.0, 0, name)
             else:
                 found = self._victims(want, room, missing)
                 if found is None:
@@ -306,7 +310,9 @@ class _Placer:
                 only = sum(self._is_last_copy(key) for key in victims)
                 use = sum(self.wants[key].use for key in victims)
                 newest = max(self._last_used(key) for key in victims)
-                cost = (min(only, 1), -min(self.wants[key].rank for key in victims), use, newest, len(victims), name)
+                high = sum(self.wants[key].high for key in victims)
+                least = min(self.wants[key].rank for key in victims)
+                cost = (min(only, 1), -least, high, use, newest, len(victims), name)
             if best is None or cost < best[0]:
                 best = (cost, room, victims)
         if best is None:
@@ -363,6 +369,7 @@ class _Placer:
             key=lambda key: (
                 self._is_last_copy(key),
                 -self.wants[key].rank,
+                self.wants[key].high,
                 self.wants[key].use,
                 self._last_used(key),
                 key,
@@ -377,12 +384,21 @@ class _Placer:
         return victims if missing <= 0 else None
 
     def _makes_room(self, key: Key, want: Want) -> bool:
-        other = self.wants[key]
+        other, last = self.wants[key], self._is_last_copy(key)
+        asked = want.rank is Rank.DEMAND and want.high
+        if last and other.high and other.in_use and want.rank >= Rank.DEMAND and not asked:
+            return False
+        if self._comes_back(want):
+            return other.rank >= Rank.AUTO and not (last and (other.high or (other.in_use and not want.in_use)))
         if other.rank > max(want.rank, Rank.DEMAND):
             return True
         # One more copy of what is asked much is worth the spare copy of what is asked far less.
-        spare = other.rank is Rank.AUTO and not self._is_last_copy(key) and not other.hot
+        spare = other.rank is Rank.AUTO and not last and not other.hot
         return want.hot and spare and other.use * FAR_LESS < want.use
+
+    def _comes_back(self, want: Want) -> bool:
+        """Whether it is loaded nowhere and important enough to take room from others before somebody asks."""
+        return want.rank is Rank.AUTO and want.high and not self.copies.get(want.key)
 
     def _requires(self, key: Key) -> tuple[Key, ...]:
         want = self.wants.get(key)

@@ -1,8 +1,9 @@
 """How many replicas what must have a place takes: one more where it finds none, no fewer than can hold it all.
 
 A place must have: what is always loaded, what is promoted, what somebody waits for, the copies that an entry asks for
-beyond the first, and, where one of these may not share a server with something that is loaded, that too. What a fleet
-grew for stays among them while it is in use, or each request would start a replica anew.
+beyond the first, what is of high priority, loaded and in use, and, where one of these may not share a server with
+something that is loaded, that too. What a fleet grew for stays among them while it is in use, or each request would
+start a replica anew.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Needs:
     """What must have a place on one fleet, as found now, with what was found `before`.
 
     `loaded`: versions that some replica has, in whatever state. `bad`: such as are found wanting wherever they are
-    tried. `resting`: nobody asks anything of the fleet and it may be empty, so nothing is kept in several copies.
+    tried. `resting`: nobody asks anything of the fleet and it may be empty, so only what is always loaded is needed.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Needs:
         self._copies: dict[Key, int] = {}
         self._why: dict[str, list[Key]] = defaultdict(list)
         for want in wants:
-            why = _why(want, before.kept, resting=resting)
+            why = _why(want, kept=want.key in before.kept, loaded=want.key in loaded, resting=resting)
             if why and want.key not in bad:
                 self._add(want, min(want.minimum, max(want.least, 1)), why)
         self._add_apart(wants, loaded)
@@ -157,7 +158,7 @@ class Needs:
         return count
 
 
-def _why(want: Want, kept: Collection[Key], *, resting: bool) -> str:
+def _why(want: Want, *, kept: bool, loaded: bool, resting: bool) -> str:
     """Why a version must have a place; empty if it need not."""
     if want.rank is Rank.ROLLOUT:
         return "promoted"
@@ -165,8 +166,10 @@ def _why(want: Want, kept: Collection[Key], *, resting: bool) -> str:
         return "always"
     if want.rank is Rank.DEMAND:
         return "somebody waits for it"
-    if want.key in kept and want.in_use:
+    if kept and want.in_use:
         return "asked of late"
+    if want.high and want.in_use and loaded and not resting:
+        return "of high priority"
     if want.rank is Rank.AUTO and want.least > 1 and want.idle_s is None and not resting:
         return "in several copies"
     return ""

@@ -100,6 +100,7 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
         last_used_at=census.snapshot.used.get(key, 0.0),
         use=load.use.get(key, 0.0) if load is not None else 0.0,
         hot=minimum > max(how.min_copies, 1),
+        high=how.priority == "high" and key.version in (serving.stable, serving.target),
         in_use=census.now - _asked_at(key, census) < census.snapshot.fleets[fleet].shape.idle_s,
         idle_s=_idle_s(key, fleet, census) if rank >= Rank.AUTO and key.version != serving.warm else None,
     )

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from controlplane.core.entry import Load, Serving
+from controlplane.core.entry import Load, Priority, Serving
 from controlplane.core.load import Load as Measured
 from controlplane.core.messages import Demand
 from controlplane.core.names import Key
@@ -14,6 +14,8 @@ from tests.core.world import World, manifest
 
 NAMES = st.sampled_from(["a", "b", "c"])
 LOADS: st.SearchStrategy[Load] = st.sampled_from(["auto", "always", "on_demand"])
+
+PRIORITIES: st.SearchStrategy[Priority] = st.sampled_from(["normal", "normal", "high"])
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -40,10 +42,15 @@ class Interleavings(RuleBasedStateMachine):
         idle_s=st.sampled_from([None, None, 4.0]),
         size=st.sampled_from([50, 100]),
         bad=st.sampled_from(["", "", "model", "crash"]),
+        priority=PRIORITIES,
+        copies=st.sampled_from([1, 1, 2]),
     )
-    def register_and_promote(self, name: str, load: Load, idle_s: float | None, size: int, bad: str) -> None:
+    def register_and_promote(
+        self, *, name: str, load: Load, idle_s: float | None, size: int, bad: str, priority: Priority, copies: int
+    ) -> None:
         apart_from = ("a",) if name == "c" else ()
-        made = manifest(name, size_mib=size, serving=Serving(load=load, idle_s=idle_s, apart_from=apart_from))
+        serving = Serving(load=load, idle_s=idle_s, apart_from=apart_from, priority=priority, min_copies=copies)
+        made = manifest(name, size_mib=size, serving=serving)
         key = self.world.registry.register(made, self.world.now)
         if bad:
             self.world.bad[key] = bad
