@@ -338,8 +338,10 @@ class Keeper:
 
     def _measure(self, key: Key, before: int, *, alone: bool) -> int | None:
         """What a load took: the difference of the whole, or, where others loaded at the same time, what is beyond doubt
-        the version's own. None where that can't be told."""
+        the version's own. None where that can't be told: what processes take says nothing of a GPU's memory."""
         server = self._around.server
+        if self._around.settings.gpus:
+            return None
         took = server.memory_bytes() - before if alone else server.memory_bytes(key)
         return took if took > 0 else None
 

@@ -197,7 +197,8 @@ class Warmup(_Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources(_Strict):
-    """What one loaded copy takes of a replica. Absent: measured, and until then estimated from the artifact's size."""
+    """What one loaded copy takes of a replica; where more is measured, that counts. Absent: measured, and until then
+    estimated from the artifact's size."""
 
     memory_bytes: Annotated[int, Gt(0)] | None = None
 

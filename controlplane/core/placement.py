@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from controlplane.core.names import Key, Place, Reason
+from controlplane.core.names import Key, Place, Reason, mib
 
 SPREAD_RESERVE = 0.1
 """The share of a replica's memory that copies beyond `min_copies` leave free, so that a new model finds room."""
@@ -435,17 +435,17 @@ class _Placer:
         largest = max((room.slot.capacity_bytes for room in rooms), default=0)
         if size > largest:
             return Reason(
-                code="TOO_LARGE", text=f"{key} needs {_mib(size)} and the fleet's replicas have {_mib(largest)} each"
+                code="TOO_LARGE", text=f"{key} needs {mib(size)} and the fleet's replicas have {mib(largest)} each"
             )
         free = max((room.free_now for room in rooms if room.slot.open and room.free_now > 0), default=0)
         if want.rank is Rank.AUTO:
             return Reason(
                 code="ON_DEMAND",
-                text=f"{key} is loaded on demand: it needs {_mib(size)}, the most that is free is {_mib(free)}",
+                text=f"{key} is loaded on demand: it needs {mib(size)}, the most that is free is {mib(free)}",
             )
         return Reason(
             code="NO_ROOM",
-            text=f"{key} needs {_mib(size)}, the most that is free on a replica is {_mib(free)}, "
+            text=f"{key} needs {mib(size)}, the most that is free on a replica is {mib(free)}, "
             "and nothing less important is there to leave",
         )
 
@@ -467,7 +467,3 @@ class _Placer:
                 if self._bytes(self._need(want, room)) <= spare and self._admits(want, room) and not room.going:
                     self._put(want, room)
                     count += 1
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):.0f} MiB"

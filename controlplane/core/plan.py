@@ -447,7 +447,7 @@ class _Planner:
                 if replica.report.server == "ready" and replica.report.capabilities is not None:
                     capabilities = replica.report.capabilities
                 for copy in replica.copies.values():
-                    if copy.state == "ready" and copy.memory_bytes:
+                    if copy.state == "ready" and copy.memory_bytes and not record.shape.gpus:
                         # The least of all: what else went on during a load can only have made it look larger.
                         known = measured.get(copy.digest, record.shape.memory_bytes)
                         measured[copy.digest] = min(known, copy.memory_bytes)
