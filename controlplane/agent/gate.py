@@ -1,26 +1,28 @@
-"""How many loads run at once, and which of them must be alone."""
+"""How many loads run at once, which of them must be alone, and which were: only then is it known what one took."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Pass:
-    """One load's way through the gate. `alone`: no other load ran at the same time, from its begin until now."""
+    """One load's way through the gate, or an unload's beside it. `alone`: nothing else was loaded or unloaded at the
+    same time, from its begin until now."""
 
     alone: bool
 
 
 class LoadGate:
-    """Lets `limit` loads through at once, or one that asked to be alone."""
+    """Lets `limit` loads through at once, or one that asked to be alone. Unloads pass beside it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._inside: list[Pass] = []
+        self._beside: list[Pass] = []
         self._exclusive = False
         self._moved = asyncio.Condition()
 
@@ -29,9 +31,7 @@ class LoadGate:
         """Wait for a place, and hold it."""
         async with self._moved:
             await self._moved.wait_for(lambda: self._admits(alone))
-            mine = Pass(alone=not self._inside)
-            for other in self._inside:
-                other.alone = False
+            mine = self._meet()
             self._inside.append(mine)
             self._exclusive = alone
         try:
@@ -41,6 +41,22 @@ class LoadGate:
                 self._inside.remove(mine)
                 self._exclusive = False
                 self._moved.notify_all()
+
+    @contextlib.contextmanager
+    def unload(self) -> Iterator[Pass]:
+        """Be known to be unloading; nobody waits for that."""
+        mine = self._meet()
+        self._beside.append(mine)
+        try:
+            yield mine
+        finally:
+            self._beside.remove(mine)
+
+    def _meet(self) -> Pass:
+        others = [*self._inside, *self._beside]
+        for other in others:
+            other.alone = False
+        return Pass(alone=not others)
 
     def _admits(self, alone: bool) -> bool:
         if alone:

@@ -267,20 +267,21 @@ class Keeper:
                 self._change(number, doing="unloading", proved=False)
         self._log.info("unloading", versions=going)
         expected = sum(self.held[number].memory_bytes or 0 for number in going)
-        before = await asyncio.to_thread(self._around.server.memory_bytes) if expected else 0
         try:
-            if step.versions:
-                await self._around.server.serve(self.model, self._manifests(step.versions), self._around.store.path)
-            else:
-                await self._around.server.give_up(self.model)
+            with self._around.gate.unload() as way:
+                before = await asyncio.to_thread(self._around.server.memory_bytes) if expected else 0
+                if step.versions:
+                    await self._around.server.serve(self.model, self._manifests(step.versions), self._around.store.path)
+                else:
+                    await self._around.server.give_up(self.model)
+                after = await asyncio.to_thread(self._around.server.memory_bytes) if expected else 0
         except ServerDied:
             await self._server_moves()
         except (ControlPlaneError, OSError) as error:
             self._log.warning("unloading failed, and is tried again", versions=going, reason=str(error))
             await self._wait(self._around.settings.retry_min_s)
         else:
-            if expected:
-                after = await asyncio.to_thread(self._around.server.memory_bytes)
+            if expected and way.alone:  # else it can't be told whose memory came or went
                 self._around.leaked(expected - (before - after))
             for number in going:
                 self._change(number, loaded=False, proved=False, memory_bytes=None)
@@ -338,8 +339,10 @@ class Keeper:
 
     def _measure(self, key: Key, before: int, *, alone: bool) -> int | None:
         """What a load took: the difference of the whole, or, where others loaded at the same time, what is beyond doubt
-        the version's own. None where that can't be told."""
+        the version's own. None where that can't be told: what processes take says nothing of a GPU's memory."""
         server = self._around.server
+        if self._around.settings.gpus:
+            return None
         took = server.memory_bytes() - before if alone else server.memory_bytes(key)
         return took if took > 0 else None
 

@@ -18,6 +18,8 @@ Features = tuple[float, float, float]
 _RECENT = 1
 LIKE = 0.1
 """Which share of the past counts as like the present."""
+SHORT = 64
+"""In so few steps every stretch of time is looked at."""
 FEWEST = 240
 """A past of fewer moments tells nothing: most of it would be unlike the present."""
 
@@ -41,6 +43,8 @@ def recent(features: Features) -> float:
 def needed(demand: Sequence[float], step_s: float, slack_s: float) -> float:
     """The least steady capacity for which nothing of `demand` waits longer than `slack_s`: the work of any stretch of
     time must be done within it and the slack."""
+    if len(demand) > SHORT:
+        return _needed_of_many(demand, step_s, slack_s)
     most = 0.0
     for begin in range(len(demand)):
         work = 0.0
@@ -50,11 +54,40 @@ def needed(demand: Sequence[float], step_s: float, slack_s: float) -> float:
     return most
 
 
+def _needed_of_many(demand: Sequence[float], step_s: float, slack_s: float) -> float:
+    """The same without looking at every stretch. The work so far, drawn over time, is a curve; what is sought is the
+    steepest line from a point of it to a later one that is moved to the right by the slack. Such a line begins on the
+    lower convex hull of what is before, and along that its slope rises and then falls."""
+    hull = [(0.0, 0.0)]
+    most = work = 0.0
+    for index, each in enumerate(demand):
+        work += each * step_s
+        at = (index + 1) * step_s
+        low, high = 0, len(hull) - 1
+        while low < high:
+            middle = (low + high) // 2
+            (x, y), (next_x, next_y) = hull[middle], hull[middle + 1]
+            if (next_y - y) * (at + slack_s - x) < (work - y) * (next_x - x):
+                low = middle + 1
+            else:
+                high = middle
+        x, y = hull[low]
+        most = max(most, (work - y) / (at + slack_s - x))
+        while len(hull) > 1:
+            (x, y), (next_x, next_y) = hull[-2:]
+            if (next_y - y) * (at - x) < (work - y) * (next_x - x):
+                break
+            hull.pop()
+        hull.append((at, work))
+    return most
+
+
 @dataclass(slots=True)
 class Past:
     """The demand so far, a value every `step_s` seconds, and the moments in it whose sequel is known.
 
     `horizon_s` is how far ahead decisions take effect, `slack_s` how long a request may wait. `keep_s` of it is kept.
+    No more than half of that is looked ahead, so that there are moments whose sequel is known.
     """
 
     step_s: float
@@ -74,8 +107,8 @@ class Past:
 
     @property
     def lag(self) -> int:
-        """The horizon in steps."""
-        return max(1, math.ceil(self.horizon_s / self.step_s)) + 1
+        """The horizon in steps, as far as it is looked ahead."""
+        return max(1, math.ceil(min(self.horizon_s, self.keep_s / 2) / self.step_s)) + 1
 
     def add(self, demand: float, at: float) -> Moment | None:
         """The demand of one more step, which ended `at`. Returns the moment whose sequel is known now."""

@@ -91,8 +91,10 @@ class Census:
         return self.snapshot.is_registered(key) and self.snapshot.manifest(key) is None
 
     def size_bytes(self, key: Key, fleet: str) -> int:
-        """The memory that a copy takes there; 0 for a version that is not known any more."""
-        manifest, digest = self.snapshot.manifest(key), self.snapshot.digest(key)
+        """The memory that a copy takes there, of a deleted version too: it takes it until it has left; 0 for a version
+        that is not known any more."""
+        digest = self.snapshot.digest(key)
+        manifest = self.snapshot.manifests.get(digest) if digest is not None else None
         if manifest is None or digest is None:
             return 0
         return copy_bytes(manifest, digest, self.snapshot.fleets[fleet])

@@ -197,7 +197,8 @@ class Warmup(_Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources(_Strict):
-    """What one loaded copy takes of a replica. Absent: measured, and until then estimated from the artifact's size."""
+    """What one loaded copy takes of a replica; where more is measured, that counts. Absent: measured, and until then
+    estimated from the artifact's size."""
 
     memory_bytes: Annotated[int, Gt(0)] | None = None
 
@@ -210,7 +211,7 @@ class Serving(_Strict):
     `on_demand`: loaded by the first request. `idle_s`: after so long without a request it is unloaded, and comes back
     on demand (absent: as its fleet says). `max_copies` absent: as many replicas as have room. `apart_from`: models that
     must not be on the same replica. `priority`: when there is more than the replicas can do, requests for models of
-    `high` priority are refused last.
+    `high` priority are refused last, and where memory is short they are placed first and leave last.
     """
 
     load: Load = "auto"

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from controlplane.core.entry import Entry
 from controlplane.core.errors import InvalidInput, NotFound
 from controlplane.core.models import FleetRecord, Manifest, Quarantine
-from controlplane.core.names import Key
+from controlplane.core.names import Key, Reason, mib
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
 BASE_COPY_BYTES = 48 << 20
 """What a copy is taken to need beside its weights while nobody has stated or measured it."""
+
+
+DIFFERS = 0.1
+"""By how much (as a share) what is stated and what was measured must differ to be told."""
 
 
 def fleet_of(entry: Entry, fleets: Mapping[str, FleetRecord]) -> str:
@@ -44,12 +48,29 @@ def _are(fleets: Mapping[str, FleetRecord]) -> str:
 
 
 def copy_bytes(manifest: Manifest, digest: str, record: FleetRecord) -> int:
-    """The memory one loaded copy takes: as stated, else as measured on this fleet, else estimated from its size."""
-    stated = manifest.entry.resources.memory_bytes
-    if stated is not None:
-        return stated
-    measured = record.measured_bytes.get(digest)
-    return measured if measured is not None else BASE_COPY_BYTES + 2 * manifest.size_bytes
+    """The memory one loaded copy takes: the larger of what is stated (a load under traffic may need more than one that
+    was only proved) and what was measured on this fleet (its neighbours must not pay for it), else estimated from its
+    size."""
+    stated, measured = manifest.entry.resources.memory_bytes, _measured(digest, record)
+    if stated is None and measured is None:
+        return BASE_COPY_BYTES + 2 * manifest.size_bytes
+    return max(stated or 0, measured or 0)
+
+
+def memory_told(key: Key, manifest: Manifest, digest: str, record: FleetRecord) -> Reason | None:
+    """What is stated and what was measured of a version's memory, where they differ much."""
+    stated, measured = manifest.entry.resources.memory_bytes, _measured(digest, record)
+    if stated is None or measured is None or abs(measured - stated) <= DIFFERS * stated:
+        return None
+    text = f"{key} states {mib(stated)} of memory, and {mib(measured)} were measured on fleet {record.shape.name}"
+    return Reason(code="MEMORY", text=f"{text}: the larger counts")
+
+
+def _measured(digest: str, record: FleetRecord) -> int | None:
+    """What was measured, and no more than a replica has: it was loaded on one. None on GPUs: it is the memory of
+    processes that was measured, whatever an earlier agent has reported."""
+    measured = record.measured_bytes.get(digest) if not record.shape.gpus else None
+    return min(measured, record.shape.memory_bytes) if measured is not None else None
 
 
 def quarantine_of(record: FleetRecord, key: Key, digest: str | None) -> Quarantine | None:

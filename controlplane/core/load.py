@@ -78,6 +78,22 @@ class Contest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How many `replicas` have a place for what must have one, as found for `needs` (version, bytes, copies) at a time
+    (seconds since 1970).
+
+    `cramped`: what of it found none in the plan before, on all replicas that there were to be. `kept`: what the fleet
+    has grown for and was asked for of late.
+    """
+
+    replicas: int = 0
+    needs: tuple[tuple[Key, int, int], ...] = ()
+    found_at: float = 0.0
+    cramped: frozenset[Key] = frozenset()
+    kept: frozenset[Key] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scaler:
     """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
 
@@ -86,7 +102,7 @@ class Scaler:
     by how many of the requests `answered` were `late` (both fade). `contest`: which forecast is believed.
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
     `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
-    and why; `replaced_at`: when the last such one was chosen.
+    and why; `replaced_at`: when the last such one was chosen. `room`: how many must have a place for their versions.
     """
 
     began: float | None = None
@@ -102,3 +118,4 @@ class Scaler:
     idle_since: float | None = None
     replacing: tuple[str, Reason] | None = None
     replaced_at: float = 0.0
+    room: Room = Room()

@@ -226,7 +226,7 @@ class FleetRecord:
     """A fleet as the registry knows it.
 
     By version digest: `measured_bytes`, the memory that one loaded copy took, and `costs`, what executions take.
-    `start_s`: from a replica's start to its first ready model.
+    `start_s`: from a replica's start to its first ready model, without what it waited for something to load.
     """
 
     shape: FleetShape

@@ -29,3 +29,8 @@ class Reason:
 
     code: str
     text: str
+
+
+def mib(size_bytes: int) -> str:
+    """A number of bytes, as it is said to people."""
+    return f"{size_bytes / (1 << 20):.0f} MiB"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from controlplane.core.names import Key, Place, Reason
+from controlplane.core.names import Key, Place, Reason, mib
 
 SPREAD_RESERVE = 0.1
 """The share of a replica's memory that copies beyond `min_copies` leave free, so that a new model finds room."""
@@ -35,9 +35,11 @@ class Want:
     """A version that a fleet shall serve, on `minimum` to `maximum` replicas (None: wherever there is room).
 
     `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
-    asks for no new copy at all. Who makes room is who is asked least (`use`), then who was asked longest ago. `hot`:
-    its load needs more copies than its entry asks for; spare copies of others may leave for them. `idle_s`: nobody has
-    asked for it for so long, so it leaves and is not loaded before somebody does (None: it is not idle).
+    asks for no new copy at all. Of one rank those of `high` priority come first and leave last: for another model's
+    request not at all while they are `in_use` (asked for or promoted not long ago), unless that one is of high priority
+    too. Then who makes room is who is asked least (`use`), then who was asked longest ago. `hot`: its load needs more
+    copies than its entry asks for (`least`); spare copies of others may leave for them. `idle_s`: nobody has asked for
+    it for so long, so it leaves and is not loaded before somebody does (None: it is not idle).
     """
 
     key: Key
@@ -45,10 +47,13 @@ class Want:
     rank: Rank
     minimum: int = 1
     maximum: int | None = None
+    least: int = 1
     requires: tuple[Key, ...] = ()
     last_used_at: float = 0.0
     use: float = 0.0
     hot: bool = False
+    high: bool = False
+    in_use: bool = False
     idle_s: float | None = None
 
 
@@ -105,6 +110,13 @@ def place(
     return _Placer(slots, wants, sizes, frozenset(leaving_before), clashes or {}).run()
 
 
+def left_over(
+    slots: Sequence[Slot], wants: Sequence[Want], *, sizes: Mapping[Key, int], clashes: Mapping[tuple[Key, Key], str]
+) -> int:
+    """A trial: how many bytes of `wants` find no place on `slots`, where nobody makes room. 0 if all of it does."""
+    return _Placer(slots, wants, sizes, frozenset(), clashes).trial()
+
+
 class _Placer:
     def __init__(
         self,
@@ -114,7 +126,9 @@ class _Placer:
         leaving_before: frozenset[Place],
         clashes: Mapping[tuple[Key, Key], str],
     ) -> None:
-        self.wants = {want.key: want for want in sorted(wants, key=lambda w: (w.rank, -w.use, -w.last_used_at, w.key))}
+        self.wants = {
+            want.key: want for want in sorted(wants, key=lambda w: (w.rank, not w.high, -w.use, -w.last_used_at, w.key))
+        }
         self.sizes = sizes
         self.clash_texts = clashes
         self.clashes: dict[Key, set[Key]] = {}
@@ -141,8 +155,7 @@ class _Placer:
     def run(self) -> Placement:
         self._drop_unwanted()
         self._go_on_leaving()
-        self.heap = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
-        heapq.heapify(self.heap)
+        self._order()
         for want in self.wants.values():
             if want.idle_s is not None:
                 self._leave_unloaded(want)
@@ -155,6 +168,21 @@ class _Placer:
             unplaced=self.unplaced,
             added=tuple(self.added),
         )
+
+    def trial(self) -> int:
+        self._order()
+        left = 0
+        for want in self.wants.values():
+            lacking = want.minimum - len(self.copies.get(want.key, ()))
+            while lacking > 0 and self._add(want):
+                lacking -= 1
+            left += max(lacking, 0) * max(want.size_bytes, 1)
+        return left
+
+    def _order(self) -> None:
+        """The replicas, the one with the most room first."""
+        self.heap = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
+        heapq.heapify(self.heap)
 
     # What goes.
 
@@ -264,16 +292,16 @@ class _Placer:
 
     def _wait_for_room(self, want: Want) -> bool:
         """Where room is being made already, or where making it does the least harm; counts as unplaced until then."""
-        if want.rank >= Rank.AUTO and not (want.hot and self.copies.get(want.key)):
+        if want.rank >= Rank.AUTO and not self._comes_back(want) and not (want.hot and self.copies.get(want.key)):
             return False
-        best: tuple[tuple[int, int, float, float, int, str], _Room, list[Key]] | None = None
+        best: tuple[tuple[int, int, int, float, float, int, str], _Room, list[Key]] | None = None
         for name, room in self.rooms.items():
             if not self._admits(want, room):
                 continue
             missing = self._bytes(self._need(want, room)) - room.free_soon
             if missing <= 0:
                 victims: list[Key] = []
-                cost = (-1, -9, 0.0, 0.0, 0, name)
+                cost = (-1, -9, 0, 0.0, 0.0, 0, name)
             else:
                 found = self._victims(want, room, missing)
                 if found is None:
@@ -282,7 +310,9 @@ class _Placer:
                 only = sum(self._is_last_copy(key) for key in victims)
                 use = sum(self.wants[key].use for key in victims)
                 newest = max(self._last_used(key) for key in victims)
-                cost = (min(only, 1), -min(self.wants[key].rank for key in victims), use, newest, len(victims), name)
+                high = sum(self.wants[key].high for key in victims)
+                least = min(self.wants[key].rank for key in victims)
+                cost = (min(only, 1), -least, high, use, newest, len(victims), name)
             if best is None or cost < best[0]:
                 best = (cost, room, victims)
         if best is None:
@@ -339,6 +369,7 @@ class _Placer:
             key=lambda key: (
                 self._is_last_copy(key),
                 -self.wants[key].rank,
+                self.wants[key].high,
                 self.wants[key].use,
                 self._last_used(key),
                 key,
@@ -353,12 +384,21 @@ class _Placer:
         return victims if missing <= 0 else None
 
     def _makes_room(self, key: Key, want: Want) -> bool:
-        other = self.wants[key]
+        other, last = self.wants[key], self._is_last_copy(key)
+        asked = want.rank is Rank.DEMAND and want.high
+        if last and other.high and other.in_use and want.rank >= Rank.DEMAND and not asked:
+            return False
+        if self._comes_back(want):
+            return other.rank >= Rank.AUTO and not (last and (other.high or (other.in_use and not want.in_use)))
         if other.rank > max(want.rank, Rank.DEMAND):
             return True
         # One more copy of what is asked much is worth the spare copy of what is asked far less.
-        spare = other.rank is Rank.AUTO and not self._is_last_copy(key) and not other.hot
+        spare = other.rank is Rank.AUTO and not last and not other.hot
         return want.hot and spare and other.use * FAR_LESS < want.use
+
+    def _comes_back(self, want: Want) -> bool:
+        """Whether it is loaded nowhere and important enough to take room from others before somebody asks."""
+        return want.rank is Rank.AUTO and want.high and not self.copies.get(want.key)
 
     def _requires(self, key: Key) -> tuple[Key, ...]:
         want = self.wants.get(key)
@@ -381,6 +421,9 @@ class _Placer:
             return Reason(code="NO_REPLICA", text=f"{key} waits for a replica: none of the fleet's is up")
         if all(key in room.slot.failed for room in rooms):
             return Reason(code="FAILED", text=f"{key} could not be loaded on any replica")
+        if self.copies.get(key) and all(key in room.held for room in rooms if room.slot.open):
+            text = f"{key} has {len(self.copies[key])} of {want.minimum} copies: there is no further replica"
+            return Reason(code="FEW_REPLICAS", text=text)
         clashing = self.clashes.get(key, set())
         if clashing and all(clashing & room.held for room in rooms if room.slot.open):
             other = min(clashing)
@@ -392,17 +435,17 @@ class _Placer:
         largest = max((room.slot.capacity_bytes for room in rooms), default=0)
         if size > largest:
             return Reason(
-                code="TOO_LARGE", text=f"{key} needs {_mib(size)} and the fleet's replicas have {_mib(largest)} each"
+                code="TOO_LARGE", text=f"{key} needs {mib(size)} and the fleet's replicas have {mib(largest)} each"
             )
         free = max((room.free_now for room in rooms if room.slot.open and room.free_now > 0), default=0)
         if want.rank is Rank.AUTO:
             return Reason(
                 code="ON_DEMAND",
-                text=f"{key} is loaded on demand: it needs {_mib(size)}, the most that is free is {_mib(free)}",
+                text=f"{key} is loaded on demand: it needs {mib(size)}, the most that is free is {mib(free)}",
             )
         return Reason(
             code="NO_ROOM",
-            text=f"{key} needs {_mib(size)}, the most that is free on a replica is {_mib(free)}, "
+            text=f"{key} needs {mib(size)}, the most that is free on a replica is {mib(free)}, "
             "and nothing less important is there to leave",
         )
 
@@ -424,7 +467,3 @@ class _Placer:
                 if self._bytes(self._need(want, room)) <= spare and self._admits(want, room) and not room.going:
                     self._put(want, room)
                     count += 1
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):.0f} MiB"

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from controlplane.core.actions import Action, FinishRollout, RecordFleet
 from controlplane.core.census import Census
 from controlplane.core.fitness import unfit
 from controlplane.core.fleets import quarantine_of
-from controlplane.core.limits import budget_of, limits_of
-from controlplane.core.load import Scaler
+from controlplane.core.limits import Limits, budget_of, limits_of
+from controlplane.core.load import Room, Scaler
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
-from controlplane.core.placement import Placement, Rank, Slot, Want, place
-from controlplane.core.replicas import Changes, depart, resize
+from controlplane.core.placement import Placement, Slot, Want, place
+from controlplane.core.replicas import Changes, depart, resize, worth
 from controlplane.core.rollout import Progress, TargetState, progress
+from controlplane.core.room import Needs
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
-from controlplane.core.scaling import Decision, decide
-from controlplane.core.snapshot import Snapshot
+from controlplane.core.scaling import Decision, decide, is_quiet
+from controlplane.core.snapshot import ReplicaView, Snapshot
 from controlplane.core.wants import apart, serving_of, wants_of
 
 MEASURE_AGAIN = 0.25
@@ -63,6 +64,12 @@ class _Planner:
         self.budget = budget_of(snapshot)
         self.decisions: dict[str, Decision] = {}
         self.scalers: dict[str, Scaler] = {}
+        self.needs: dict[str, Needs] = {}
+        """Of fleets whose size may change."""
+        self.may_grow: set[str] = set()
+        """Fleets that may get one more replica, or whose next one is not there yet."""
+        self._known_sizes: dict[str, Mapping[Key, int]] = {}
+        self._known_clashes: dict[str, Mapping[tuple[Key, Key], str]] = {}
         self.census = Census(snapshot, now)
 
     def run(self) -> Plan:
@@ -77,6 +84,7 @@ class _Planner:
         }
         stopping = frozenset().union(*(each.stopping for each in changes.values()))
         placements = {name: self._place(name, stopping, wants.get(name, [])) for name in self.snapshot.fleets}
+        self._note_cramped(placements, stopping)
         departures = depart(
             {name for name in stopping if self._is_replaced(name, stopping, placements)}, self.snapshot, self.now
         )
@@ -123,16 +131,10 @@ class _Planner:
             at = self.now if found is not None else scaler.replaced_at
             scaler = replace(scaler, replacing=found, replaced_at=at)
         present = len(staying) - (scaler.replacing is not None)
-        decision, scaler = decide(
-            record.shape,
-            self.budget.allows(limits_of(record, self.now), len(replicas), record.shape.gpus),
-            load,
-            scaler,
-            present=present,
-            needed=needed,
-            pinned=pinned_replicas(wants, record.shape.memory_bytes),
-            now=self.now,
-        )
+        limits = self.budget.allows(limits_of(record, self.now), len(replicas), record.shape.gpus)
+        decision, scaler = self._decide(fleet, wants, limits, scaler, staying=staying, present=present, needed=needed)
+        if decision.desired < limits.most:
+            self.may_grow.add(fleet)
         self.budget.take(decision.desired - len(replicas), record.shape.gpus)
         self.decisions[fleet], self.scalers[fleet] = decision, scaler
         changes = resize(fleet, decision, replicas, snapshot, lost=self.census.lost, replacing=scaler.replacing)
@@ -141,6 +143,70 @@ class _Planner:
         for name, reason in changes.stopping.items():
             self.reasons[f"replica/{name}"].append(reason)
         return changes
+
+    def _decide(
+        self,
+        fleet: str,
+        wants: list[Want],
+        limits: Limits,
+        scaler: Scaler,
+        *,
+        staying: list[ReplicaView],
+        present: int,
+        needed: bool,
+    ) -> tuple[Decision, Scaler]:
+        """How many there shall be: as many as the load needs, and what must have a place."""
+        shape, load, needs, room = self.snapshot.fleets[fleet].shape, self.snapshot.loads.get(fleet), None, Room()
+        if limits.least < limits.most:
+            resting = limits.least == 0 and not needed and is_quiet(shape, load, scaler, present=present)
+            needs = self.needs[fleet] = Needs(
+                wants,
+                scaler.room,
+                capacity_bytes=shape.memory_bytes,
+                sizes=self._sizes(fleet, wants),
+                clashes=self._clashes(fleet, wants),
+                loaded=self.census.copies.keys(),
+                bad={want.key for want in wants if self.census.is_bad(want.key)},
+                resting=resting,
+            )
+            room = needs.room(present, limits.most, self.now)
+
+        def decided() -> tuple[Decision, Scaler]:
+            why = needs.why(room.replicas) if needs is not None and room.replicas else ""
+            return decide(
+                shape,
+                limits,
+                load,
+                scaler,
+                present=present,
+                needed=needed,
+                pinned=room.replicas,
+                pinned_why=why,
+                now=self.now,
+            )
+
+        decision, after = decided()
+        if needs is not None and decision.desired < min(present, limits.most):
+            out = scaler.replacing[0] if scaler.replacing is not None else ""
+            first = sorted(staying, key=lambda each: (each.name == out, worth(each)))[: min(present, limits.most)]
+            slots = [self._slot(each, frozenset(), frozenset()) for each in first]
+            fewest = needs.still_fits(decision.desired, slots)
+            if fewest > decision.desired:
+                room = replace(room, replicas=fewest)
+                decision, after = decided()
+        if needs is not None and room.replicas > max(present, limits.least):
+            room = replace(room, kept=needs.kept())
+        return decision, replace(after, room=room)
+
+    def _note_cramped(self, placements: Mapping[str, Placement], stopping: frozenset[str]) -> None:
+        """What found no place although it must have one, for the next plan; unless a replica is about to come."""
+        for name, placement in placements.items():
+            up = [each for each in self.census.by_fleet.get(name, ()) if self._is_open(each, stopping)]
+            if len(up) < self.decisions[name].desired:
+                self.may_grow.add(name)
+            elif name in self.needs:
+                room = replace(self.scalers[name].room, cramped=self.needs[name].cramped(placement))
+                self.scalers[name] = replace(self.scalers[name], room=room)
 
     def _needed_fleets(self) -> set[str | None]:
         """Those for which somebody waits: a rollout for its target, or a request for a version that is cold."""
@@ -157,35 +223,46 @@ class _Planner:
     # Where it goes.
 
     def _place(self, fleet: str, stopping: frozenset[str], wants: list[Want]) -> Placement:
-        banned = self.census.quarantined.get(fleet, set())
-        slots = []
-        keys = {key for want in wants for key in (want.key, *want.requires)}
-        for replica in self.census.by_fleet.get(fleet, ()):
-            held = frozenset(replica.copies if replica.ordered is None else replica.ordered)
-            keys |= held
-            out = replica.name in stopping
-            slots.append(
-                Slot(
-                    replica=replica.name,
-                    capacity_bytes=self.snapshot.fleets[fleet].shape.memory_bytes,
-                    held=held,
-                    failed=frozenset(
-                        key
-                        for key, copy in replica.copies.items()
-                        if copy.state == "failed" and copy.blames != "environment"
-                    ),
-                    banned=frozenset(banned & keys),
-                    open=not out and replica.name not in self.census.lost and replica.report is not None,
-                    counts=not out and replica.name not in self.census.lost,
-                )
-            )
+        sizes = self._sizes(fleet, wants)
+        banned = frozenset(self.census.quarantined.get(fleet, set()) & sizes.keys())
         return place(
-            slots,
+            [self._slot(replica, stopping, banned) for replica in self.census.by_fleet.get(fleet, ())],
             wants,
-            sizes={key: self.census.size_bytes(key, fleet) for key in keys},
+            sizes=sizes,
             leaving_before=[place for place in self.snapshot.leaving if place.replica in self.snapshot.replicas],
-            clashes={**apart(wants, self.snapshot), **self.snapshot.clashes},
+            clashes=self._clashes(fleet, wants),
         )
+
+    def _slot(self, replica: ReplicaView, stopping: frozenset[str], banned: frozenset[Key]) -> Slot:
+        return Slot(
+            replica=replica.name,
+            capacity_bytes=self.snapshot.fleets[replica.fleet].shape.memory_bytes,
+            held=frozenset(_held(replica)),
+            failed=frozenset(
+                key for key, copy in replica.copies.items() if copy.state == "failed" and copy.blames != "environment"
+            ),
+            banned=banned,
+            open=self._is_open(replica, stopping),
+            counts=replica.name not in stopping and replica.name not in self.census.lost,
+        )
+
+    def _is_open(self, replica: ReplicaView, stopping: frozenset[str]) -> bool:
+        """Whether it may get something new."""
+        return replica.name not in stopping and replica.name not in self.census.lost and replica.report is not None
+
+    def _sizes(self, fleet: str, wants: list[Want]) -> Mapping[Key, int]:
+        """The memory of all that is wanted or held there, in bytes."""
+        if fleet not in self._known_sizes:
+            keys = {key for want in wants for key in (want.key, *want.requires)}
+            keys = keys.union(*(_held(each) for each in self.census.by_fleet.get(fleet, ())))
+            self._known_sizes[fleet] = {key: self.census.size_bytes(key, fleet) for key in keys}
+        return self._known_sizes[fleet]
+
+    def _clashes(self, fleet: str, wants: list[Want]) -> Mapping[tuple[Key, Key], str]:
+        """Which versions can't share a server, or are not to."""
+        if fleet not in self._known_clashes:
+            self._known_clashes[fleet] = {**apart(wants, self.snapshot), **self.snapshot.clashes}
+        return self._known_clashes[fleet]
 
     def _is_replaced(self, name: str, stopping: Collection[str], placements: Mapping[str, Placement]) -> bool:
         """Whether whatever a leaving replica serves is ready on another one, or shall not be anywhere else."""
@@ -304,7 +381,10 @@ class _Planner:
             return TargetState(blocked=Reason(code="QUARANTINED", text=text))
         placement = placements[fleet]
         unplaced = placement.unplaced.get(key)
-        if unplaced is not None and unplaced.code in ("TOO_LARGE", "CLASH"):
+        never = unplaced is not None and (
+            unplaced.code == "TOO_LARGE" or (unplaced.code == "CLASH" and fleet not in self.may_grow)
+        )
+        if unplaced is not None and never:
             return TargetState(blocked=unplaced)
         planned = tuple(
             sorted(
@@ -367,7 +447,7 @@ class _Planner:
                 if replica.report.server == "ready" and replica.report.capabilities is not None:
                     capabilities = replica.report.capabilities
                 for copy in replica.copies.values():
-                    if copy.state == "ready" and copy.memory_bytes:
+                    if copy.state == "ready" and copy.memory_bytes and not record.shape.gpus:
                         # The least of all: what else went on during a load can only have made it look larger.
                         known = measured.get(copy.digest, record.shape.memory_bytes)
                         measured[copy.digest] = min(known, copy.memory_bytes)
@@ -393,10 +473,9 @@ class _Planner:
                 )
 
 
-def pinned_replicas(wants: Sequence[Want], memory_bytes: int) -> int:
-    """How many replicas have room for what must be loaded: rollouts' targets and what is always loaded."""
-    pinned = sum(want.minimum * want.size_bytes for want in wants if want.rank <= Rank.ALWAYS)
-    return -(-pinned // memory_bytes)
+def _held(replica: ReplicaView) -> Collection[Key]:
+    """What it holds, as far as is known: what was ordered, or what it reports where nothing was."""
+    return replica.copies if replica.ordered is None else replica.ordered
 
 
 def _has_changed(measured: float, recorded: float) -> bool:

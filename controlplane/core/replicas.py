@@ -38,7 +38,7 @@ def resize(
     leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
     stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
     stopping |= {each.name: Reason(code="LEAVING", text=each.leaving) for each in replicas if each.leaving}
-    staying = sorted((each for each in replicas if each.name not in stopping), key=_worth)
+    staying = sorted((each for each in replicas if each.name not in stopping), key=worth)
     if any(each.name == out for each in staying) and desired:
         staying.sort(key=lambda each: each.name == out)  # it leaves first
         if sum(is_up(each) for each in staying if each.name != out) < desired:
@@ -46,7 +46,7 @@ def resize(
     actions: list[Action] = []
     if len(staying) < desired:
         may = {each.name for each in replicas if each.name in stopping and not each.leaving} - snapshot.stopped - lost
-        back = [each.name for each in sorted(replicas, key=_worth) if each.name in may][: desired - len(staying)]
+        back = [each.name for each in sorted(replicas, key=worth) if each.name in may][: desired - len(staying)]
         for name in back:
             del stopping[name]
         taken = {each.name for each in replicas}
@@ -98,7 +98,7 @@ def _shall(fleet: str, present: int, desired: int) -> str:
     return f"fleet {fleet} has {count}" if present == desired else f"fleet {fleet} has {count} and shall have {desired}"
 
 
-def _worth(replica: ReplicaView) -> tuple[bool, int, str]:
+def worth(replica: ReplicaView) -> tuple[bool, int, str]:
     """Who stays longest comes first: those whose server answers; then by number, so that the highest leaves first."""
     _, _, number = replica.name.rpartition("-")
     return (not is_up(replica), int(number) if number.isdigit() else 1 << 30, replica.name)

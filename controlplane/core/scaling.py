@@ -52,12 +52,13 @@ def decide(
     needed: bool,
     now: float,
     pinned: int = 0,
+    pinned_why: str = "",
 ) -> tuple[Decision, Scaler]:
     """How many replicas a fleet shall have now.
 
     `present` replicas are there or starting, and not on their way out. `needed`: one is waited for, whatever the load
     says (by a rollout that has to prove its target, by a request for a cold model, or to see what it can do). `pinned`
-    replicas have room for what must always be loaded.
+    replicas have a place for what must have one, as `pinned_why` says in a part of a sentence.
     """
     fresh = load is not None and now - load.at <= STALE_STEPS * load.step_s
     if load is not None and fresh and load.at > scaler.at:
@@ -67,10 +68,12 @@ def decide(
     if limits.least == limits.most:
         return Decision(desired=limits.least, reason=Reason(code="SIZE", text=limits.why)), scaler
     floor = max(limits.least, 1 if needed else 0, pinned)
+    told = f"; {pinned_why or f'what must always be loaded takes the memory of {pinned}'}"
     if load is None or not fresh:
         desired = min(max(present, floor), limits.most)
         age = f"the last is {now - load.at:.0f} s old" if load is not None else "there is none yet"
         text = f"without a fresh measurement ({age}) it gets no fewer replicas; {limits.why}"
+        text += told if pinned and desired <= pinned else ""
         return Decision(desired=desired, reason=Reason(code="NO_METRICS", text=text)), scaler
     rest_s = shape.down_after_s if shape.down_after_s is not None else max(load.start_s, REST_S)
     idle_s = load.at - scaler.idle_since if scaler.idle_since is not None else 0.0
@@ -97,7 +100,8 @@ def decide(
     clamped = min(max(desired, limits.least), limits.most)
     text = _text(shape, limits, load, scaler, code=code, wanted=wanted, desired=desired, needed=needed, rest_s=rest_s)
     if pinned and wanted == pinned:
-        text += f"; what must always be loaded takes the memory of {pinned}"
+        text += told
+        code = "ROOM" if code == "LOAD" and pinned > max(limits.least, scaler.need) else code
     if next_desired is not None:
         next_desired = min(max(next_desired, limits.least), limits.most)
     if clamped == 1 == wanted and limits.least == 0 and scaler.idle_since is not None and not needed:
@@ -110,6 +114,13 @@ def decide(
         next_at=next_at if next_desired != clamped else None,
     )
     return decision, scaler
+
+
+def is_quiet(shape: FleetShape, load: Load | None, scaler: Scaler, *, present: int) -> bool:
+    """Whether nothing is asked of a fleet, and so long that it may be empty (or it is)."""
+    if load is None or load.asked or not present:
+        return not present and (load is None or not load.asked)
+    return scaler.idle_since is not None and load.at - scaler.idle_since >= shape.idle_s
 
 
 def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:

@@ -95,10 +95,13 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
         rank=rank,
         minimum=minimum,
         maximum=maximum,
+        least=how.min_copies,
         requires=census.requires(key),
         last_used_at=census.snapshot.used.get(key, 0.0),
         use=load.use.get(key, 0.0) if load is not None else 0.0,
         hot=minimum > max(how.min_copies, 1),
+        high=how.priority == "high" and key.version in (serving.stable, serving.target),
+        in_use=census.now - _asked_at(key, census) < census.snapshot.fleets[fleet].shape.idle_s,
         idle_s=_idle_s(key, fleet, census) if rank >= Rank.AUTO and key.version != serving.warm else None,
     )
 
@@ -106,13 +109,18 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
 def _idle_s(key: Key, fleet: str, census: Census) -> float | None:
     """After how long without a request it leaves, if nobody has asked for the version for so long, nor promoted it."""
     snapshot = census.snapshot
-    manifest, rollout = snapshot.manifest(key), snapshot.models[key.model].rollout
+    manifest = snapshot.manifest(key)
     own = manifest.entry.serving.idle_s if manifest is not None else None
     limit_s = own if own is not None else snapshot.fleets[fleet].shape.model_idle_s
-    since = snapshot.used.get(key, 0.0)
+    return limit_s if limit_s is not None and census.now - _asked_at(key, census) >= limit_s else None
+
+
+def _asked_at(key: Key, census: Census) -> float:
+    """When somebody last asked for a version, or had promoted it (seconds since 1970)."""
+    rollout, used = census.snapshot.models[key.model].rollout, census.snapshot.used.get(key, 0.0)
     if rollout is not None and rollout.target == key.version and rollout.ended_at is not None:
-        since = max(since, rollout.ended_at.timestamp())
-    return limit_s if limit_s is not None and census.now - since >= limit_s else None
+        return max(used, rollout.ended_at.timestamp())
+    return used
 
 
 def _spare(wants: list[Want], least: int, census: Census) -> list[Want]:

@@ -23,7 +23,7 @@ from controlplane.core.errors import ControlPlaneError
 from controlplane.core.models import FleetRecord, FleetShape, Quarantine
 from controlplane.fleet.protocol import FleetBackend, News
 from controlplane.registry.registry import Registry
-from controlplane.server.memory import Memory
+from controlplane.server.memory import Memory, Start
 from controlplane.server.orders import Orders
 
 log = structlog.get_logger(__name__)
@@ -111,7 +111,7 @@ class Actor:
             await self._update_fleet(action.fleet, lambda record: _with_news(record, action, known))
         elif isinstance(action, StartReplica):
             log.info("replica starts", replica=action.replica, fleet=action.fleet, reason=action.reason)
-            self._memory.started.setdefault(action.replica, time.time())
+            self._memory.starts.setdefault(action.replica, Start(time.time()))
             await self._backend.start(self._memory.shapes[action.fleet], action.replica)
         elif isinstance(action, RemoveReplica):
             log.info("replica is removed", replica=action.replica, fleet=action.fleet, reason=action.reason)

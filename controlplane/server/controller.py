@@ -21,7 +21,7 @@ from controlplane.metrics.source import Source
 from controlplane.registry.registry import Registry
 from controlplane.server.acting import Actor
 from controlplane.server.measuring import Measuring
-from controlplane.server.memory import Memory
+from controlplane.server.memory import Memory, Start
 from controlplane.server.metrics import Metrics
 from controlplane.server.news import tell
 from controlplane.server.orders import Orders
@@ -126,7 +126,7 @@ class Controller:
                 self.memory.forget_replica(name)
                 self.orders.forget(name)
             for name in listed.keys() - self.memory.backend_replicas:
-                self.memory.started.setdefault(name, time.time())
+                self.memory.starts.setdefault(name, Start(time.time()))
             self.memory.backend_replicas = listed
         now = time.time()
         self.memory.take_gateways(self.backend.gateways(), now)
@@ -142,6 +142,7 @@ class Controller:
         await self._fetch_sources(made)
         tell(self.memory.last_plan, made, self.snapshot, self.backend)
         self.memory.last_plan = made
+        self.memory.note_starts(made, now)
         if self.memory.may_order:
             self.orders.issue(made)
         self.orders.keep_tables(

@@ -11,6 +11,7 @@ from controlplane.core.batching import Batching
 from controlplane.core.batching import explain as explain_batching
 from controlplane.core.capacity import instances_of
 from controlplane.core.errors import NotFound
+from controlplane.core.fleets import memory_told
 from controlplane.core.messages import Copy
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Reason
@@ -95,6 +96,7 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             {"code": reason.code, "text": reason.text}
             for reason in (
                 *_how_it_is(controller, controller.snapshot.models[name]),
+                *_memory(controller, controller.snapshot.models[name]),
                 *(reason for subject in subjects for reason in reasons.get(subject, ())),
             )
         ],
@@ -150,6 +152,16 @@ def _how_it_is(controller: Controller, document: Model) -> Iterator[Reason]:
     if last is not None and last.state in ("failed", "aborted"):
         key = Key(document.name, last.target)
         yield Reason(code=f"ROLLOUT_{last.state.upper()}", text=f"the rollout to {key} {last.state}: {last.reason}")
+
+
+def _memory(controller: Controller, document: Model) -> Iterator[Reason]:
+    """Whether its versions take another memory than is stated."""
+    for key in (Key(document.name, each.number) for each in document.versions):
+        manifest, digest = controller.snapshot.manifest(key), controller.snapshot.digest(key)
+        if manifest is None or digest is None:
+            continue
+        told = (memory_told(key, manifest, digest, record) for record in controller.snapshot.fleets.values())
+        yield from (each for each in told if each is not None)
 
 
 def _signals(controller: Controller, replica: str, key: Key, now: float) -> dict[str, Any] | None:

@@ -75,13 +75,13 @@ class Measuring:
         await asyncio.gather(*(meter.batches.read(pages[name]) for name, meter in meters))
 
     def _note_starts(self) -> None:
-        """How long it took from a replica's start to its first ready model."""
+        """How long it took from a replica's start to its first ready model, without what it waited for an order."""
         now = time.time()
         for name, (report, _) in self._memory.reports.items():
             if any(copy.state == "ready" for copy in report.copies):
-                began = self._memory.started.pop(name, None)
-                if began is not None and report.fleet in self.meters:
-                    self.meters[report.fleet].starts.append(now - began)
+                start = self._memory.starts.pop(name, None)
+                if start is not None and report.fleet in self.meters:
+                    self.meters[report.fleet].starts.append(start.took_s(now))
 
     def _measure(self) -> None:
         snapshot, now = self._snapshot(), time.time()

@@ -35,6 +35,30 @@ class HeardGateway:
 
 
 @dataclass(slots=True)
+class Start:
+    """A replica's start, until its first model is ready. Times are in seconds since 1970; `idle_s`: how long its server
+    was ready and had nothing to load, `idle_since` the last time (None: it has)."""
+
+    began: float
+    idle_s: float = 0.0
+    idle_since: float | None = None
+
+    def took_s(self, now: float) -> float:
+        """How long it has taken, without what it waited for something to load."""
+        return max(now - self.began - self._idle_s(now), 0.0)
+
+    def note(self, now: float, *, idle: bool) -> None:
+        """Whether it waits for something to load now."""
+        if not idle:
+            self.idle_s, self.idle_since = self._idle_s(now), None
+        elif self.idle_since is None:
+            self.idle_since = now
+
+    def _idle_s(self, now: float) -> float:
+        return self.idle_s + (now - self.idle_since if self.idle_since is not None else 0.0)
+
+
+@dataclass(slots=True)
 class Memory:
     """The controller's view of the world, kept by the event loop's thread alone."""
 
@@ -56,8 +80,8 @@ class Memory:
     used: dict[Key, float] = field(default_factory=dict)
     """When versions were last asked for. Their replicas may be gone since."""
     loads: dict[str, Load] = field(default_factory=dict)
-    started: dict[str, float] = field(default_factory=dict)
-    """When each replica was started, until its first model is ready."""
+    starts: dict[str, Start] = field(default_factory=dict)
+    """Of each replica, until its first model is ready."""
     crashed_at: dict[str, tuple[float, ...]] = field(default_factory=dict)
     last_plan: Plan = field(default_factory=Plan)
     settled: bool = False
@@ -104,8 +128,16 @@ class Memory:
         """The replica is gone."""
         self.reports.pop(name, None)
         self.backend_replicas.pop(name, None)
-        self.started.pop(name, None)
+        self.starts.pop(name, None)
         self.crashed_at.pop(name, None)
+
+    def note_starts(self, made: Plan, now: float) -> None:
+        """See which replicas that are starting have nothing to load: nothing is ordered, or nothing that can be."""
+        for name, start in self.starts.items():
+            report, _ = self.reports.get(name, (None, 0.0))
+            if report is not None:
+                failed = {Key(each.model, each.version) for each in report.copies if each.state == "failed"}
+                start.note(now, idle=report.server == "ready" and not made.holds.get(name, frozenset()) - failed)
 
     def take_gateways(self, present: Collection[str] | None, now: float) -> None:
         """Take those that the backend has (None: it can't tell). Of the others, those that are silent are gone: it may

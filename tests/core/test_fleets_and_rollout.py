@@ -8,7 +8,7 @@ import pytest
 
 from controlplane.core.entry import Entry
 from controlplane.core.errors import STATUS, ControlPlaneError
-from controlplane.core.fleets import BASE_COPY_BYTES, copy_bytes, fleet_of
+from controlplane.core.fleets import BASE_COPY_BYTES, copy_bytes, fleet_of, memory_told
 from controlplane.core.models import ArtifactFile, FleetRecord, FleetShape, Manifest, Rollout, Step
 from controlplane.core.names import Key, Reason
 from controlplane.core.rollout import TargetState, progress
@@ -45,15 +45,36 @@ def test_fleet_of(wanted: str | None, fleets: list[FleetRecord], expected: str) 
         assert all(name in str(error) for name in by_name), "it lists what there is"
 
 
-def test_stated_beats_measured_beats_estimated() -> None:
-    stated = manifest("m", size_mib=7)
-    silent = Manifest(
-        entry=Entry(name="m", backend="python"), files=(ArtifactFile(path="model.py", sha256="0", size_bytes=100),)
-    )
-    measured = replace(record("cpu"), measured_bytes={"d": 5})
-    assert copy_bytes(stated, "d", measured) == 7 << 20
-    assert copy_bytes(silent, "d", measured) == 5
-    assert copy_bytes(silent, "other", measured) == BASE_COPY_BYTES + 200
+SILENT = Manifest(
+    entry=Entry(name="m", backend="python"), files=(ArtifactFile(path="model.py", sha256="0", size_bytes=100),)
+)
+
+
+@pytest.mark.parametrize(
+    ("stated_mib", "measured_mib", "gpus", "expected_mib", "told"),
+    [
+        pytest.param(7, None, 0, 7, "", id="stated"),
+        pytest.param(None, 5, 0, 5, "", id="measured"),
+        pytest.param(7, 5, 0, 7, "states 7 MiB of memory, and 5 MiB were measured", id="more was stated"),
+        pytest.param(100, 150, 0, 150, "states 100 MiB of memory, and 150 MiB were measured", id="more was measured"),
+        pytest.param(100, 110, 0, 110, "", id="hardly more"),
+        pytest.param(100, 5000, 0, 1000, "1000 MiB", id="no more than a replica has"),
+        pytest.param(2000, 5000, 0, 2000, "1000 MiB", id="though more is stated"),
+        pytest.param(100, 150, 1, 100, "", id="the memory of processes says nothing of a GPU"),
+    ],
+)
+def test_the_larger_of_stated_and_measured_counts(
+    stated_mib: int | None, measured_mib: int | None, gpus: int, expected_mib: int, told: str
+) -> None:
+    version = manifest("m", size_mib=stated_mib) if stated_mib is not None else SILENT
+    shape = FleetShape(name="cpu", memory_bytes=1000 << 20, gpus=gpus)
+    measured = {"d": measured_mib << 20} if measured_mib is not None else {}
+    on = FleetRecord(shape=shape, measured_bytes=measured)
+    assert copy_bytes(version, "d", on) == expected_mib << 20
+    reason = memory_told(KEY, version, "d", on)
+    assert bool(told) is (reason is not None)
+    assert reason is None or (told in reason.text and "fleet cpu" in reason.text)
+    assert copy_bytes(SILENT, "other", on) == BASE_COPY_BYTES + 200
 
 
 def table(*targets: Target) -> RouteTable:

@@ -6,13 +6,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from controlplane.core.entry import Load, Serving
+from controlplane.core.entry import Load, Priority, Serving
+from controlplane.core.load import Load as Measured
 from controlplane.core.messages import Demand
 from controlplane.core.names import Key
 from tests.core.world import World, manifest
 
 NAMES = st.sampled_from(["a", "b", "c"])
 LOADS: st.SearchStrategy[Load] = st.sampled_from(["auto", "always", "on_demand"])
+
+PRIORITIES: st.SearchStrategy[Priority] = st.sampled_from(["normal", "normal", "high"])
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -23,9 +26,13 @@ class Interleavings(RuleBasedStateMachine):
         gateways=st.integers(1, 2),
         memory=st.sampled_from([150, 350, 1000]),
         clash=st.sampled_from([None, None, "they differ"]),
+        more=st.sampled_from([0, 0, 2]),
     )
-    def begin(self, replicas: int, gateways: int, memory: int, clash: str | None) -> None:
-        self.world = World(replicas, memory_mib=memory, gateways=gateways)
+    def begin(self, replicas: int, gateways: int, memory: int, clash: str | None, more: int) -> None:
+        self.world = World(
+            replicas, most=replicas + more, memory_mib=memory, gateways=gateways, idle_s=10.0, down_after_s=5.0
+        )
+        self.world.load = Measured(at=self.world.now, step_s=2.0)
         self.world.clash = lambda one, other: clash
         self.world.run(6)
 
@@ -35,10 +42,15 @@ class Interleavings(RuleBasedStateMachine):
         idle_s=st.sampled_from([None, None, 4.0]),
         size=st.sampled_from([50, 100]),
         bad=st.sampled_from(["", "", "model", "crash"]),
+        priority=PRIORITIES,
+        copies=st.sampled_from([1, 1, 2]),
     )
-    def register_and_promote(self, name: str, load: Load, idle_s: float | None, size: int, bad: str) -> None:
+    def register_and_promote(
+        self, *, name: str, load: Load, idle_s: float | None, size: int, bad: str, priority: Priority, copies: int
+    ) -> None:
         apart_from = ("a",) if name == "c" else ()
-        made = manifest(name, size_mib=size, serving=Serving(load=load, idle_s=idle_s, apart_from=apart_from))
+        serving = Serving(load=load, idle_s=idle_s, apart_from=apart_from, priority=priority, min_copies=copies)
+        made = manifest(name, size_mib=size, serving=serving)
         key = self.world.registry.register(made, self.world.now)
         if bad:
             self.world.bad[key] = bad
@@ -96,9 +108,9 @@ class Interleavings(RuleBasedStateMachine):
             self.world.sync_gateways()
             self.world.sync_gateways()  # with their tables, which they were asked for
 
-    @rule(replicas=st.integers(1, 3))
-    def resize(self, replicas: int) -> None:
-        self.world.resize(replicas)
+    @rule(replicas=st.integers(1, 3), more=st.sampled_from([0, 0, 2]))
+    def resize(self, replicas: int, more: int) -> None:
+        self.world.resize(replicas, more)
 
     @rule(data=st.data())
     def fall_silent_or_speak(self, data: st.DataObject) -> None:
@@ -124,7 +136,8 @@ class Interleavings(RuleBasedStateMachine):
         for model in world.registry.models.values():
             assert model.running_rollout is None, f"the rollout of {model.name} never ends: {world.plan.reasons}"
         assert not world.plan.leaving
-        assert len(world.replicas) == world.shape.min_replicas
+        assert world.shape.min_replicas <= len(world.replicas) <= world.shape.max_replicas
+        assert len(world.replicas) == world.plan.decisions["cpu"].desired
         before = world.orders.table
         world.run(5)
         assert world.orders.table is before, "nothing changes any more"

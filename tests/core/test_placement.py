@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -179,3 +182,51 @@ def test_a_spare_copy_makes_room_for_what_is_asked_far_more() -> None:
     assert hot.unplaced[A].code == "WAITS_FOR_ROOM"
     assert not placed(slots, wants(use=15.0)).leaving, "not for what is asked hardly more"
     assert not placed([slot("r0", A), slot("r1", B)], wants(use=30.0)).leaving, "and never somebody's last one"
+
+
+def test_those_of_high_priority_are_placed_first_and_leave_last() -> None:
+    result = placed([slot("r0")], [want(A, use=9.0), want(B, use=5.0), want(C, high=True)])
+    assert result.holds["r0"] == {A, C}
+    wants = [want(A, high=True, use=1.0), want(B, use=5.0), want(C, Rank.DEMAND)]
+    assert set(placed([slot("r0", A, B)], wants).leaving) == {Place(B, "r0")}, "though it is asked more"
+    always = placed([slot("r0")], [want(A, Rank.ALWAYS, size=60), want(B, high=True, size=60)])
+    assert always.holds["r0"] == {A}, "rank comes before priority"
+
+
+@pytest.mark.parametrize(
+    ("high", "other", "leaves"),
+    [
+        pytest.param({}, {}, True, id="nobody asks for either"),
+        pytest.param({"in_use": True}, {"in_use": True}, True, id="both are in use"),
+        pytest.param({}, {"in_use": True}, False, id="only the other one is in use"),
+        pytest.param({}, {"high": True}, False, id="it is of high priority too"),
+        pytest.param({}, {"rank": Rank.DEMAND}, False, id="somebody waits for the other one"),
+        pytest.param({"idle_s": 60.0}, {}, False, id="it is idle"),
+    ],
+)
+def test_one_of_high_priority_that_is_loaded_nowhere_takes_the_room_of_another(
+    high: dict[str, Any], other: dict[str, Any], leaves: bool
+) -> None:
+    result = placed([slot("r0", A)], [want(A, **{"size": 60, **other}), want(B, size=60, high=True, **high)])
+    assert set(result.leaving) == ({Place(A, "r0")} if leaves else set())
+    again = placed([slot("r0", A), slot("r1", B)], [want(A, size=60), want(B, size=60, high=True, minimum=2)])
+    assert not again.leaving, "not for a second copy"
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "leaves"),
+    [
+        pytest.param({"in_use": True}, {}, False, id="in use"),
+        pytest.param({"in_use": True}, {"high": True}, True, id="in use, but the other one is of high priority too"),
+        pytest.param({}, {}, True, id="nobody asks for it"),
+        pytest.param({"in_use": True}, {"rank": Rank.ALWAYS}, True, id="always comes before priority"),
+        pytest.param({"in_use": True, "rank": Rank.KEEP}, {}, False, id="loaded on demand"),
+    ],
+)
+def test_one_of_high_priority_leaves_for_no_request_while_it_is_in_use(
+    held: dict[str, Any], asked: dict[str, Any], leaves: bool
+) -> None:
+    wants = [want(A, **{"size": 60, "high": True, **held}), want(B, **{"size": 60, "rank": Rank.DEMAND, **asked})]
+    result = placed([slot("r0", A)], wants)
+    assert set(result.leaving) == ({Place(A, "r0")} if leaves else set())
+    assert result.unplaced[B].code == ("WAITS_FOR_ROOM" if leaves else "NO_ROOM")

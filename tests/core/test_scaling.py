@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.analogs import Moment, Past, likely_need, needed
+from controlplane.core.analogs import SHORT, Moment, Past, likely_need, needed
 from controlplane.core.limits import Budget, Limits, is_open, limits_of
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
@@ -200,6 +201,25 @@ def test_the_past_is_bounded_and_can_be_told_anew() -> None:
     assert moment is not None and moment.at == 2.0 * (499 - past.lag)
     past.reset(8.0, 1.0)
     assert len(past.demand) == 50 and 0 < len(past.moments) < 50
+
+
+@given(st.lists(st.floats(0, 9), min_size=SHORT + 1, max_size=SHORT + 40), st.sampled_from([0.0, 0.1, 2.0, 30.0]))
+def test_needed_of_many_is_what_looking_at_every_stretch_finds(demand: list[float], slack_s: float) -> None:
+    sums = [0.0, *itertools.accumulate(each * 2.0 for each in demand)]
+    every = max(
+        (sums[end] - sums[begin]) / ((end - begin) * 2.0 + slack_s)
+        for begin, end in itertools.combinations(range(len(sums)), 2)
+    )
+    assert needed(demand, 2.0, slack_s) == pytest.approx(every, abs=1e-9)
+
+
+@pytest.mark.parametrize("horizon_s", [3597.0, 3599.0, 4000.0, 86_400.0])
+def test_a_start_may_take_longer_than_the_past_is_kept(horizon_s: float) -> None:
+    past = Past(step_s=2.0, horizon_s=horizon_s, slack_s=0.1)
+    moments = [past.add(float(n % 7), 2.0 * n) for n in range(2500)]
+    assert moments[1000] is not None and len(past.moments) > 1000, "half of what is kept is looked ahead"
+    past.reset(horizon_s + 10.0, 0.1)
+    assert likely_need(past.moments, past.features(), 0.9) is not None
 
 
 # Limits.

@@ -9,6 +9,7 @@ from typing import Any
 
 from controlplane.core.actions import FinishRollout, QuarantineVersion, RecordFleet, RemoveReplica, StartReplica
 from controlplane.core.entry import EnsembleStep, Entry, Resources, Serving
+from controlplane.core.load import Load
 from controlplane.core.messages import Assignment, Copy, GatewayReport, ReplicaReport, Wanted
 from controlplane.core.models import (
     ArtifactFile,
@@ -211,10 +212,18 @@ class Gateway:
 class World:
     """A registry, replicas, gateways and one controller, stepped by hand."""
 
-    def __init__(self, replicas: int = 2, *, memory_mib: int = 1000, gateways: int = 1) -> None:
+    def __init__(
+        self, replicas: int = 2, *, most: int | None = None, memory_mib: int = 1000, gateways: int = 1, **shape: Any
+    ) -> None:
         self.now = 1_000_000.0
         self.registry = Registry()
-        self.shape = FleetShape(name="cpu", min_replicas=replicas, max_replicas=replicas, memory_bytes=memory_mib * MIB)
+        self.shape = FleetShape(
+            name="cpu",
+            min_replicas=replicas,
+            max_replicas=replicas if most is None else most,
+            memory_bytes=memory_mib * MIB,
+            **shape,
+        )
         self.registry.fleets["cpu"] = FleetRecord(shape=self.shape)
         self.replicas: dict[str, Replica] = {}
         self.gateways = {f"gw-{n}": Gateway(f"gw-{n}") for n in range(gateways)}
@@ -223,6 +232,10 @@ class World:
         self.extra: set[str] = set()
         self.epoch = 0
         self.plan = Plan()
+        self.load: Load | None = None
+        """What is measured of the fleet in each cycle (None: nothing)."""
+        self.started = 0
+        """How many replicas were started."""
         self.problems: dict[str, str] = {}
         self.clash: Any = lambda one, other: None
         self.restart_controller()
@@ -245,8 +258,8 @@ class World:
         self.gateways[gateway] = Gateway(gateway)
         self.sync_gateways(gateway)
 
-    def resize(self, replicas: int) -> None:
-        self.shape = replace(self.shape, min_replicas=replicas, max_replicas=replicas)
+    def resize(self, replicas: int, more: int = 0) -> None:
+        self.shape = replace(self.shape, min_replicas=replicas, max_replicas=replicas + more)
         self.registry.fleets["cpu"] = replace(self.registry.fleets["cpu"], shape=self.shape)
         self.memory.shapes = {"cpu": self.shape}
 
@@ -293,6 +306,8 @@ class World:
             )
             for each in self.replicas.values()
         }
+        if self.load is not None:
+            memory.loads["cpu"] = replace(self.load, at=self.now)
         memory.take_gateways(self.gateways.keys(), self.now)
         snapshot = memory.snapshot(self.orders, self.clash, self.now)
         self.plan = plan(snapshot, self.now)
@@ -311,6 +326,7 @@ class World:
         if isinstance(action, FinishRollout):
             self.registry.finish(action, self.now)
         elif isinstance(action, StartReplica):
+            self.started += 1
             self.replicas[action.replica] = Replica(action.replica, action.fleet, len(self.replicas))
         elif isinstance(action, RemoveReplica):
             self._remove(action.replica)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -85,6 +86,23 @@ def test_the_fleet_is_published(registry: Registry, pretender: Pretender) -> Non
     capabilities = registry.fleet("cpu").capabilities
     assert capabilities is not None and capabilities.server_version == "2.51.0"
     assert registry.fleet("cpu").shape.memory_bytes == 1 << 30
+
+
+def test_a_memory_that_is_not_as_stated_is_told(
+    registry: Registry, tmp_path: Path, pretender: Pretender, http: httpx2.Client, shape: FleetShape
+) -> None:
+    register(registry, tmp_path, "m")
+    registry.promote("m", 1, actor="test")
+    until(lambda: pretender.turn() and registry.model("m").stable == 1)
+    (version,) = registry.model("m").versions
+    measured = {version.digest: 3 << 20}
+    registry.update_fleet("cpu", lambda known: replace(known or FleetRecord(shape=shape), measured_bytes=measured))
+
+    def told() -> bool:
+        reasons = http.get("/v1/models/m/explain").json()["reasons"]
+        return any("1 MiB of memory, and 3 MiB were measured on fleet cpu" in each["text"] for each in reasons)
+
+    until(lambda: pretender.turn() and told())
 
 
 def test_a_fleet_that_is_not_deployed_any_more_is_forgotten(registry: Registry, shape: FleetShape) -> None:

@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from controlplane.core.messages import Copy, ReplicaReport
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Key
+from controlplane.core.plan import Plan
 from controlplane.core.snapshot import Settings, Snapshot
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
 from controlplane.server.measuring import Measuring
-from controlplane.server.memory import Memory
+from controlplane.server.memory import Memory, Start
 
 
 class Defective:
@@ -87,6 +90,55 @@ async def test_a_replica_of_whose_models_nothing_is_told_has_not_told(
     measuring = Measuring(memory, Snapshot, turned.set, told)
     await turn(measuring, turned)
     assert not measuring.problem and memory.loads["cpu"].complete is complete
+
+
+MODEL = Key("m", 1)
+
+
+def starting(*states: Any, server: Any = "ready") -> ReplicaReport:
+    copies = tuple(Copy(model="m", version=1, digest="d", state=each) for each in states)
+    return replace(holds("cpu-0"), server=server, copies=copies)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected_s"),
+    [
+        pytest.param(
+            [(5, starting(server="starting"), True), (9, starting("loading"), True)], 12, id="ordered at once"
+        ),
+        pytest.param([(9, starting("loading"), True)], 12, id="ordered when it is ready"),
+        pytest.param(
+            [(9, starting(), False), (600, starting(), False), (601, starting(), True)], 612 - 592, id="later"
+        ),
+        pytest.param(
+            [(5, starting("loading"), True), (9, starting("failed"), True), (600, starting("loading"), True)],
+            612 - 591,
+            id="what was ordered has failed",
+        ),
+        pytest.param(
+            [(9, starting(), False), (20, starting("loading"), True), (30, starting(), False), (50, starting(), True)],
+            612 - 11 - 20,
+            id="waiting twice",
+        ),
+    ],
+)
+async def test_a_start_is_counted_without_what_it_waited_for_something_to_load(
+    told: list[tuple[float, ReplicaReport, bool]], expected_s: float
+) -> None:
+    """Told are what it reported when, and whether a version was ordered then. In the end that is ready."""
+    memory = Memory(started_at=0.0, settings=Settings(), shapes={"cpu": FleetShape(name="cpu")})
+    ends = max(at for at, _, _ in told) + 3 if expected_s == 12 else 612
+    began = time.time() - ends
+    memory.starts["cpu-0"] = Start(began)
+    for at, report, ordered in told:
+        memory.reports["cpu-0"] = (report, began + at)
+        memory.note_starts(Plan(holds={"cpu-0": frozenset({MODEL} if ordered else ())}), began + at)
+    memory.reports["cpu-0"] = (starting("ready"), time.time())
+    turned = asyncio.Event()
+    measuring = Measuring(memory, Snapshot, turned.set, Told({}))
+    await turn(measuring, turned)
+    assert list(measuring.meters["cpu"].starts) == [pytest.approx(expected_s, abs=1.0)]
+    assert memory.loads["cpu"].started and not memory.starts
 
 
 async def test_a_defect_is_told_and_ends_nothing() -> None:

@@ -115,6 +115,14 @@ def test_a_missed_goal_is_told(ctl: Ctl) -> None:
     assert "the goal is missed" in err
 
 
+def test_a_start_may_take_an_hour(ctl: Ctl, tmp_path: Path) -> None:
+    """It is longer than half of the past that is kept: the moments of the trace have no sequel yet, or hardly any."""
+    (tmp_path / "long.csv").write_text("timestamp\n" + "".join(f"{each}\n" for each in range(0, 3 * 3600, 20)))
+    status, out, _ = ctl("--trace", "long.csv", "--start-s", "3600", "-o", "json")
+    assert status == 0
+    assert json.loads(out)["outcomes"][0]["share"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,0 +1,112 @@
+"""What an agent tells of memory: what a load took, and what an unloading did not give back."""
+
+from __future__ import annotations
+
+import sys
+
+from controlplane.agent.gate import LoadGate
+from tests.agent.conftest import Replica
+from tests.agent.endpoint import Endpoint, copy_of
+from tests.agent.models import add_source, wanted
+
+MIB = 1 << 20
+
+LEAVES_A_PROCESS = f"""
+import ctypes, os, time
+pid = ctypes.CDLL(None).syscall(56, 0x8000 | 17, 0, 0, 0, 0)  # clone, as a child of the server: CLONE_PARENT | SIGCHLD
+if pid == 0:
+    os.closerange(3, 1000)
+    code = "import time; kept = bytearray(b'x') * (60 << 20); time.sleep(600)"
+    os.execve({sys.executable!r}, ["python", "-c", code], dict(os.environ))
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline and int(open(f"/proc/{{pid}}/statm").read().split()[1]) < (60 << 20) // 4096:
+    time.sleep(0.05)
+"""
+
+GROWS = """
+import time
+self.kept = []
+for _ in range(200):
+    self.kept.append(bytearray(b"x") * (1 << 20))
+    time.sleep(0.02)
+"""
+
+
+def source(initialize: str) -> str:
+    """A model that does that when it is loaded."""
+    return add_source(initialize="\n        ".join(initialize.strip().splitlines()))
+
+
+def gone(endpoint: Endpoint, model: str) -> int:
+    """Wait until the latest order is carried out and the model is gone; what has leaked then, in bytes."""
+    report = endpoint.wait(
+        lambda each: (
+            each.generation == endpoint.generation
+            and copy_of(each, model, 1) is None
+            and all(copy.state == "ready" for copy in each.copies)
+        )
+    )
+    return report.leaked_bytes
+
+
+def test_what_a_model_keeps_beyond_its_unloading_is_told(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    replica.start()
+    clean = wanted(replica.folder, model="clean")
+    leaves = wanted(replica.folder, model="leaves", files={"model.py": source(LEAVES_A_PROCESS)})
+    endpoint.order(clean)
+    endpoint.wait_copy("clean", 1, "ready")
+    endpoint.order()
+    assert gone(endpoint, "clean") < 10 * MIB
+    endpoint.order(leaves)
+    took = endpoint.wait_copy("leaves", 1, "ready").memory_bytes
+    assert took is not None and took > 60 * MIB
+    endpoint.order()
+    gone(endpoint, "leaves")
+    report = endpoint.wait(lambda each: each.leaked_bytes > 50 * MIB)
+    assert report.leaked_bytes < 80 * MIB
+    replica.server().kill()
+    endpoint.wait(lambda each: each.server != "ready")
+    assert endpoint.wait(lambda each: each.server == "ready").leaked_bytes == 0, "a new server has lost nothing"
+
+
+def test_an_unloading_beside_a_load_says_nothing_of_leaks(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    replica.start()
+    other = wanted(replica.folder, model="other")
+    grows = wanted(replica.folder, model="grows", files={"model.py": source(GROWS)})
+    endpoint.order(other)
+    endpoint.wait_copy("other", 1, "ready")
+    endpoint.order(other, grows)
+    endpoint.wait_copy("grows", 1, "loading")
+    endpoint.order(grows)
+    assert gone(endpoint, "other") == 0
+    copy = endpoint.wait_copy("grows", 1, "ready")
+    assert copy.memory_bytes is not None and copy.memory_bytes > 200 * MIB, "its own process tells what it took"
+
+
+def test_on_a_gpu_fleet_no_memory_is_told(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    replica.start("--gpus=1")
+    endpoint.order(wanted(replica.folder))
+    assert endpoint.wait_copy("add", 1, "ready").memory_bytes is None
+    endpoint.order()
+    assert gone(endpoint, "add") == 0
+
+
+async def test_whoever_meets_another_is_not_alone() -> None:
+    gate = LoadGate(2)
+    with gate.unload() as first:
+        assert first.alone
+    async with gate.enter(alone=False) as load:
+        assert load.alone, "the one before has ended"
+        with gate.unload() as beside:
+            assert not beside.alone
+        with gate.unload() as later:
+            assert not later.alone and not load.alone
+    with gate.unload() as long:
+        async with gate.enter(alone=True):
+            assert not long.alone, "it keeps nobody waiting"
+        with gate.unload() as another:
+            assert not another.alone
+    assert not long.alone and not another.alone
