@@ -175,6 +175,12 @@ class KubernetesFleet:
         """Whose hand set a Deployment's size last, where it was not ours."""
         return {_fleet(each): text for each in self._deployments.objects().values() if (text := _by_hand(each))}
 
+    def problems(self) -> Mapping[str, str]:
+        """What can't be watched, and whether events can't be written; the API server's own words name a right that is
+        missing."""
+        watched = {each.what: str(each.problem) for each in self._informers if each.problem is not None}
+        return {**watched, **({"events": self._events.problem} if self._events.problem else {})}
+
     def tell(self, news: News) -> None:
         """An event on the fleet's Deployment, or on the replica's pod; none when that is gone."""
         reason = news.code.title().replace("_", "")

@@ -74,6 +74,10 @@ class LocalFleet:
         """Nobody else changes anything here."""
         return {}
 
+    def problems(self) -> Mapping[str, str]:
+        """What can't be seen here is told by `list`."""
+        return {}
+
     def tell(self, news: News) -> None:
         """There is nobody but who reads the logs."""
 

@@ -57,13 +57,15 @@ class Controller:
         self.planned_at: float | None = None
         self.problem = ""
         """Why planning fails at present."""
+        self.unlisted = ""
+        """Why it is not known at present which replicas there are."""
         self.snapshot = Snapshot()
         self.measuring = Measuring(self.memory, lambda: self.snapshot, self.wake, source or Scraper())
         self._registry = registry
         self.backend = backend
         self._clash = clash
         self._watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
-        self._actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
+        self.actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
         self._wake = asyncio.Event()
         self._sources: dict[str, tuple[float, dict[str, str]]] = {}
 
@@ -100,7 +102,7 @@ class Controller:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             self.orders.close()
-            await self._actor.close()
+            await self.actor.close()
 
     async def _remove_undeployed(self) -> None:
         """Remove replicas of fleets that the deployment does not have any more: nothing is routed to them."""
@@ -121,7 +123,9 @@ class Controller:
             listed = {each.name: each for each in await self.backend.list()}
         except (ControlPlaneError, OSError) as error:
             log.warning("the fleet's replicas can't be listed; what was known of them is used", reason=str(error))
+            self.unlisted = str(error)
         else:
+            self.unlisted = ""
             for name in self.memory.backend_replicas.keys() - listed:  # ended by somebody else
                 self.memory.forget_replica(name)
                 self.orders.forget(name)
@@ -150,7 +154,7 @@ class Controller:
                 for name, each in self.memory.gateways.items()
             }
         )
-        self._actor.act(made.actions)
+        self.actor.act(made.actions)
         self.planned_at = now
         self.metrics.cycle(self.snapshot, made, time.perf_counter() - started)
 

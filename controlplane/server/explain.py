@@ -34,6 +34,12 @@ def status(controller: Controller, now: float) -> dict[str, Any]:
             **({"planning": controller.problem} if controller.problem else {}),
             **({"Prometheus": source.problem} if source.problem else {}),
             **({"measuring": controller.measuring.problem} if controller.measuring.problem else {}),
+            **({"replicas": controller.unlisted} if controller.unlisted else {}),
+            **controller.backend.problems(),
+            **{
+                about: "; ".join(reason.text for reason in reasons)
+                for about, reasons in controller.actor.failures().items()
+            },
         },
         "models": len(memory.models),
         "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),
@@ -274,6 +280,11 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
             server = f"{each.report.server}: " if each.report else ""
             text = f"{each.name} is {server}{_state(controller, each)}".removesuffix(": ")
             told.append({"code": "NOT_READY", "text": text})
+    reasons_why = [
+        *controller.actor.failures().get(f"fleet {name}", ()),
+        *(Reason(code="NOT_KNOWN", text=why) for why in controller.backend.problems().values()),
+    ]
+    told += [{"code": reason.code, "text": reason.text} for reason in reasons_why]
     note = controller.backend.notes().get(name)
     if note is not None:
         told.append({"code": "BY_HAND", "text": note})

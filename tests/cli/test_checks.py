@@ -227,6 +227,14 @@ def test_what_the_controller_tells() -> None:
     assert (finding.state, finding.what) == ("problem", "registry: it is away")
 
 
+def test_where_more_is_told() -> None:
+    fine = {"problems": {}, "replicas_ready": 2, "replicas_wanted": 2, "gateways_ready": 1}
+    about = {"models/m.json": "`ctl explain model m`", "fleet cpu": "`ctl explain fleet cpu`", "events": "log tells"}
+    for key, remedy in about.items():
+        (finding,) = running({**fine, "problems": {key: "it fails"}})
+        assert remedy in (finding.remedy or "")
+
+
 def test_a_store_without_conditions_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "registry")
     (finding,) = conditional_writes(url, write=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -307,12 +308,11 @@ async def test_a_watch_is_followed_past_its_bookmarks(make: Made, monkeypatch: p
     core = CoreV1Api(client_of(configured(make.cluster.kubeconfig)))
     calls: list[str | None] = []
 
+    @wraps(core.list_namespaced_pod)  # the client reads from it what it returns
     def listed(**options: Any) -> Any:
         calls.append(options.get("resource_version"))
         return core.list_namespaced_pod(**options)
 
-    # The client reads its call's docstring for what it returns.
-    listed.__doc__ = core.list_namespaced_pod.__doc__
     followed = informer.Informer("pods", listed, {"namespace": make.namespace}, lambda: None)
     followed.start()
     try:
@@ -332,13 +332,13 @@ async def test_what_is_too_old_for_a_watch_is_listed_anew(make: Made) -> None:
     core = CoreV1Api(client_of(configured(make.cluster.kubeconfig)))
     calls: list[str | None] = []
 
+    @wraps(core.list_namespaced_pod)  # the client reads from it what it returns
     def listed(**options: Any) -> Any:
         calls.append(options.get("resource_version"))
         if len(calls) == 2:
             options["resource_version"] = "1"
         return core.list_namespaced_pod(**options)
 
-    listed.__doc__ = core.list_namespaced_pod.__doc__
     followed = informer.Informer("pods", listed, {"namespace": make.namespace}, lambda: None)
     followed.start()
     try:
