@@ -48,6 +48,7 @@ class _Event:
     reason: str
     text: str
     warning: bool
+    mark: str
 
 
 @dataclass(slots=True)
@@ -81,11 +82,12 @@ class Events:
         self._stopped.set()
         self._put(None)
 
-    def tell(self, about: Any, kind: str, reason: str, text: str, *, warning: bool = False) -> None:
-        """An event on a Deployment or a pod, as the client returns them. `kind` is its kind; `reason` one word."""
+    def tell(self, about: Any, kind: str, reason: str, text: str, *, warning: bool = False, mark: str = "") -> None:
+        """An event on a Deployment or a pod, as the client returns them. `kind` is its kind; `reason` one word. `mark`:
+        what tells it from all others, where it is to be there once, whoever else has written it."""
         metadata = about.metadata
         api_version = "v1" if kind == "Pod" else "apps/v1"
-        event = _Event(kind, api_version, metadata.name, metadata.uid, reason, text[:LONGEST], warning)
+        event = _Event(kind, api_version, metadata.name, metadata.uid, reason, text[:LONGEST], warning, mark)
         self._put((event, datetime.now(UTC)))
 
     def _put(self, news: tuple[_Event, datetime] | None) -> None:
@@ -111,6 +113,8 @@ class Events:
             self._write(event, at)
         except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
             reason = told(error, f"writing an event on {event.name}")
+            if isinstance(reason, Conflict) and event.mark:
+                return True
             if isinstance(reason, NotFound | InvalidInput | Conflict):
                 log.warning("an event on a Kubernetes object is refused", reason=str(reason))
                 return True
@@ -127,7 +131,7 @@ class Events:
         if written is not None and now - written.at < AGAIN_S and self._count_up(written, at):
             written.at = now
             return
-        name = f"{event.name}.{time.time_ns():x}"
+        name = f"{event.name}.{event.mark or f'{time.time_ns():x}'}"
         self._core.create_namespaced_event(self._namespace, self._made(event, name, at), _request_timeout=CALL_S)
         self._written[event] = _Written(name, 1, now)
         self._written.move_to_end(event)

@@ -4,17 +4,20 @@ pods."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 
-from controlplane.core.errors import ControlPlaneError, NotFound, Unavailable
+from controlplane.core.errors import Conflict, ControlPlaneError, NotFound, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet.cluster import call
-from controlplane.fleet.events import Events
+from controlplane.fleet.events import AGAIN_S, Events
+from controlplane.fleet.hands import MANAGER, Hands, has_size_owner, take_size
 from controlplane.fleet.informer import Informer
 from controlplane.fleet.protocol import FleetReplica, News
 
@@ -25,8 +28,8 @@ GATEWAY: Final = "app.kubernetes.io/component=gateway"
 COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 LEAST_COST: Final = "-1000"
 """Whoever costs so little goes first when there are to be fewer. A hint only: a pod that is not ready goes before."""
-MANAGER: Final = "triton-controlplane"
-"""Who we are, in the API server's record of who set which field."""
+APPLY: Final = "application/apply-patch+yaml"
+OWN_ATTEMPTS, OWN_PAUSE_S = 10, 0.1
 FIRST_S = 20.0
 """How long the first look at the cluster may take."""
 ENDED = ("Failed", "Succeeded")
@@ -48,7 +51,12 @@ class KubernetesFleet:
         fleets = {"namespace": namespace, "label_selector": f"{selector},{FLEET_LABEL}"}
         gateways = {"namespace": namespace, "label_selector": f"{selector},{GATEWAY}"}
         self._pods = Informer("pods", self._core.list_namespaced_pod, fleets, changed)
-        self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, fleets, changed)
+
+        def deployments_changed() -> None:
+            self._look_at_hands()
+            changed()
+
+        self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, fleets, deployments_changed)
         self._gateways = Informer("gateways' pods", self._core.list_namespaced_pod, gateways, changed)
         self._informers = (self._pods, self._deployments, self._gateways)
         self._events = Events(api, namespace)
@@ -59,6 +67,7 @@ class KubernetesFleet:
         """By fleet, those that are asked for in the next call."""
         self._promised: dict[str, int] = {}
         """By fleet, the size that a call under way asks for: its answer and the watch may come in any order."""
+        self._hands = Hands()
         self._asked: dict[str, bool] = {}
         """Names that were asked for since the last list, with whether that was done: whoever asks for one of them again
         can't know yet that its pod is there by another name."""
@@ -71,6 +80,7 @@ class KubernetesFleet:
         for each in self._informers:
             if not await asyncio.to_thread(each.wait, FIRST_S):
                 raise Unavailable(str(each.problem or "the Kubernetes API server does not answer"))
+        await self._own_sizes()
 
     def close(self) -> None:
         """Look no longer."""
@@ -172,8 +182,24 @@ class KubernetesFleet:
         self._pods.put(marked)
 
     def notes(self) -> Mapping[str, str]:
-        """Whose hand set a Deployment's size last, where it was not ours."""
-        return {_fleet(each): text for each in self._deployments.objects().values() if (text := _by_hand(each))}
+        """Whose hand set a Deployment's size last, where it was not ours, and who else has changed its pods."""
+        self._look_at_hands()
+        return self._hands.texts(ended=False)
+
+    def past(self) -> Mapping[str, str]:
+        """The same of what was so in the last hour."""
+        return self._hands.texts(ended=True)
+
+    def _look_at_hands(self) -> None:
+        """Tell each that is new, as one event, whoever leads meanwhile. Done at each change of a Deployment: its size
+        may be ours again a moment later."""
+        deployments = {_fleet(each): each for each in self._deployments.objects().values()}
+        for fleet, hand in self._hands.look(deployments):
+            # Of an older one there was an event, which the cluster has forgotten.
+            if hand.at is not None and (datetime.now(UTC) - hand.at).total_seconds() < AGAIN_S:
+                log.info(hand.text, code=hand.code, fleet=fleet)
+                reason = _in_camel_case(hand.code)
+                self._events.tell(deployments[fleet], "Deployment", reason, hand.text, warning=True, mark=hand.mark)
 
     def problems(self) -> Mapping[str, str]:
         """What can't be watched, and whether events can't be written; the API server's own words name a right that is
@@ -183,7 +209,7 @@ class KubernetesFleet:
 
     def tell(self, news: News) -> None:
         """An event on the fleet's Deployment, or on the replica's pod; none when that is gone."""
-        reason = news.code.title().replace("_", "")
+        reason = _in_camel_case(news.code)
         if news.replica:
             about, kind = self._pods.objects().get(news.replica), "Pod"
         else:
@@ -246,27 +272,53 @@ class KubernetesFleet:
             return
         name = deployment.metadata.name
         log.info("a Deployment is scaled", fleet=fleet, deployment=name, before=deployment.spec.replicas, size=size)
+        await self._apply_size(deployment, size, doing=f"scaling Deployment {name} to {size}")
+        # The watch tells the same a moment later; until then nothing is to be decided on the old number.
+        deployment.spec.replicas = size
+        take_size(deployment)
+        self._deployments.put(deployment)
+
+    async def _own_sizes(self) -> None:
+        """Have the API server record whose each size is. It keeps no record of who scales a Deployment that was applied
+        without a size, as Helm does, until somebody has applied one: we do, as it is."""
+        for deployment in self._deployments.objects().values():
+            if not has_size_owner(deployment):
+                try:
+                    await self._own_size(deployment)
+                except ControlPlaneError as error:
+                    log.warning("who scales a fleet by hand will not be known by name", reason=str(error))
+
+    async def _own_size(self, deployment: Any) -> None:
+        name = deployment.metadata.name
+        doing = f"taking over the size of Deployment {name}"
+        for attempt in range(OWN_ATTEMPTS):
+            scale: Any = await call(self._apps.read_namespaced_deployment_scale, name, self._namespace, doing=doing)
+            version, size = scale.metadata.resource_version, scale.spec.replicas or 0
+            try:
+                await self._apply_size(deployment, size, doing=doing, version=version)
+                return
+            except Conflict:  # it has just been changed, if only by whoever counts its pods
+                if attempt == OWN_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(random.uniform(0.5, 1.0) * OWN_PAUSE_S)  # noqa: S311 - jitter, not a secret
+
+    async def _apply_size(self, deployment: Any, size: int, *, doing: str, version: str | None = None) -> None:
+        name = deployment.metadata.name
+        metadata = {"name": name, "namespace": self._namespace, **({"resourceVersion": version} if version else {})}
         await call(
             self._apps.patch_namespaced_deployment_scale,
             name,
             self._namespace,
-            {"spec": {"replicas": size}},
+            {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, "spec": {"replicas": size}},
             field_manager=MANAGER,
-            doing=f"scaling Deployment {name} to {size}",
+            force=True,
+            _content_type=APPLY,
+            doing=doing,
         )
-        # The watch tells the same a moment later; until then nothing is to be decided on the old number.
-        deployment.spec.replicas = size
-        self._deployments.put(deployment)
 
 
-def _by_hand(deployment: Any) -> str:
-    """Who else has set the number of replicas, and when; empty where that was this controller, or nobody."""
-    for each in deployment.metadata.managed_fields or ():
-        owns = "f:replicas" in ((each.fields_v1 or {}).get("f:spec") or {})
-        if owns and each.manager != MANAGER:
-            size = f"{deployment.metadata.name} to {deployment.spec.replicas}"
-            return f"{each.manager} set {size}" + (f" at {each.time:%H:%M:%S} UTC" if each.time is not None else "")
-    return ""
+def _in_camel_case(code: str) -> str:
+    return code.title().replace("_", "")
 
 
 def _fleet(found: Any) -> str:

@@ -74,6 +74,10 @@ class LocalFleet:
         """Nobody else changes anything here."""
         return {}
 
+    def past(self) -> Mapping[str, str]:
+        """Nobody else has."""
+        return {}
+
     def problems(self) -> Mapping[str, str]:
         """What can't be seen here is told by `list`."""
         return {}

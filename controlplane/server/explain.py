@@ -284,10 +284,11 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
         *controller.actor.failures().get(f"fleet {name}", ()),
         *(Reason(code="NOT_KNOWN", text=why) for why in controller.backend.problems().values()),
     ]
+    if (note := controller.backend.notes().get(name)) is not None:
+        reasons_why.append(Reason(code="BY_HAND", text=note))
+    if (note := controller.backend.past().get(name)) is not None:
+        reasons_why.append(Reason(code="WAS_BY_HAND", text=f"{note}; it is not so any more"))
     told += [{"code": reason.code, "text": reason.text} for reason in reasons_why]
-    note = controller.backend.notes().get(name)
-    if note is not None:
-        told.append({"code": "BY_HAND", "text": note})
     return {**_fleet(controller, name), "reasons": told}
 
 

@@ -45,6 +45,9 @@ class Pods:
     def notes(self) -> Mapping[str, str]:
         return {}
 
+    def past(self) -> Mapping[str, str]:
+        return {}
+
     def problems(self) -> Mapping[str, str]:
         return {}
 

@@ -49,6 +49,9 @@ class Node:
     def get(self, *arguments: str) -> Any:
         return self.cluster.get(*arguments, f"--namespace={self.namespace}")
 
+    def kubectl(self, *arguments: str) -> str:
+        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}")
+
     def pods(self, component: str) -> list[str]:
         found = self.get("pods", f"--selector=app.kubernetes.io/component={component}")["items"]
         return sorted(each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"])
@@ -129,6 +132,22 @@ class Node:
             f"--settings={settings}",
         )
 
+    def explained(self, controller: str) -> str:
+        """What `ctl explain fleet cpu` is answered; by the same way, but for the port-forward."""
+        token = self.cluster.token(self.namespace, "serving-ctl", audience=AUDIENCE)
+        headers = {"authorization": f"Bearer {token}"}
+        told = httpx2.get(f"{self.url(controller)}/v1/fleets/cpu/explain", headers=headers).raise_for_status().json()
+        return "\n".join(each["text"] for each in told["reasons"])
+
+    def events(self, reason: str) -> list[str]:
+        """On the fleet's Deployment."""
+        found = self.get("events")["items"]
+        return [
+            each["message"]
+            for each in found
+            if (each["reason"], each["involvedObject"]["name"]) == (reason, "serving-cpu")
+        ]
+
     def url(self, controller: str) -> str:
         return f"http://127.0.0.1:{self.ports[controller]}"
 
@@ -165,7 +184,7 @@ def node(api_server: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[N
 
 def values() -> dict[str, Any]:
     tiny = read(CHART / "ci" / "tiny-values.yaml")
-    fleet = {**tiny["fleets"][0], "replicas": {"min": 1, "max": 3}}
+    fleet = {**tiny["fleets"][0], "replicas": {"min": 1, "max": 3}, "scaling": {"down_after_s": 2}}
     return {**tiny, "registry": "s3://registry/fleet", "fleets": [fleet], "controller": {"replicas": 2}}
 
 
@@ -207,6 +226,22 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
         # By hand, and back: who edits the Deployment is followed.
         node.cluster.kubectl("scale", "deployment/serving-cpu", "--replicas=2", f"--namespace={node.namespace}")
         until(lambda: len(node.pods("fleet")) == 2)
+        hand = "kubectl set serving-cpu to 2 at "
+        until(lambda: hand in node.explained(first))
+        until(lambda: [each for each in node.events("ScaledByHand") if hand in each])
+        until(lambda: node.replicas() == 1, timeout_s=60, what="the load needs no more than one")
+        until(lambda: node.pods("fleet") == [pod], what="the one that serves stays")
+        until(lambda: hand in node.explained(first) and "it is not so any more" in node.explained(first))
+
+        node.kubectl("set", "env", "deployment/serving-cpu", "--containers=triton", "A=b")
+        hand = "kubectl-set changed serving-cpu (env of container triton) at "
+        until(lambda: hand in node.explained(first))
+        until(lambda: [each for each in node.events("EditedByHand") if hand in each])
+        helm.upgrade(CHART, "serving", values(), namespace=node.namespace)
+        node.kubectl("set", "env", "deployment/serving-cpu", "--containers=triton", "A-")
+        until(lambda: "it is not so any more" in node.explained(first))
+        assert pod in node.pods("fleet"), "no pod that would take its place is ready"
+        assert node.ask() == (6.0, "1")
 
         node.running[first].kill()
         until(lambda: node.role(second) == "leader", timeout_s=30)

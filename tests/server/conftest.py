@@ -165,6 +165,9 @@ class FixedFleet:
     def notes(self) -> Mapping[str, str]:
         return {}
 
+    def past(self) -> Mapping[str, str]:
+        return {}
+
     def problems(self) -> Mapping[str, str]:
         return {}
 

@@ -98,6 +98,23 @@ def test_a_secret_that_is_not_there(installed: Installed, load: Load) -> None:
     upgrade(installed, load, values, lambda: diagnosed(installed), 'secret "nothing" not found')
 
 
+def test_by_hand(installed: Installed, load: Load) -> None:
+    installed.kubectl("scale", f"deployment/{RELEASE}-cpu", "--replicas=2")
+    wait_told(lambda: explained(installed), f"kubectl set {RELEASE}-cpu to 2 at ")
+    until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5, what="it is taken as it is")
+    load.more(50)
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5, what="the load needs one")
+    installed.kubectl("set", "env", f"deployment/{RELEASE}-cpu", "--containers=triton", "EDITED=by-hand")
+    wait_told(lambda: explained(installed), f"kubectl-set changed {RELEASE}-cpu (env of container triton) at ")
+    installed.rolled_out()
+    load.more(50)
+    told = installed.kubectl("describe", f"deployment/{RELEASE}-cpu")
+    assert "ScaledByHand" in told and "EditedByHand" in told
+    installed.kubectl("set", "env", f"deployment/{RELEASE}-cpu", "--containers=triton", "EDITED-")
+    installed.rolled_out()
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5)
+
+
 def test_an_api_server_that_is_away(installed: Installed, load: Load) -> None:
     installed.cluster.api.pause()
     try:
