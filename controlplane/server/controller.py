@@ -64,7 +64,7 @@ class Controller:
         self._registry = registry
         self.backend = backend
         self._clash = clash
-        self._watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
+        self.watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
         self.actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
         self._wake = asyncio.Event()
         self._sources: dict[str, tuple[float, dict[str, str]]] = {}
@@ -77,10 +77,10 @@ class Controller:
         Reports and registry changes wake the loop; `tick_s` is how long it sleeps without any, `pause_s` how long it
         collects news before it plans.
         """
-        await self._watch.first()
+        await self.watch.first()
         await self._remove_undeployed()
         beside = {
-            asyncio.create_task(self._watch.run(self.orders.epoch)),
+            asyncio.create_task(self.watch.run(self.orders.epoch)),
             asyncio.create_task(self.measuring.run()),
         }
         try:
@@ -159,7 +159,7 @@ class Controller:
         self.metrics.cycle(self.snapshot, made, time.perf_counter() - started)
 
     def _acted(self) -> None:
-        self._watch.look_now()
+        self.watch.look_now()
         self.wake()
 
     # What an assignment says of a version.
@@ -294,19 +294,3 @@ async def _set_by(event: asyncio.Event, deadline: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def claim(registry: Registry, identity: str) -> int:
-    """Take the registry over and return the new epoch; waits while the registry can't be reached."""
-    delay_s = 0.5
-    while True:
-        try:
-            return await asyncio.to_thread(registry.claim, identity)
-        except NotLeader:
-            raise
-        except ControlPlaneError as error:
-            if error.code != "UNAVAILABLE":
-                raise
-            log.warning("the registry can't be reached; serving goes on as it is", reason=str(error))
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, 10.0)

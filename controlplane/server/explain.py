@@ -34,6 +34,7 @@ def status(controller: Controller, now: float) -> dict[str, Any]:
             **({"planning": controller.problem} if controller.problem else {}),
             **({"Prometheus": source.problem} if source.problem else {}),
             **({"measuring": controller.measuring.problem} if controller.measuring.problem else {}),
+            **({"registry": controller.watch.problem} if controller.watch.problem else {}),
             **({"replicas": controller.unlisted} if controller.unlisted else {}),
             **controller.backend.problems(),
             **{

@@ -21,10 +21,12 @@ from controlplane.local.home import Home
 from controlplane.local.system import System, read_system
 from controlplane.metrics.source import source_of
 from controlplane.registry import open_registry
+from controlplane.registry.claims import of_release
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
 from controlplane.server.api import Serving, application, metrics_application
-from controlplane.server.controller import Controller, claim
+from controlplane.server.claiming import claim
+from controlplane.server.controller import Controller
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
 from controlplane.server.leading import Election, new_identity
 from controlplane.server.leases import KubernetesLease, owner_of
@@ -84,12 +86,9 @@ def system_of(config: Path) -> System:
 async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> None:
     """Run until told to stop, as the leader or standing by. Raises ControlPlaneError when it can't go on."""
     configuration = configured(kubeconfig)
-    lease = KubernetesLease(
-        configuration,
-        namespace=pod.namespace,
-        name=f"{pod.release}-controller",
-        owner=await _owner(configuration, pod),
-    )
+    owner = await _owner(configuration, pod)
+    installation = str(owner["uid"]) if owner is not None else ""
+    lease = KubernetesLease(configuration, namespace=pod.namespace, name=f"{pod.release}-controller", owner=owner)
     election = Election(lease, identity=new_identity(pod.name), address=f"http://{pod.ip}:{pod.port}")
     serving = Serving(leader=lambda: election.elsewhere, ready=lambda: election.heard)
     identify = ReviewedTokens(reviewer(configuration), namespace=pod.namespace, release=pod.release)
@@ -103,7 +102,7 @@ async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> Non
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     apis = [asyncio.create_task(server.serve(sockets=[listeners[port]])) for port, server in servers.items()]
     stopping = asyncio.create_task(stop.wait())
-    standing = asyncio.create_task(election.run(lambda: _lead(system, pod, configuration, serving)))
+    standing = asyncio.create_task(election.run(lambda: _lead(system, pod, configuration, serving, installation)))
     try:
         await asyncio.wait((*apis, stopping, standing), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -136,11 +135,11 @@ async def _owner(configuration: Configuration, pod: Pod) -> dict[str, object] | 
         return None
 
 
-async def _lead(system: System, pod: Pod, configuration: Configuration, serving: Serving) -> None:
+async def _lead(system: System, pod: Pod, configuration: Configuration, serving: Serving, installation: str) -> None:
     """Control the system for as long as nobody cancels it."""
     registry = open_registry(system.registry)
     shapes = {fleet.name: fleet.shape() for fleet in system.fleets}
-    epoch = await claim(registry, identity=f"kubernetes:{pod.namespace}/{pod.release}")
+    epoch = await claim(registry, of_release(pod.namespace, pod.release), installation)
     await record_shapes(registry, shapes.values())
     loop = asyncio.get_running_loop()
     woken: list[Controller] = []

@@ -15,10 +15,11 @@ from controlplane.cli.checks import nodes, pods
 from controlplane.cli.checks.clocks import compared
 from controlplane.cli.checks.finding import Finding, found
 from controlplane.cli.checks.prometheus import prometheus
-from controlplane.cli.checks.registry import conditional_writes
+from controlplane.cli.checks.registry import claimed, conditional_writes
 from controlplane.cli.checks.running import running
 from controlplane.core.errors import InvalidEntry, InvalidInput, NotFound, Unauthenticated
-from controlplane.registry import Registry
+from controlplane.registry import Registry, open_registry
+from controlplane.registry.claims import of_release
 from controlplane.registry.directory import DirectoryStore
 from tests.cli.conftest import Ctl
 from tests.prometheus import prometheus as running_prometheus
@@ -233,6 +234,25 @@ def test_where_more_is_told() -> None:
     for key, remedy in about.items():
         (finding,) = running({**fine, "problems": {key: "it fails"}})
         assert remedy in (finding.remedy or "")
+
+
+def test_whose_registry_it_is(tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+
+    def found(installation: str | None = "here") -> Finding:
+        (finding,) = claimed(registry.url, name=of_release("models", "serving"), installation=installation)
+        return finding
+
+    assert found().state == "warning", "nobody's"
+    registry.claim(of_release("models", "serving"))
+    assert found().state == "ok", "as earlier releases have claimed it"
+    registry.claim(of_release("models", "serving"), "here")
+    assert found().state == found(None).state == "ok"
+    assert found("there").state == "problem"
+    assert "another installation of kubernetes:models/serving" in found("there").what
+    (finding,) = claimed(registry.url, name=of_release("models", "second"), installation="here")
+    assert finding.state == "problem"
+    assert "belongs to another control plane (kubernetes:models/serving)" in finding.what
 
 
 def test_a_store_without_conditions_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

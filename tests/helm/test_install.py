@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from helm_python import Config
+from helm_python import Config, HelmError
 
 from tests.helm.rendering import CHART, Object, read
 from tests.kubernetes.control_plane import ControlPlane
@@ -37,6 +37,12 @@ class Cluster:
     def names(self, kinds: str, *arguments: str) -> set[str]:
         found = self.api_server.get(kinds, f"--namespace={self.namespace}", *arguments)
         return {f"{each['kind']}/{each['metadata']['name']}" for each in found["items"]}
+
+    def objects(self) -> list[Object]:
+        """What releases consist of, without what Kubernetes makes of it."""
+        labels = "app.kubernetes.io/part-of=triton-controlplane,app.kubernetes.io/managed-by=Helm"
+        kinds = KINDS.replace("replicasets,pods,", "").replace("leases,", "")
+        return list(self.api_server.get(kinds, f"--namespace={self.namespace}", f"--selector={labels}")["items"])
 
     def replicas(self) -> dict[str, int]:
         found = self.api_server.get("deployments", f"--namespace={self.namespace}")
@@ -145,6 +151,19 @@ def test_nothing_is_left_of_one_release_and_everything_of_the_other(cluster: Clu
     cluster.helm.uninstall("first")
     until(lambda: cluster.names(KINDS) == before, what="something is left")
     assert not ours & wide()
+
+
+def test_a_second_release_under_the_same_name_is_refused(cluster: Cluster) -> None:
+    cluster.install("first", {**TINY, "fullnameOverride": "serving"})
+    before = {each["metadata"]["uid"] for each in cluster.objects()}
+    with pytest.raises(HelmError, match=r"(?s)exists and cannot be imported.*must equal \"second\".* \"first\""):
+        cluster.install("second", {**TINY, "fullnameOverride": "serving"})
+    found = cluster.objects()
+    assert {each["metadata"]["uid"] for each in found} == before
+    assert {each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in found} == {"first"}
+    cluster.upgrade("first", {**TINY, "fullnameOverride": "serving", "gateway": {"replicas": 2}})
+    assert cluster.replicas()["serving-gateway"] == 2
+    cluster.helm.uninstall("first")
 
 
 def test_rights_are_as_small_as_they_can_be(cluster: Cluster) -> None:

@@ -24,7 +24,8 @@ from controlplane.logs import configure
 from controlplane.registry import open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server.api import Serving, application
-from controlplane.server.controller import Controller, claim
+from controlplane.server.claiming import claim
+from controlplane.server.controller import Controller
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
 from controlplane.server.leading import Election, new_identity
 from controlplane.server.leases import KubernetesLease

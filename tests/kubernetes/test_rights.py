@@ -27,7 +27,8 @@ from controlplane.registry import Registry, open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server import explain
 from controlplane.server.acting import record_shapes
-from controlplane.server.controller import Controller, claim
+from controlplane.server.claiming import claim
+from controlplane.server.controller import Controller
 from tests.helm.rendering import objects, one, tiny
 from tests.kubernetes.candidates import Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane

@@ -52,8 +52,9 @@ class Node:
     def kubectl(self, *arguments: str) -> str:
         return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}")
 
-    def pods(self, component: str) -> list[str]:
-        found = self.get("pods", f"--selector=app.kubernetes.io/component={component}")["items"]
+    def pods(self, component: str, release: str = "serving") -> list[str]:
+        of = f"app.kubernetes.io/instance={release},app.kubernetes.io/component={component}"
+        found = self.get("pods", f"--selector={of}")["items"]
         return sorted(each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"])
 
     def replicas(self) -> int:
@@ -66,22 +67,22 @@ class Node:
                 [sys.executable, "-m", module, *arguments], env={**kept, **environment}, stdout=log, stderr=log
             )
 
-    def controller(self, pod: str) -> None:
-        config = self.folder / "system.yaml"
-        config.write_text(self.get("configmap", "serving-config")["data"]["system.yaml"])
+    def controller(self, pod: str, release: str = "serving") -> None:
+        config = self.folder / f"{release}.yaml"
+        config.write_text(self.get("configmap", f"{release}-config")["data"]["system.yaml"])
         self.ports[pod], metrics_port = processes.free_ports(2)
         self.start(
             pod,
             "controlplane.server",
             "--kubernetes",
             f"--config={config}",
-            f"--kubeconfig={self.cluster.kubeconfig_of(self.namespace, 'serving-controller')}",
+            f"--kubeconfig={self.cluster.kubeconfig_of(self.namespace, f'{release}-controller')}",
             POD_NAME=pod,
             POD_NAMESPACE=self.namespace,
             POD_IP="127.0.0.1",
             PORT=str(self.ports[pod]),
             METRICS_PORT=str(metrics_port),
-            RELEASE="serving",
+            RELEASE=release,
             **self.s3,
         )
 
@@ -246,6 +247,43 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
         node.running[first].kill()
         until(lambda: node.role(second) == "leader", timeout_s=30)
         assert node.ask() == (6.0, "1")
+        helm.uninstall("serving")
+
+
+def test_a_second_release_on_the_same_prefix_is_refused(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Config(kubeconfig_path=node.cluster.kubeconfig, namespace=node.namespace) as helm:
+        for release in ("serving", "second"):
+            helm.install(CHART, release, values(), namespace=node.namespace)
+        until(lambda: len(node.pods("controller")) == len(node.pods("controller", "second")) == 2)
+        first, second = node.pods("controller")[0], node.pods("controller", "second")[0]
+        node.controller(first)
+        until(lambda: node.role(first) == "leader")
+        node.controller(second, "second")
+        until(lambda: node.running[second].poll() is not None, what="it does not end")
+        assert node.running[second].poll() == 5, "as a conflict does"
+        belongs = f"belongs to another control plane (kubernetes:{node.namespace}/serving)"
+        assert belongs in (node.folder / f"{second}.log").read_text()
+        for name, value in node.s3.items():
+            monkeypatch.setenv(name, value)
+
+        def claims(release: str) -> list[tuple[str, str]]:
+            from controlplane.cli.main import main
+
+            capsys.readouterr()
+            where = [f"--kubeconfig={node.cluster.kubeconfig}", "--context=test", f"--namespace={node.namespace}"]
+            main([*where, f"--release={release}", "doctor", "-o", "json"])
+            found = json.loads(capsys.readouterr().out)
+            return [(each["state"], each["what"]) for each in found if each["check"] == "claim"]
+
+        ((state, what),) = claims("second")
+        assert state == "problem"
+        assert belongs in what
+        ((state, what),) = claims("serving")
+        assert (state, f"claimed by kubernetes:{node.namespace}/serving" in what) == ("ok", True)
+        assert node.role(first) == "leader"
+        helm.uninstall("second")
         helm.uninstall("serving")
 
 

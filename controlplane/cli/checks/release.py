@@ -13,13 +13,14 @@ from typing import Any
 from controlplane.cli.checks import clocks, nodes, pods, rights
 from controlplane.cli.checks.finding import Finding, found
 from controlplane.cli.checks.prometheus import names, prometheus
-from controlplane.cli.checks.registry import conditional_writes, readable
+from controlplane.cli.checks.registry import claimed, conditional_writes, readable
 from controlplane.cli.checks.running import running
 from controlplane.cli.cluster.reading import LeaderReader
 from controlplane.cli.cluster.release import NAME, Release, is_ready
 from controlplane.core.errors import ControlPlaneError, NotFound, Unauthenticated
 from controlplane.local.home import Home
 from controlplane.local.system import System, read_system
+from controlplane.registry.claims import of_release
 
 LATE_S = 5.0
 """A lease that is so much older than it lasts is renewed by nobody."""
@@ -160,9 +161,18 @@ class ReleaseCheck:
     def _bucket(self) -> Iterator[Finding]:
         url = self._registry or self._release.registry()
         yield from readable(url)
+        yield from found("claim", lambda: self._claim(url))
         yield from conditional_writes(url, write=self._write)
         if url.startswith("s3://"):
             yield from clocks.skew("the object store", clocks.s3_time)
+
+    def _claim(self, url: str) -> Iterator[Finding]:
+        deployment = self._deployment(f"{self._release.name}-controller")
+        yield from claimed(
+            url,
+            name=of_release(self._api.namespace, self._release.name),
+            installation=deployment.metadata.uid if deployment is not None else None,
+        )
 
     def _prometheus(self) -> Iterator[Finding]:
         if self._known is not None:
