@@ -137,8 +137,20 @@ class ReleaseCheck:
             yield Finding("lease", "ok", f"pod {leader.pod} leads")
 
     def _status(self) -> Iterator[Finding]:
-        with LeaderReader(self._release, patience_s=0) as reader:
-            yield from running(reader.get("/v1/status"))
+        try:
+            with LeaderReader(self._release, patience_s=0) as reader:
+                status = reader.get("/v1/status")
+        except Unauthenticated:
+            raise
+        except ControlPlaneError as error:
+            prefix = f"{self._release.name}-controller-"
+            why = pods.why_down(each for each in self._own_pods() if each.metadata.name.startswith(prefix))
+            if not why:
+                raise
+            remedy = "correct what it says; its log tells more"
+            yield Finding("controller", "problem", f"{error.what}: {why}", remedy)
+            return
+        yield from running(status)
 
     def _gpus(self) -> Iterator[Finding]:
         asking = [each for each in self._known.fleets if each.gpus] if self._known is not None else []
