@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -23,6 +23,7 @@ from controlplane.server.acting import Actor
 from controlplane.server.measuring import Measuring
 from controlplane.server.memory import Memory
 from controlplane.server.metrics import Metrics
+from controlplane.server.names import Names
 from controlplane.server.news import tell
 from controlplane.server.orders import Orders
 from controlplane.server.watching import RegistryWatch
@@ -50,13 +51,16 @@ class Controller:
         poll_s: float,
         clash: Callable[[Manifest, Manifest], str | None],
         source: Source | None = None,
+        names: Sequence[str] = (),
     ) -> None:
+        """`names`: those of our own Services, where they have some."""
         self.memory = Memory(started_at=time.time(), settings=settings, shapes=shapes)
         self.orders = Orders(epoch, self._wanted)
         self.metrics = Metrics()
         self.planned_at: float | None = None
         self.problem = ""
         """Why planning fails at present."""
+        self.names = Names(names)
         self.unlisted = ""
         """Why it is not known at present which replicas there are."""
         self.snapshot = Snapshot()
@@ -83,6 +87,7 @@ class Controller:
             asyncio.create_task(self.watch.run(self.orders.epoch)),
             asyncio.create_task(self.measuring.run()),
         }
+        self.names.start()
         try:
             while True:
                 for task in beside:
@@ -98,6 +103,7 @@ class Controller:
                     await asyncio.sleep(pause_s)
                 self._wake.clear()
         finally:
+            self.names.stop()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)

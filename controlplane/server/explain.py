@@ -42,6 +42,7 @@ def status(controller: Controller, now: float) -> dict[str, Any]:
                 for about, reasons in controller.actor.failures().items()
             },
         },
+        "names": controller.names.problems,
         "models": len(memory.models),
         "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),
         "replicas_wanted": sum(each.desired for each in memory.last_plan.decisions.values()),

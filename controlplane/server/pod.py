@@ -165,6 +165,7 @@ async def _lead(system: System, pod: Pod, configuration: Configuration, serving:
             poll_s=system.controller.poll_s,
             clash=compatible,
             source=source_of(system.metrics, Home(DATA)),
+            names=[f"{pod.release}-{each}.{pod.namespace}" for each in ("controller", "gateway")],
         )
         woken.append(controller)
         serving.controller = controller

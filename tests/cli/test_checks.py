@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient
 
-from controlplane.cli.checks import nodes, pods
+from controlplane.cli.checks import dns, nodes, pods
 from controlplane.cli.checks.clocks import compared
 from controlplane.cli.checks.finding import Finding, found
 from controlplane.cli.checks.prometheus import prometheus
@@ -234,6 +234,20 @@ def test_where_more_is_told() -> None:
     for key, remedy in about.items():
         (finding,) = running({**fine, "problems": {key: "it fails"}})
         assert remedy in (finding.remedy or "")
+
+
+def test_what_the_controller_has_found_of_names() -> None:
+    known, unknown = {"serving-gateway.models": None}, {"serving-gateway.models": "Name or service not known"}
+    (finding,) = dns.looked_up(known, alias=None)
+    assert (finding.state, finding.what) == ("ok", "serving-gateway.models is known inside the cluster")
+    (finding,) = dns.looked_up(unknown, alias=None)
+    assert finding.state == "problem"
+    assert "Name or service not known" in finding.what
+    assert "set controllerHostAlias" in (finding.remedy or "")
+    (finding,) = dns.looked_up(unknown, alias="10.96.7.7")
+    assert finding.state == "warning"
+    assert "at 10.96.7.7, by controllerHostAlias" in finding.what
+    assert "gateway.service.clusterIP" in (finding.remedy or "")
 
 
 def test_whose_registry_it_is(tmp_path: Path) -> None:

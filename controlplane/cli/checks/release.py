@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from controlplane.cli.checks import clocks, nodes, pods, rights
+from controlplane.cli.checks import clocks, dns, nodes, pods, rights
 from controlplane.cli.checks.finding import Finding, found
-from controlplane.cli.checks.prometheus import names, prometheus
+from controlplane.cli.checks.prometheus import prometheus
 from controlplane.cli.checks.registry import claimed, conditional_writes, readable
 from controlplane.cli.checks.running import running
 from controlplane.cli.cluster.reading import LeaderReader
@@ -35,6 +35,8 @@ class ReleaseCheck:
         self._registry = registry
         self._write = write
         self._clock: float | None = None
+        self._told: Mapping[str, Any] = {}
+        """What the controller has told of itself."""
 
     def findings(self) -> Iterator[Finding]:
         """Everything, one after the other; what one check misses does not stop the others."""
@@ -52,7 +54,7 @@ class ReleaseCheck:
         yield from found("gpus", self._gpus)
         yield from found("registry", self._bucket)
         yield from found("prometheus", self._prometheus)
-        yield from found("dns", lambda: names(self._release.name, self._api.namespace))
+        yield from found("dns", self._dns)
 
     @cached_property
     def _system(self) -> System:
@@ -139,7 +141,7 @@ class ReleaseCheck:
     def _status(self) -> Iterator[Finding]:
         try:
             with LeaderReader(self._release, patience_s=0) as reader:
-                status = reader.get("/v1/status")
+                self._told = reader.get("/v1/status")
         except Unauthenticated:
             raise
         except ControlPlaneError as error:
@@ -150,7 +152,7 @@ class ReleaseCheck:
             remedy = "correct what it says; its log tells more"
             yield Finding("controller", "problem", f"{error.what}: {why}", remedy)
             return
-        yield from running(status)
+        yield from running(self._told)
 
     def _gpus(self) -> Iterator[Finding]:
         asking = [each for each in self._known.fleets if each.gpus] if self._known is not None else []
@@ -189,3 +191,11 @@ class ReleaseCheck:
     def _prometheus(self) -> Iterator[Finding]:
         if self._known is not None:
             yield from prometheus(self._known.metrics.prometheus_url, ours=False)
+
+    def _dns(self) -> Iterator[Finding]:
+        if not self._told.get("names"):
+            yield from dns.names(self._release.name, self._api.namespace)
+            return
+        gateway = self._deployment(f"{self._release.name}-gateway")
+        aliases = (gateway.spec.template.spec.host_aliases or ()) if gateway is not None else ()
+        yield from dns.looked_up(self._told["names"], alias=next((each.ip for each in aliases), None))
