@@ -64,7 +64,9 @@ def told(error: Exception, doing: str) -> ControlPlaneError:
     text = f"{doing}: {_message(error)}"
     if error.status in (401, 403):
         return Unauthenticated(
-            text, remedy="give the ServiceAccount this right; the chart's Role has all that are needed"
+            text,
+            remedy="give the ServiceAccount this right: the chart's Role has all that are needed, and `helm upgrade` "
+            "restores it",
         )
     if error.status == 404:
         return NotFound(text)

@@ -23,6 +23,7 @@ from kubernetes.client import (
     V1ObjectReference,
 )
 
+from controlplane.core.errors import Conflict, InvalidInput, NotFound
 from controlplane.fleet.cluster import CALL_S, told
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ WAITING: Final = 256
 KNOWN: Final = 1024
 BURST, WITHIN_S = 25, 600.0
 """So many events on one object within so many seconds; who looks at it is not helped by more."""
+RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0
 AGAIN_S = 3000.0
 """An event that is repeated within this time is counted up. Somewhat less than the hour after which clusters forget."""
 
@@ -47,6 +49,7 @@ class _Event:
     reason: str
     text: str
     warning: bool
+    mark: str
 
 
 @dataclass(slots=True)
@@ -57,58 +60,81 @@ class _Written:
 
 
 class Events:
-    """Writes events in a thread of its own. Whoever tells does not wait, and what can't be written is dropped: the logs
-    have it too."""
+    """Writes events in a thread of its own. Whoever tells does not wait. While none can be written (the API server is
+    away, the right is missing), the next is tried again and those behind it wait; of more than WAITING the new ones are
+    dropped, as is what the API server takes for wrong: the logs have it too."""
 
     def __init__(self, api: ApiClient, namespace: str, labels: Mapping[str, str]) -> None:
         self._core = CoreV1Api(api)
         self._namespace = namespace
         self._labels = dict(labels)
-        self._waiting: queue.Queue[_Event | None] = queue.Queue(WAITING)
+        self._waiting: queue.Queue[tuple[_Event, datetime] | None] = queue.Queue(WAITING)
         self._written: OrderedDict[_Event, _Written] = OrderedDict()
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
-        self._failing = False
+        self._stopped = threading.Event()
+        self.problem = ""
+        """Why none can be written at present."""
 
     def start(self) -> None:
         """Begin to write."""
         threading.Thread(target=self._run, name="events", daemon=True).start()
 
     def stop(self) -> None:
-        """Write no longer, once what waits is written."""
+        """Write no longer, once what waits is written, if it can be written."""
+        self._stopped.set()
         self._put(None)
 
-    def tell(self, about: Any, kind: str, reason: str, text: str, *, warning: bool = False) -> None:
-        """An event on a Deployment or a pod, as the client returns them. `kind` is its kind; `reason` one word."""
+    def tell(self, about: Any, kind: str, reason: str, text: str, *, warning: bool = False, mark: str = "") -> None:
+        """An event on a Deployment or a pod, as the client returns them. `kind` is its kind; `reason` one word. `mark`:
+        what tells it from all others, where it is to be there once, whoever else has written it."""
         metadata = about.metadata
         api_version = "v1" if kind == "Pod" else "apps/v1"
-        self._put(_Event(kind, api_version, metadata.name, metadata.uid, reason, text[:LONGEST], warning))
+        event = _Event(kind, api_version, metadata.name, metadata.uid, reason, text[:LONGEST], warning, mark)
+        self._put((event, datetime.now(UTC)))
 
-    def _put(self, event: _Event | None) -> None:
+    def _put(self, news: tuple[_Event, datetime] | None) -> None:
         try:
-            self._waiting.put_nowait(event)
+            self._waiting.put_nowait(news)
         except queue.Full:
             log.warning("an event on a Kubernetes object is dropped: too many wait")
 
     def _run(self) -> None:
-        while (event := self._waiting.get()) is not None:
-            try:
-                self._write(event)
-                self._failing = False
-            except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
-                if not self._failing:
-                    log.warning("events can't be written", reason=str(told(error, f"writing an event on {event.name}")))
-                self._failing = True
+        while (waiting := self._waiting.get()) is not None:
+            event, at = waiting
+            delay_s = RETRY_MIN_S
+            if not self._may(event.uid, time.monotonic()):
+                continue
+            while not self._is_done(event, at):
+                if self._stopped.wait(delay_s):
+                    return
+                delay_s = min(2 * delay_s, RETRY_MAX_S)
 
-    def _write(self, event: _Event) -> None:
+    def _is_done(self, event: _Event, at: datetime) -> bool:
+        """Whether the event is written, or never will be."""
+        try:
+            self._write(event, at)
+        except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+            reason = told(error, f"writing an event on {event.name}")
+            if isinstance(reason, Conflict) and event.mark:
+                return True
+            if isinstance(reason, NotFound | InvalidInput | Conflict):
+                log.warning("an event on a Kubernetes object is refused", reason=str(reason))
+                return True
+            if not self.problem:
+                log.warning("events can't be written", reason=str(reason))
+            self.problem = str(reason)
+            return False
+        self.problem = ""
+        return True
+
+    def _write(self, event: _Event, at: datetime) -> None:
         now = time.monotonic()
-        if not self._may(event.uid, now):
-            return
         written = self._written.get(event)
-        if written is not None and now - written.at < AGAIN_S and self._count_up(written):
+        if written is not None and now - written.at < AGAIN_S and self._count_up(written, at):
             written.at = now
             return
-        name = f"{event.name}.{time.time_ns():x}"
-        self._core.create_namespaced_event(self._namespace, self._made(event, name), _request_timeout=CALL_S)
+        name = f"{event.name}.{event.mark or f'{time.time_ns():x}'}"
+        self._core.create_namespaced_event(self._namespace, self._made(event, name, at), _request_timeout=CALL_S)
         self._written[event] = _Written(name, 1, now)
         self._written.move_to_end(event)
         while len(self._written) > KNOWN:
@@ -124,9 +150,9 @@ class Events:
         times.append(now)
         return True
 
-    def _count_up(self, written: _Written) -> bool:
+    def _count_up(self, written: _Written, at: datetime) -> bool:
         """Whether it could be done: the cluster may have forgotten the event."""
-        body = {"count": written.count + 1, "lastTimestamp": datetime.now(UTC).isoformat(timespec="seconds")}
+        body = {"count": written.count + 1, "lastTimestamp": at.isoformat(timespec="seconds")}
         try:
             self._core.patch_namespaced_event(written.name, self._namespace, body, _request_timeout=CALL_S)
         except ApiException as error:
@@ -136,8 +162,7 @@ class Events:
         written.count += 1
         return True
 
-    def _made(self, event: _Event, name: str) -> CoreV1Event:
-        now = datetime.now(UTC)
+    def _made(self, event: _Event, name: str, at: datetime) -> CoreV1Event:
         return CoreV1Event(
             metadata=V1ObjectMeta(name=name, namespace=self._namespace, labels=self._labels),
             involved_object=V1ObjectReference(
@@ -151,7 +176,7 @@ class Events:
             reason=event.reason,
             message=event.text,
             source=V1EventSource(component=SOURCE),
-            first_timestamp=now,
-            last_timestamp=now,
+            first_timestamp=at,
+            last_timestamp=at,
             count=1,
         )

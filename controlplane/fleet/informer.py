@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import structlog
@@ -32,8 +33,19 @@ class Informer:
     """
 
     def __init__(self, what: str, list_: Callable[..., Any], options: Mapping[str, Any], changed: Callable[[], None]):
-        self._what = what
+        self.what = what
         self._list = list_
+        self.problem: Exception | None = None
+        """Why it is out of date at present. Ends when a watch is open again: a list alone is old in a moment."""
+
+        @wraps(list_)  # the client reads from it what it returns
+        def open_watch(**options: Any) -> Any:
+            opened = list_(**options)
+            if 200 <= opened.status < 300:
+                self.problem = None
+            return opened
+
+        self._open = open_watch
         self._options = dict(options)
         self._changed = changed
         self._objects: dict[str, Any] = {}
@@ -41,12 +53,10 @@ class Informer:
         self._synced = threading.Event()
         self._stopped = threading.Event()
         self._watch: Watch | None = None
-        self.problem: Exception | None = None
-        """Why it is out of date at present."""
 
     def start(self) -> None:
         """Begin to follow."""
-        threading.Thread(target=self._run, name=f"informer-{self._what}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"informer-{self.what}", daemon=True).start()
 
     def stop(self) -> None:
         """Follow no longer. A watch that is open ends at its next event, or with the process."""
@@ -81,14 +91,16 @@ class Informer:
                 self._follow()
                 failures = 0
             except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would go on
+                if self._stopped.is_set():  # which ends what is open
+                    return
                 failures = 1 if time.monotonic() - begun > RETRY_MAX_S else failures + 1
                 if failures == 1 and isinstance(error, ApiException) and error.status == GONE:
-                    log.info("the watch is too old: everything is listed anew", kind=self._what)
+                    log.info("the watch is too old: everything is listed anew", kind=self.what)
                     continue
                 known = isinstance(error, ApiException | urllib3.exceptions.HTTPError | OSError)
-                self.problem = told(error, f"watching {self._what}") if known else error
+                self.problem = told(error, f"watching {self.what}") if known else error
                 if failures in (1, 10, 100):
-                    log.warning("what is known may be out of date", kind=self._what, reason=repr(self.problem))
+                    log.warning("what is known may be out of date", kind=self.what, reason=repr(self.problem))
                 delay_s = min(RETRY_MIN_S * 2 ** min(failures - 1, 12), RETRY_MAX_S)
                 self._stopped.wait(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
 
@@ -96,14 +108,13 @@ class Informer:
         listed = self._list(**self._options, _request_timeout=CALL_S)
         with self._lock:
             self._objects = {each.metadata.name: each for each in listed.items}
-        self.problem = None
         self._synced.set()
         self._changed()
         version, end = listed.metadata.resource_version, time.monotonic() + RESYNC_S
         while time.monotonic() < end and not self._stopped.is_set():
             self._watch = Watch()  # type: ignore[no-untyped-call]
             for event in self._watch.stream(  # type: ignore[no-untyped-call]
-                self._list,
+                self._open,
                 **self._options,
                 resource_version=version,
                 timeout_seconds=WATCH_S,

@@ -4,8 +4,10 @@ pods."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
@@ -14,7 +16,8 @@ from kubernetes.client import ApiClient, AppsV1Api, CoreV1Api
 from controlplane.core.errors import Conflict, ControlPlaneError, NotFound, Unavailable
 from controlplane.core.models import FleetShape
 from controlplane.fleet.cluster import call
-from controlplane.fleet.events import Events
+from controlplane.fleet.events import AGAIN_S, Events
+from controlplane.fleet.hands import MANAGER, Hands, has_size_owner, take_size
 from controlplane.fleet.informer import Informer
 from controlplane.fleet.protocol import FleetReplica, News
 
@@ -25,12 +28,11 @@ GATEWAY: Final = "app.kubernetes.io/component=gateway"
 COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 LEAST_COST: Final = "-1000"
 """Whoever costs so little goes first when there are to be fewer. A hint only: a pod that is not ready goes before."""
-MANAGER: Final = "triton-controlplane"
-"""Who we are, in the API server's record of who set which field."""
+APPLY: Final = "application/apply-patch+yaml"
+ATTEMPTS, PAUSE_S = 10, 0.1
+"""How often a size is set that was just changed otherwise, if only by whoever counts a Deployment's pods."""
 FIRST_S = 20.0
 """How long the first look at the cluster may take."""
-APPLY: Final = "application/apply-patch+yaml"
-ATTEMPTS: Final = 5
 ENDED = ("Failed", "Succeeded")
 
 
@@ -59,7 +61,12 @@ class KubernetesFleet:
         fleets = {"namespace": namespace, "label_selector": f"{selector},{FLEET_LABEL}"}
         gateways = {"namespace": namespace, "label_selector": f"{selector},{GATEWAY}"}
         self._pods = Informer("pods", self._core.list_namespaced_pod, fleets, changed)
-        self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, fleets, changed)
+
+        def deployments_changed() -> None:
+            self._look_at_hands()
+            changed()
+
+        self._deployments = Informer("deployments", self._apps.list_namespaced_deployment, fleets, deployments_changed)
         self._gateways = Informer("gateways' pods", self._core.list_namespaced_pod, gateways, changed)
         self._informers = (self._pods, self._deployments, self._gateways)
         self._events = Events(api, namespace, labels or {})
@@ -70,8 +77,7 @@ class KubernetesFleet:
         """By fleet, those that are asked for in the next call."""
         self._promised: dict[str, int] = {}
         """By fleet, the size that a call under way asks for: its answer and the watch may come in any order."""
-        self._sizes: dict[str, int] = {}
-        """By a Deployment's uid, the size that was set from here, before that the one that was found at first."""
+        self._hands = Hands()
         self._asked: dict[str, bool] = {}
         """Names that were asked for since the last list, with whether that was done: whoever asks for one of them again
         can't know yet that its pod is there by another name."""
@@ -84,7 +90,7 @@ class KubernetesFleet:
         for each in self._informers:
             if not await asyncio.to_thread(each.wait, FIRST_S):
                 raise Unavailable(str(each.problem or "the Kubernetes API server does not answer"))
-        self.notes()  # takes down the sizes
+        await self._own_sizes()
 
     def close(self) -> None:
         """Look no longer."""
@@ -186,17 +192,34 @@ class KubernetesFleet:
         self._pods.put(marked)
 
     def notes(self) -> Mapping[str, str]:
-        """Whose hand set a Deployment's size last, where it was not ours."""
-        notes = {}
-        for each in self._deployments.objects().values():
-            known = self._sizes.setdefault(each.metadata.uid, each.spec.replicas)
-            if text := _by_hand(each, known):
-                notes[_fleet(each)] = text
-        return notes
+        """Whose hand set a Deployment's size last, where it was not ours, and who else has changed its pods."""
+        self._look_at_hands()
+        return self._hands.texts(ended=False)
+
+    def past(self) -> Mapping[str, str]:
+        """The same of what was so in the last hour."""
+        return self._hands.texts(ended=True)
+
+    def _look_at_hands(self) -> None:
+        """Tell each that is new, as one event, whoever leads meanwhile. Done at each change of a Deployment: its size
+        may be ours again a moment later."""
+        deployments = {_fleet(each): each for each in self._deployments.objects().values()}
+        for fleet, hand in self._hands.look(deployments):
+            # Of an older one there was an event, which the cluster has forgotten.
+            if hand.at is not None and (datetime.now(UTC) - hand.at).total_seconds() < AGAIN_S:
+                log.info(hand.text, code=hand.code, fleet=fleet)
+                reason = _in_camel_case(hand.code)
+                self._events.tell(deployments[fleet], "Deployment", reason, hand.text, warning=True, mark=hand.mark)
+
+    def problems(self) -> Mapping[str, str]:
+        """What can't be watched, and whether events can't be written; the API server's own words name a right that is
+        missing."""
+        watched = {each.what: str(each.problem) for each in self._informers if each.problem is not None}
+        return {**watched, **({"events": self._events.problem} if self._events.problem else {})}
 
     def tell(self, news: News) -> None:
         """An event on the fleet's Deployment, or on the replica's pod; none when that is gone."""
-        reason = news.code.title().replace("_", "")
+        reason = _in_camel_case(news.code)
         if news.replica:
             about, kind = self._pods.objects().get(news.replica), "Pod"
         else:
@@ -259,54 +282,59 @@ class KubernetesFleet:
             return
         name = deployment.metadata.name
         log.info("a Deployment is scaled", fleet=fleet, deployment=name, before=deployment.spec.replicas, size=size)
-        await self._apply_scale(deployment, size)
-        self._sizes[deployment.metadata.uid] = size
+        await self._set_size(deployment, size, doing=f"scaling Deployment {name} to {size}")
         # The watch tells the same a moment later, or has by now; until then nothing is to be decided on the old number.
         deployment = self._deployment(fleet)
         deployment.spec.replicas = size
+        take_size(deployment)
         self._deployments.put(deployment)
 
-    async def _apply_scale(self, deployment: Any, size: int) -> None:
+    async def _own_sizes(self) -> None:
+        """Have the API server record whose each size is. It keeps no record of who scales a Deployment that was applied
+        without a size, as Helm does, until somebody has applied one: we do, as it is."""
+        for deployment in self._deployments.objects().values():
+            if not has_size_owner(deployment):
+                try:
+                    name = deployment.metadata.name
+                    await self._set_size(deployment, None, doing=f"taking over the size of Deployment {name}")
+                except ControlPlaneError as error:
+                    log.warning("who scales a fleet by hand will not be known by name", reason=str(error))
+
+    async def _set_size(self, deployment: Any, size: int | None, *, doing: str) -> None:
         """Change the size from the one that this was decided on: by now another controller may lead, and have set it.
-        Raises Conflict."""
+        None: it becomes ours as it is. Raises Conflict."""
         name, before = deployment.metadata.name, deployment.spec.replicas or 0
-        doing = f"scaling Deployment {name} to {size}"
         for attempt in range(1, ATTEMPTS + 1):
             found: Any = await call(self._apps.read_namespaced_deployment_scale, name, self._namespace, doing=doing)
-            if (found.spec.replicas or 0) != before:
+            if size is not None and (found.spec.replicas or 0) != before:
                 raise Conflict(f"{doing}: it has {found.spec.replicas or 0} by now, not {before}")
-            version = {"name": name, "resourceVersion": found.metadata.resource_version}
+            metadata = {
+                "name": name,
+                "namespace": self._namespace,
+                "resourceVersion": found.metadata.resource_version,
+            }
+            spec = {"replicas": (found.spec.replicas or 0) if size is None else size}
             try:
-                # Applied, not merged: only from then on does the API server record who sets the size of what Helm has
-                # applied.
                 await call(
                     self._apps.patch_namespaced_deployment_scale,
                     name,
                     self._namespace,
-                    {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": version, "spec": {"replicas": size}},
+                    {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, "spec": spec},
                     field_manager=MANAGER,
                     force=True,
                     _content_type=APPLY,
                     doing=doing,
                 )
-            except Conflict:  # something else of it has changed, its status mostly
+            except Conflict:
                 if attempt == ATTEMPTS:
                     raise
+                await asyncio.sleep(random.uniform(0.5, 1.0) * PAUSE_S)  # noqa: S311 - jitter, not a secret
             else:
                 return
 
 
-def _by_hand(deployment: Any, known: int) -> str:
-    """Who else has set the number of replicas, which was `known`, and when; empty where that was this controller, or
-    nobody, or whoever made the Deployment."""
-    size = f"{deployment.metadata.name} to {deployment.spec.replicas}"
-    fields = [(each, (each.fields_v1 or {}).get("f:spec") or {}) for each in deployment.metadata.managed_fields or ()]
-    owners = [(each, "f:template" in spec) for each, spec in fields if "f:replicas" in spec]
-    changed = deployment.spec.replicas != known
-    for each, made in owners:
-        if each.manager != MANAGER and (changed or not made):
-            return f"{each.manager} set {size}" + (f" at {each.time:%H:%M:%S} UTC" if each.time is not None else "")
-    return f"somebody set {size}" if changed and not owners else ""
+def _in_camel_case(code: str) -> str:
+    return code.title().replace("_", "")
 
 
 def _fleet(found: Any) -> str:

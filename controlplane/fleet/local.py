@@ -78,6 +78,14 @@ class LocalFleet:
         """Nobody else changes anything here."""
         return {}
 
+    def past(self) -> Mapping[str, str]:
+        """Nobody else has."""
+        return {}
+
+    def problems(self) -> Mapping[str, str]:
+        """What can't be seen here is told by `list`."""
+        return {}
+
     def tell(self, news: News) -> None:
         """There is nobody but who reads the logs."""
 

@@ -49,6 +49,12 @@ class FleetBackend(Protocol):
     def notes(self) -> Mapping[str, str]:
         """By fleet, what whoever asks why it is as it is should know besides: who else has changed its size."""
 
+    def past(self) -> Mapping[str, str]:
+        """By fleet, what was noted lately and is so no more."""
+
+    def problems(self) -> Mapping[str, str]:
+        """What it can't see or write at present, by what that is about, with the reason. They end by themselves."""
+
     def tell(self, news: News) -> None:
         """Show news where whoever runs the fleets looks, besides the logs. Never waits, never fails."""
 

@@ -22,10 +22,17 @@ Document = TypeVar("Document")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPlane:
-    """Whose registry this is: the control plane's `id`, and the `epoch` of its present controller."""
+    """Whose registry this is: the control plane's `id`, and the `epoch` of its present controller.
+
+    `installation`: which of those that go by this id, where that is known (the uid of the controllers' Deployment);
+    `contender`: another one that wants it, `refused`: the last one that was told that it can't have it.
+    """
 
     id: str
     epoch: int
+    installation: str = ""
+    contender: str = ""
+    refused: str = ""
 
 
 class Codec(Generic[Document]):

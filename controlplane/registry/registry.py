@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from controlplane.core.entry import Entry
-from controlplane.core.errors import Conflict, NotFound
+from controlplane.core.errors import NotFound
 from controlplane.core.models import FleetRecord, HistoryItem, Manifest, Model, Rollout, Step
-from controlplane.registry import rollouts, versions
+from controlplane.registry import claims, rollouts, versions
 from controlplane.registry.changes import Documents
 from controlplane.registry.documents import CONTROL_PLANE, ControlPlane
 from controlplane.registry.gc import GcReport, gc
@@ -214,31 +214,64 @@ class Registry:
 
     # The whole.
 
-    def claim(self, controller_id: str) -> int:
+    def claim(self, controller_id: str, installation: str = "") -> int:
         """Take the registry over for a new controller of the control plane `controller_id`; returns its epoch.
 
-        Raises Conflict when the registry belongs to another control plane.
+        Raises Conflict when the registry belongs to another control plane, or to another installation of it that has
+        not been asked (`contend`) or lives.
         """
-
-        def raised(present: ControlPlane | None) -> ControlPlane:
-            if present is not None and present.id != controller_id:
-                raise Conflict(
-                    f"{self.url} belongs to another control plane ({present.id})",
-                    field="registry",
-                    remedy=f"use another prefix; if that one is gone for good, remove {CONTROL_PLANE_KEY} there",
-                )
-            return ControlPlane(id=controller_id, epoch=1 + (present.epoch if present is not None else 0))
-
-        _, claimed = self.documents.change(CONTROL_PLANE_KEY, CONTROL_PLANE, raised)
+        _, claimed = self._change_claim(lambda present: claims.raised(present, controller_id, installation, self.url))
         return claimed.epoch
 
-    def epoch(self) -> int:
-        """The epoch of the controller that took over last; 0 when none ever did."""
+    def contend(self, controller_id: str, installation: str) -> bool:
+        """Whether another installation of this control plane has the registry: then it is told that this one wants it.
+        It refuses that within seconds, if it lives."""
+        if self.control_plane() is None:
+            return False
+
+        def wanted(present: ControlPlane | None) -> ControlPlane:
+            found = claims.contended(present, controller_id, installation)
+            if found is None:
+                raise NotFound("the claim has just been removed")
+            return found
+
+        try:
+            _, present = self._change_claim(wanted)
+        except NotFound:
+            return False
+        return present.contender == installation
+
+    def check_contest(self, installation: str) -> None:
+        """Raises Conflict once another installation has refused to give the registry to this one."""
+        claims.check_contest(self.control_plane(), installation, self.url)
+
+    def defend(self, epoch: int) -> None:
+        """Refuse whoever wants the registry of the controller of this epoch."""
+
+        def refused(present: ControlPlane | None) -> ControlPlane:
+            if present is None:
+                raise NotFound("the claim has been removed")
+            return claims.refused(present, epoch)
+
+        self._change_claim(refused)
+
+    def control_plane(self) -> ControlPlane | None:
+        """Whose registry this is; None while it is nobody's."""
         try:
             content, _ = self.store.get(CONTROL_PLANE_KEY)
         except NotFound:
-            return 0
-        return CONTROL_PLANE.read(content, CONTROL_PLANE_KEY).epoch
+            return None
+        return CONTROL_PLANE.read(content, CONTROL_PLANE_KEY)
+
+    def epoch(self) -> int:
+        """The epoch of the controller that took over last; 0 when none ever did."""
+        present = self.control_plane()
+        return present.epoch if present is not None else 0
+
+    def _change_claim(
+        self, change: Callable[[ControlPlane | None], ControlPlane]
+    ) -> tuple[ControlPlane | None, ControlPlane]:
+        return self.documents.change(CONTROL_PLANE_KEY, CONTROL_PLANE, change)
 
     def gc(self, grace_s: float = GC_GRACE_S, *, dry_run: bool = False) -> GcReport:
         """Remove files that no version needs and that are older than the grace period, and the rests of cut uploads.

@@ -28,7 +28,8 @@ from controlplane.registry import open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
 from controlplane.server.api import make_app
-from controlplane.server.controller import Controller, claim
+from controlplane.server.claiming import claim
+from controlplane.server.controller import Controller
 from controlplane.server.listening import listen
 
 log = structlog.get_logger(__name__)

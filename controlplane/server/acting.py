@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -21,6 +21,7 @@ from controlplane.core.actions import (
 )
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.models import FleetRecord, FleetShape, Quarantine
+from controlplane.core.names import Reason
 from controlplane.fleet.protocol import FleetBackend, News
 from controlplane.registry.registry import Registry
 from controlplane.server.memory import Memory, Start
@@ -30,6 +31,13 @@ log = structlog.get_logger(__name__)
 
 ACTOR = "controller"
 RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    about: str
+    doing: str
+    why: str
 
 
 class Actor:
@@ -52,11 +60,14 @@ class Actor:
         self._orders = orders
         self._done = done
         self._tasks: dict[object, asyncio.Task[None]] = {}
+        self._failures: dict[object, _Failure] = {}
 
     def act(self, actions: Iterable[Action]) -> None:
         """Begin every action that is not under way."""
-        for action in actions:
-            identity = _identity(action)
+        wanted = {_identity(action): action for action in actions}
+        for identity in self._failures.keys() - wanted - self._tasks.keys():
+            del self._failures[identity]
+        for identity, action in wanted.items():
             if identity not in self._tasks:
                 task = asyncio.create_task(self._attempt(action))
                 self._tasks[identity] = task
@@ -64,6 +75,16 @@ class Actor:
 
     def _forget(self, identity: object, _task: asyncio.Task[None]) -> None:
         self._tasks.pop(identity, None)
+
+    def failures(self) -> Mapping[str, tuple[Reason, ...]]:
+        """Why what plans ask for can't be done at present, by what it is about: a fleet or a model, as `fleet NAME` or
+        `model NAME`. What is asked for no more is no failure any more."""
+        found: dict[str, dict[str, Reason]] = {}
+        for each in self._failures.values():
+            found.setdefault(each.about, {})[each.why] = Reason(
+                code="ACTION_FAILS", text=f"{each.doing} fails: {each.why}"
+            )
+        return {about: tuple(reasons.values()) for about, reasons in sorted(found.items())}
 
     async def close(self) -> None:
         """Abandon what is under way: the next plan, of whichever controller, asks for it again."""
@@ -76,9 +97,11 @@ class Actor:
             await self._carry_out(action)
         except (ControlPlaneError, OSError) as error:
             log.warning("an action failed and will be tried again", action=repr(action), reason=str(error))
+            self._failures[_identity(action)] = _failure(action, str(error))
             await asyncio.sleep(RETRY_S)
             self._done()
         else:
+            self._failures.pop(_identity(action), None)
             self._done()
             await asyncio.sleep(RETRY_S)
 
@@ -155,6 +178,22 @@ def _identity(action: Action) -> object:
     if isinstance(action, FinishRollout):
         return ("finish", action.model, action.rollout)
     return (type(action), action.replica)
+
+
+def _failure(action: Action, why: str) -> _Failure:
+    match action:
+        case FinishRollout(fleet=None):
+            return _Failure(f"model {action.model}", f"ending the rollout to {action.model}@{action.target}", why)
+        case FinishRollout():
+            return _Failure(f"fleet {action.fleet}", f"ending the rollout to {action.model}@{action.target}", why)
+        case QuarantineVersion():
+            return _Failure(f"fleet {action.fleet}", f"writing the quarantine of {action.key}", why)
+        case RecordFleet():
+            return _Failure(f"fleet {action.fleet}", "writing the fleet's record", why)
+        case StartReplica():
+            return _Failure(f"fleet {action.fleet}", "starting one more replica", why)
+        case RemoveReplica():
+            return _Failure(f"fleet {action.fleet}", f"removing {action.replica}", why)
 
 
 def _with_quarantine(record: FleetRecord, action: QuarantineVersion) -> FleetRecord:

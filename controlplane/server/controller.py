@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -23,6 +23,7 @@ from controlplane.server.acting import Actor
 from controlplane.server.measuring import Measuring
 from controlplane.server.memory import Memory, Start
 from controlplane.server.metrics import Metrics
+from controlplane.server.names import Names
 from controlplane.server.news import tell
 from controlplane.server.orders import Orders
 from controlplane.server.watching import RegistryWatch
@@ -50,20 +51,25 @@ class Controller:
         poll_s: float,
         clash: Callable[[Manifest, Manifest], str | None],
         source: Source | None = None,
+        names: Sequence[str] = (),
     ) -> None:
+        """`names`: those of our own Services, where they have some."""
         self.memory = Memory(started_at=time.time(), settings=settings, shapes=shapes)
         self.orders = Orders(epoch, self._wanted)
         self.metrics = Metrics()
         self.planned_at: float | None = None
         self.problem = ""
         """Why planning fails at present."""
+        self.names = Names(names)
+        self.unlisted = ""
+        """Why it is not known at present which replicas there are."""
         self.snapshot = Snapshot()
         self.measuring = Measuring(self.memory, lambda: self.snapshot, self.wake, source or Scraper())
         self._registry = registry
         self.backend = backend
         self._clash = clash
-        self._watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
-        self._actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
+        self.watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
+        self.actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
         self._wake = asyncio.Event()
         self._sources: dict[str, tuple[float, dict[str, str]]] = {}
 
@@ -75,12 +81,13 @@ class Controller:
         Reports and registry changes wake the loop; `tick_s` is how long it sleeps without any, `pause_s` how long it
         collects news before it plans.
         """
-        await self._watch.first()
+        await self.watch.first()
         await self._remove_undeployed()
         beside = {
-            asyncio.create_task(self._watch.run(self.orders.epoch)),
+            asyncio.create_task(self.watch.run(self.orders.epoch)),
             asyncio.create_task(self.measuring.run()),
         }
+        self.names.start()
         try:
             while True:
                 for task in beside:
@@ -96,11 +103,12 @@ class Controller:
                     await asyncio.sleep(pause_s)
                 self._wake.clear()
         finally:
+            self.names.stop()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             self.orders.close()
-            await self._actor.close()
+            await self.actor.close()
 
     async def _remove_undeployed(self) -> None:
         """Remove replicas of fleets that the deployment does not have any more: nothing is routed to them."""
@@ -121,7 +129,9 @@ class Controller:
             listed = {each.name: each for each in await self.backend.list()}
         except (ControlPlaneError, OSError) as error:
             log.warning("the fleet's replicas can't be listed; what was known of them is used", reason=str(error))
+            self.unlisted = str(error)
         else:
+            self.unlisted = ""
             for name in self.memory.backend_replicas.keys() - listed:  # ended by somebody else
                 self.memory.forget_replica(name)
                 self.orders.forget(name)
@@ -151,12 +161,12 @@ class Controller:
                 for name, each in self.memory.gateways.items()
             }
         )
-        self._actor.act(made.actions)
+        self.actor.act(made.actions)
         self.planned_at = now
         self.metrics.cycle(self.snapshot, made, time.perf_counter() - started)
 
     def _acted(self) -> None:
-        self._watch.look_now()
+        self.watch.look_now()
         self.wake()
 
     # What an assignment says of a version.
@@ -291,19 +301,3 @@ async def _set_by(event: asyncio.Event, deadline: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def claim(registry: Registry, identity: str) -> int:
-    """Take the registry over and return the new epoch; waits while the registry can't be reached."""
-    delay_s = 0.5
-    while True:
-        try:
-            return await asyncio.to_thread(registry.claim, identity)
-        except NotLeader:
-            raise
-        except ControlPlaneError as error:
-            if error.code != "UNAVAILABLE":
-                raise
-            log.warning("the registry can't be reached; serving goes on as it is", reason=str(error))
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, 10.0)

@@ -35,7 +35,15 @@ def status(controller: Controller, now: float) -> dict[str, Any]:
             **({"planning": controller.problem} if controller.problem else {}),
             **({"Prometheus": source.problem} if source.problem else {}),
             **({"measuring": controller.measuring.problem} if controller.measuring.problem else {}),
+            **({"registry": controller.watch.problem} if controller.watch.problem else {}),
+            **({"replicas": controller.unlisted} if controller.unlisted else {}),
+            **controller.backend.problems(),
+            **{
+                about: "; ".join(reason.text for reason in reasons)
+                for about, reasons in controller.actor.failures().items()
+            },
         },
+        "names": controller.names.problems,
         "models": len(memory.models),
         "replicas_ready": sum(report.server == "ready" for report, _ in memory.reports.values()),
         "replicas_wanted": sum(each.desired for each in memory.last_plan.decisions.values()),
@@ -286,9 +294,15 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
             server = f"{each.report.server}: " if each.report else ""
             text = f"{each.name} is {server}{_state(controller, each)}".removesuffix(": ")
             told.append({"code": "NOT_READY", "text": text})
-    note = controller.backend.notes().get(name)
-    if note is not None:
-        told.append({"code": "BY_HAND", "text": note})
+    reasons_why = [
+        *controller.actor.failures().get(f"fleet {name}", ()),
+        *(Reason(code="NOT_KNOWN", text=why) for why in controller.backend.problems().values()),
+    ]
+    if (note := controller.backend.notes().get(name)) is not None:
+        reasons_why.append(Reason(code="BY_HAND", text=note))
+    if (note := controller.backend.past().get(name)) is not None:
+        reasons_why.append(Reason(code="WAS_BY_HAND", text=f"{note}; it is not so any more"))
+    told += [{"code": reason.code, "text": reason.text} for reason in reasons_why]
     return {**_fleet(controller, name), "reasons": told}
 
 

@@ -17,16 +17,19 @@ from starlette.applications import Starlette
 from controlplane import __version__
 from controlplane.core.errors import ControlPlaneError, InvalidInput
 from controlplane.fleet.cluster import client_of, configured
-from controlplane.fleet.kubernetes import MANAGER, KubernetesFleet
+from controlplane.fleet.hands import MANAGER
+from controlplane.fleet.kubernetes import KubernetesFleet
 from controlplane.local.home import Home
 from controlplane.local.serving import QuietServer
 from controlplane.local.system import System, read_system
 from controlplane.metrics.source import source_of
 from controlplane.registry import open_registry
+from controlplane.registry.claims import of_release
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
 from controlplane.server.api import Serving, application, metrics_application
-from controlplane.server.controller import Controller, claim
+from controlplane.server.claiming import claim
+from controlplane.server.controller import Controller
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
 from controlplane.server.leading import Election, new_identity
 from controlplane.server.leases import KubernetesLease, owner_of
@@ -100,11 +103,13 @@ def system_of(config: Path) -> System:
 async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> None:
     """Run until told to stop, as the leader or standing by. Raises ControlPlaneError when it can't go on."""
     configuration = configured(kubeconfig)
+    owner = await _owner(configuration, pod)
+    installation = str(owner["uid"]) if owner is not None else ""
     lease = KubernetesLease(
         configuration,
         namespace=pod.namespace,
         name=f"{pod.release}-controller",
-        owner=await _owner(configuration, pod),
+        owner=owner,
         labels=labels_of(pod),
     )
     election = Election(lease, identity=new_identity(pod.name), address=f"http://{pod.ip}:{pod.port}")
@@ -120,7 +125,7 @@ async def serve(system: System, pod: Pod, kubeconfig: Path | None = None) -> Non
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     apis = [asyncio.create_task(server.serve(sockets=[listeners[port]])) for port, server in servers.items()]
     stopping = asyncio.create_task(stop.wait())
-    standing = asyncio.create_task(election.run(lambda: _lead(system, pod, configuration, serving)))
+    standing = asyncio.create_task(election.run(lambda: _lead(system, pod, configuration, serving, installation)))
     try:
         await asyncio.wait((*apis, stopping, standing), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -150,11 +155,11 @@ async def _owner(configuration: Configuration, pod: Pod) -> dict[str, object] | 
         return None
 
 
-async def _lead(system: System, pod: Pod, configuration: Configuration, serving: Serving) -> None:
+async def _lead(system: System, pod: Pod, configuration: Configuration, serving: Serving, installation: str) -> None:
     """Control the system for as long as nobody cancels it."""
     registry = open_registry(system.registry)
     shapes = {fleet.name: fleet.shape() for fleet in system.fleets}
-    epoch = await claim(registry, identity=f"kubernetes:{pod.namespace}/{pod.release}")
+    epoch = await claim(registry, of_release(pod.namespace, pod.release), installation)
     await record_shapes(registry, shapes.values())
     loop = asyncio.get_running_loop()
     woken: list[Controller] = []
@@ -181,6 +186,7 @@ async def _lead(system: System, pod: Pod, configuration: Configuration, serving:
             poll_s=system.controller.poll_s,
             clash=compatible,
             source=source_of(system.metrics, Home(DATA)),
+            names=[f"{pod.release}-{each}.{pod.namespace}" for each in ("controller", "gateway")],
         )
         woken.append(controller)
         serving.controller = controller

@@ -18,6 +18,8 @@ from controlplane.server.memory import Memory, referred_versions
 log = structlog.get_logger(__name__)
 
 PARALLEL_READS = 16
+CONTESTED_S = 600.0
+"""For so long is told who wanted the registry: a pod that ends again and again tries every five minutes."""
 
 
 class RegistryWatch:
@@ -32,6 +34,7 @@ class RegistryWatch:
         self._now = asyncio.Event()
         self._failures = 0
         self._took_s = 0.0
+        self._contested = ("", 0.0)
         self._unreadable: dict[str, str] = {}
 
     async def first(self) -> None:
@@ -58,14 +61,35 @@ class RegistryWatch:
 
     async def _check_leadership(self, epoch: int) -> None:
         try:
-            present = await asyncio.to_thread(self._registry.epoch)
+            present = await asyncio.to_thread(self._registry.control_plane)
+            if present is None:
+                return
+            if present.epoch > epoch:
+                raise NotLeader(
+                    f"another controller has taken over the registry (epoch {present.epoch}, ours is {epoch})",
+                    remedy="one registry prefix serves one control plane",
+                )
+            if present.contender:
+                await asyncio.to_thread(self._registry.defend, epoch)
+                self._contested = (present.contender, time.monotonic())
+                log.warning(
+                    "another installation of this name wants the registry, and is refused", contender=present.contender
+                )
+        except NotLeader:
+            raise
         except ControlPlaneError:
             return  # it could be read a moment ago; the next turn tells
-        if present > epoch:
-            raise NotLeader(
-                f"another controller has taken over the registry (epoch {present}, ours is {epoch})",
-                remedy="one registry prefix serves one control plane",
-            )
+
+    @property
+    def problem(self) -> str:
+        """Who else has lately wanted the registry, if somebody has."""
+        contender, at = self._contested
+        if not contender or time.monotonic() - at > CONTESTED_S:
+            return ""
+        return (
+            f"another installation of this name has wanted {self._registry.url} and was refused (its controllers' "
+            f"Deployment has the uid {contender}, perhaps on another cluster): give it a prefix of its own"
+        )
 
     async def _look(self) -> bool:
         started = time.monotonic()

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient
 
-from controlplane.cli.checks import nodes, pods
+from controlplane.cli.checks import dns, nodes, pods
 from controlplane.cli.checks.clocks import compared
 from controlplane.cli.checks.finding import Finding, found
 from controlplane.cli.checks.prometheus import prometheus
-from controlplane.cli.checks.registry import conditional_writes
+from controlplane.cli.checks.registry import claimed, conditional_writes
 from controlplane.cli.checks.running import running
 from controlplane.core.errors import InvalidEntry, InvalidInput, NotFound, Unauthenticated
-from controlplane.registry import Registry
+from controlplane.registry import Registry, open_registry
+from controlplane.registry.claims import of_release
 from controlplane.registry.directory import DirectoryStore
 from tests.cli.conftest import Ctl
 from tests.prometheus import prometheus as running_prometheus
@@ -225,6 +226,47 @@ def test_what_the_controller_tells() -> None:
     assert [each.state for each in running({**fine, "gateways_ready": 0})] == ["ok", "problem"]
     (finding,) = running({**fine, "problems": {"registry": "it is away"}})
     assert (finding.state, finding.what) == ("problem", "registry: it is away")
+
+
+def test_where_more_is_told() -> None:
+    fine = {"problems": {}, "replicas_ready": 2, "replicas_wanted": 2, "gateways_ready": 1}
+    about = {"models/m.json": "`ctl explain model m`", "fleet cpu": "`ctl explain fleet cpu`", "events": "log tells"}
+    for key, remedy in about.items():
+        (finding,) = running({**fine, "problems": {key: "it fails"}})
+        assert remedy in (finding.remedy or "")
+
+
+def test_what_the_controller_has_found_of_names() -> None:
+    known, unknown = {"serving-gateway.models": None}, {"serving-gateway.models": "Name or service not known"}
+    (finding,) = dns.looked_up(known, alias=None)
+    assert (finding.state, finding.what) == ("ok", "serving-gateway.models is known inside the cluster")
+    (finding,) = dns.looked_up(unknown, alias=None)
+    assert finding.state == "problem"
+    assert "Name or service not known" in finding.what
+    assert "set controllerHostAlias" in (finding.remedy or "")
+    (finding,) = dns.looked_up(unknown, alias="10.96.7.7")
+    assert finding.state == "warning"
+    assert "at 10.96.7.7, by controllerHostAlias" in finding.what
+    assert "gateway.service.clusterIP" in (finding.remedy or "")
+
+
+def test_whose_registry_it_is(tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+
+    def found(installation: str | None = "here") -> Finding:
+        (finding,) = claimed(registry.url, name=of_release("models", "serving"), installation=installation)
+        return finding
+
+    assert found().state == "warning", "nobody's"
+    registry.claim(of_release("models", "serving"))
+    assert found().state == "ok", "as earlier releases have claimed it"
+    registry.claim(of_release("models", "serving"), "here")
+    assert found().state == found(None).state == "ok"
+    assert found("there").state == "problem"
+    assert "another installation of kubernetes:models/serving" in found("there").what
+    (finding,) = claimed(registry.url, name=of_release("models", "second"), installation="here")
+    assert finding.state == "problem"
+    assert "belongs to another control plane (kubernetes:models/serving)" in finding.what
 
 
 def test_a_store_without_conditions_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

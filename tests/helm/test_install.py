@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from helm_python import Config
+from helm_python import Config, HelmError
 from kubernetes.client import ApiException, CoreV1Api, V1Eviction, V1ObjectMeta
 
 from controlplane.fleet.cluster import client_of, configured
@@ -41,6 +41,12 @@ class Cluster:
     def names(self, kinds: str, *arguments: str) -> set[str]:
         found = self.api_server.get(kinds, f"--namespace={self.namespace}", *arguments)
         return {f"{each['kind']}/{each['metadata']['name']}" for each in found["items"]}
+
+    def objects(self) -> list[Object]:
+        """What releases consist of, without what Kubernetes makes of it."""
+        labels = "app.kubernetes.io/part-of=triton-controlplane,app.kubernetes.io/managed-by=Helm"
+        kinds = KINDS.replace("replicasets,pods,", "").replace("leases,", "")
+        return list(self.api_server.get(kinds, f"--namespace={self.namespace}", f"--selector={labels}")["items"])
 
     def replicas(self) -> dict[str, int]:
         found = self.api_server.get("deployments", f"--namespace={self.namespace}")
@@ -216,6 +222,19 @@ def test_of_two_evictions_at_once_one_is_refused(cluster: Cluster, component: st
     (ready,) = (name for name, ready in cluster.pods(component).items() if ready)
     assert cluster.evict(ready) == 429, "who comes for the other one is not ready"
     assert cluster.pods(component)[ready]
+
+
+def test_a_second_release_under_the_same_name_is_refused(cluster: Cluster) -> None:
+    cluster.install("first", {**TINY, "fullnameOverride": "serving"})
+    before = {each["metadata"]["uid"] for each in cluster.objects()}
+    with pytest.raises(HelmError, match=r"(?s)exists and cannot be imported.*must equal \"second\".* \"first\""):
+        cluster.install("second", {**TINY, "fullnameOverride": "serving"})
+    found = cluster.objects()
+    assert {each["metadata"]["uid"] for each in found} == before
+    assert {each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in found} == {"first"}
+    cluster.upgrade("first", {**TINY, "fullnameOverride": "serving", "gateway": {"replicas": 2}})
+    assert cluster.replicas()["serving-gateway"] == 2
+    cluster.helm.uninstall("first")
 
 
 def test_rights_are_as_small_as_they_can_be(cluster: Cluster) -> None:

@@ -27,7 +27,8 @@ from controlplane.registry import open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server import leases
 from controlplane.server.api import Serving, application
-from controlplane.server.controller import Controller, claim
+from controlplane.server.claiming import claim
+from controlplane.server.controller import Controller
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
 from controlplane.server.leading import Election, new_identity
 from controlplane.server.leases import KubernetesLease
@@ -46,6 +47,12 @@ class Pods:
         pass
 
     def notes(self) -> Mapping[str, str]:
+        return {}
+
+    def past(self) -> Mapping[str, str]:
+        return {}
+
+    def problems(self) -> Mapping[str, str]:
         return {}
 
     def tell(self, news: News) -> None:

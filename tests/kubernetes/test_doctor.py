@@ -160,6 +160,28 @@ def test_doctor_speaks_in_kubernetes_words(
     assert "problem" in states(answer, "deployments")
 
 
+def test_doctor_quotes_the_last_words_of_a_controller(
+    api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer]
+) -> None:
+    install()
+    selector = "--selector=app.kubernetes.io/component=controller"
+    pods = until(lambda: api_server.get("pods", selector, f"--namespace={namespace}")["items"])
+    last = {"event": "controller ends", "code": "INVALID", "reason": "registry: there is no bucket 'nowhere' (make it)"}
+    ended = {"exitCode": 2, "reason": "Error", "message": f"the line before\n{json.dumps(last)}\n"}
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}
+    status = {"name": "controller", "image": "none", "imageID": "", "ready": False, "restartCount": 3}
+    status |= {"state": {"waiting": waiting}, "lastState": {"terminated": ended}}
+    # What a kubelet writes there: here is none.
+    patch = json.dumps({"status": {"containerStatuses": [status]}})
+    name = pods[0]["metadata"]["name"]
+    api_server.kubectl("patch", "pod", name, "--subresource=status", "-p", patch, f"--namespace={namespace}")
+    answer = looked()
+    assert states(answer, "controller") == ["problem"]
+    said = "ended with exit code 2 (Error): controller ends: registry: there is no bucket 'nowhere' (make it)"
+    assert said in told(answer, "controller")
+    assert said in told(answer, "pods")
+
+
 def test_doctor_of_a_config_that_was_spoiled_by_hand(
     api_server: ControlPlane, namespace: str, install: Callable[..., None], looked: Callable[..., Answer], ctl: Ctl
 ) -> None:

@@ -8,6 +8,7 @@ import functools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -50,6 +51,10 @@ def deployment(fleet: str, release: str = "serving") -> str:
             },
         }
     )
+
+
+def labelled(fleet: str) -> dict[str, Any]:
+    return {"labels": {INSTANCE: "serving", FLEET_LABEL: fleet}}
 
 
 async def true(condition: Callable[[], bool]) -> None:
@@ -125,25 +130,61 @@ async def test_a_change_is_heard_of_and_not_asked_for(make: Made) -> None:
     assert "cpu" not in backend.notes(), "its size is ours again"
 
 
-async def test_whose_hand_set_the_size_of_what_helm_has_applied(make: Made) -> None:
-    """It applies a Deployment without a size, so nobody owns that field; then nobody's scaling is recorded, either."""
-    made = yaml.safe_load(deployment("third"))
-    del made["spec"]["replicas"]
-    make.kubectl("apply", "--server-side", "--field-manager=helm", "--filename=-", given=yaml.safe_dump(made))
+async def test_whose_hand_was_at_a_deployment_is_told_once(make: Made) -> None:
     backend = await make()
-    assert "third" not in backend.notes(), "one replica is the API server's default"
-    make.kubectl("scale", "deployment/serving-third", "--replicas=2")
-    await true(lambda: "somebody set serving-third to 2" in backend.notes().get("third", ""))
-    await backend.start(FleetShape(name="third"), "third-2")
-    await names(make, backend)
-    assert backend.notes() == {}, "its size is ours"
-    make.kubectl("scale", "deployment/serving-third", "--replicas=1")
-    await true(lambda: "kubectl set serving-third to 1" in backend.notes().get("third", ""))
-    assert "third" in (await make()).notes(), "who leads next can tell, too"
-    changed = yaml.safe_load(deployment("cpu"))
-    changed["spec"]["replicas"] = 1
-    make.kubectl("apply", "--filename=-", given=yaml.safe_dump(changed))
-    await true(lambda: "kubectl-client-side-apply set serving-cpu to 1" in backend.notes().get("cpu", ""))
+    await backend.start(CPU, "cpu-0")
+    await make.settled(backend)
+    assert backend.notes() == {}, "neither who made it nor this controller is a hand"
+    make.kubectl("scale", "deployment/serving-cpu", "--replicas=2")
+    make.kubectl("set", "env", "deployment/serving-cpu", "A=b")
+    make.kubectl("label", "deployment/serving-cpu", "of=no-pod")
+
+    def noted() -> str:
+        return backend.notes().get("cpu", "")
+
+    edited = "kubectl-set changed serving-cpu (env of container triton) at "
+    await true(lambda: "kubectl set serving-cpu to 2 at " in noted() and edited in noted())
+
+    def told() -> list[tuple[str, str, int]]:
+        backend.notes()
+        found = [each for each in make.kubectl_get("events") if each["reason"].endswith("ByHand")]
+        return sorted((each["reason"], each["message"], each["count"]) for each in found)
+
+    await true(lambda: len(told()) == 2)
+    events = await asyncio.to_thread(told)
+    assert [(reason, count) for reason, _, count in events] == [("EditedByHand", 1), ("ScaledByHand", 1)]
+    assert edited in events[0][1] and "kubectl set serving-cpu to 2 at " in events[1][1]
+    backend.close()
+
+    backend = await make()  # the next controller
+    assert "kubectl set serving-cpu to 2 before " in noted(), "who sets a size leaves no time"
+    backend.tell(News(fleet="cpu", code="SCALING", text="after that"))
+    await true(lambda: any(each["reason"] == "Scaling" for each in make.kubectl_get("events")))
+    assert await asyncio.to_thread(told) == events
+
+    make.kubectl("set", "env", "deployment/serving-cpu", "A-")
+    await true(lambda: "kubectl-set" not in noted())
+    await backend.start(CPU, "cpu-one-more")
+    await true(lambda: not noted())
+    assert all(each in backend.past()["cpu"] for each in ("kubectl set serving-cpu to 2 before ", edited))
+    assert await asyncio.to_thread(told) == events
+
+
+async def test_who_scales_what_was_applied_without_a_size_is_recorded(make: Made) -> None:
+    """As Helm does."""
+    applied = {**yaml.safe_load(deployment("cpu")), "metadata": {"name": "applied", **labelled("applied")}}
+    del applied["spec"]["replicas"]
+    applied["spec"] |= {"selector": {"matchLabels": labelled("applied")["labels"]}}
+    applied["spec"]["template"]["metadata"] = labelled("applied")
+    make.kubectl("apply", "--server-side", "-f", "-", given=yaml.safe_dump(applied))
+    backend = await make()
+    assert "applied" in backend.fleets()
+    make.kubectl("scale", "deployment/applied", "--replicas=2")
+    await true(lambda: "kubectl set applied to 2 at " in backend.notes().get("applied", ""))
+    await backend.start(FleetShape(name="applied"), "applied-0")
+    await true(lambda: "applied" not in backend.notes())
+    found = [each for each in make.kubectl_get("deployments") if each["metadata"]["name"] == "applied"]
+    assert [each["spec"]["replicas"] for each in found] == [3]
 
 
 async def test_pods_that_somebody_deletes_leave_and_are_replaced(make: Made) -> None:
@@ -372,12 +413,11 @@ async def test_a_watch_is_followed_past_its_bookmarks(make: Made, monkeypatch: p
     core = CoreV1Api(client_of(configured(make.cluster.kubeconfig)))
     calls: list[str | None] = []
 
+    @wraps(core.list_namespaced_pod)  # the client reads from it what it returns
     def listed(**options: Any) -> Any:
         calls.append(options.get("resource_version"))
         return core.list_namespaced_pod(**options)
 
-    # The client reads its call's docstring for what it returns.
-    listed.__doc__ = core.list_namespaced_pod.__doc__
     followed = informer.Informer("pods", listed, {"namespace": make.namespace}, lambda: None)
     followed.start()
     try:
@@ -397,13 +437,13 @@ async def test_what_is_too_old_for_a_watch_is_listed_anew(make: Made) -> None:
     core = CoreV1Api(client_of(configured(make.cluster.kubeconfig)))
     calls: list[str | None] = []
 
+    @wraps(core.list_namespaced_pod)  # the client reads from it what it returns
     def listed(**options: Any) -> Any:
         calls.append(options.get("resource_version"))
         if len(calls) == 2:
             options["resource_version"] = "1"
         return core.list_namespaced_pod(**options)
 
-    listed.__doc__ = core.list_namespaced_pod.__doc__
     followed = informer.Informer("pods", listed, {"namespace": make.namespace}, lambda: None)
     followed.start()
     try:

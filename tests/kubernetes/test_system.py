@@ -50,8 +50,12 @@ class Node:
     def get(self, *arguments: str) -> Any:
         return self.cluster.get(*arguments, f"--namespace={self.namespace}")
 
-    def pods(self, component: str) -> list[str]:
-        found = self.get("pods", f"--selector=app.kubernetes.io/component={component}")["items"]
+    def kubectl(self, *arguments: str) -> str:
+        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}")
+
+    def pods(self, component: str, release: str = "serving") -> list[str]:
+        of = f"app.kubernetes.io/instance={release},app.kubernetes.io/component={component}"
+        found = self.get("pods", f"--selector={of}")["items"]
         return sorted(each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"])
 
     def replicas(self) -> int:
@@ -64,22 +68,22 @@ class Node:
                 [sys.executable, "-m", module, *arguments], env={**kept, **environment}, stdout=log, stderr=log
             )
 
-    def controller(self, pod: str) -> None:
-        config = self.folder / "system.yaml"
-        config.write_text(self.get("configmap", "serving-config")["data"]["system.yaml"])
+    def controller(self, pod: str, release: str = "serving") -> None:
+        config = self.folder / f"{release}.yaml"
+        config.write_text(self.get("configmap", f"{release}-config")["data"]["system.yaml"])
         self.ports[pod], metrics_port = processes.free_ports(2)
         self.start(
             pod,
             "controlplane.server",
             "--kubernetes",
             f"--config={config}",
-            f"--kubeconfig={self.cluster.kubeconfig_of(self.namespace, 'serving-controller')}",
+            f"--kubeconfig={self.cluster.kubeconfig_of(self.namespace, f'{release}-controller')}",
             POD_NAME=pod,
             POD_NAMESPACE=self.namespace,
             POD_IP="127.0.0.1",
             PORT=str(self.ports[pod]),
             METRICS_PORT=str(metrics_port),
-            RELEASE="serving",
+            RELEASE=release,
             **self.s3,
         )
 
@@ -130,6 +134,22 @@ class Node:
             f"--settings={settings}",
         )
 
+    def explained(self, controller: str) -> str:
+        """What `ctl explain fleet cpu` is answered; by the same way, but for the port-forward."""
+        token = self.cluster.token(self.namespace, "serving-ctl", audience=AUDIENCE)
+        headers = {"authorization": f"Bearer {token}"}
+        told = httpx2.get(f"{self.url(controller)}/v1/fleets/cpu/explain", headers=headers).raise_for_status().json()
+        return "\n".join(each["text"] for each in told["reasons"])
+
+    def events(self, reason: str) -> list[str]:
+        """On the fleet's Deployment."""
+        found = self.get("events")["items"]
+        return [
+            each["message"]
+            for each in found
+            if (each["reason"], each["involvedObject"]["name"]) == (reason, "serving-cpu")
+        ]
+
     def url(self, controller: str) -> str:
         return f"http://127.0.0.1:{self.ports[controller]}"
 
@@ -166,7 +186,7 @@ def node(api_server: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[N
 
 def values() -> dict[str, Any]:
     tiny = read(CHART / "ci" / "tiny-values.yaml")
-    fleet = {**tiny["fleets"][0], "replicas": {"min": 1, "max": 3}}
+    fleet = {**tiny["fleets"][0], "replicas": {"min": 1, "max": 3}, "scaling": {"down_after_s": 2}}
     return {**tiny, "registry": "s3://registry/fleet", "fleets": [fleet], "controller": {"replicas": 2}}
 
 
@@ -209,6 +229,22 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
         # By hand, and back: who edits the Deployment is followed.
         node.cluster.kubectl("scale", "deployment/serving-cpu", "--replicas=2", f"--namespace={node.namespace}")
         until(lambda: len(node.pods("fleet")) == 2)
+        hand = "kubectl set serving-cpu to 2 at "
+        until(lambda: hand in node.explained(first))
+        until(lambda: [each for each in node.events("ScaledByHand") if hand in each])
+        until(lambda: node.replicas() == 1, timeout_s=60, what="the load needs no more than one")
+        until(lambda: node.pods("fleet") == [pod], what="the one that serves stays")
+        until(lambda: hand in node.explained(first) and "it is not so any more" in node.explained(first))
+
+        node.kubectl("set", "env", "deployment/serving-cpu", "--containers=triton", "A=b")
+        hand = "kubectl-set changed serving-cpu (env of container triton) at "
+        until(lambda: hand in node.explained(first))
+        until(lambda: [each for each in node.events("EditedByHand") if hand in each])
+        helm.upgrade(CHART, "serving", values(), namespace=node.namespace)
+        node.kubectl("set", "env", "deployment/serving-cpu", "--containers=triton", "A-")
+        until(lambda: "it is not so any more" in node.explained(first))
+        assert pod in node.pods("fleet"), "no pod that would take its place is ready"
+        assert node.ask() == (6.0, "1")
 
         node.running[first].kill()
         until(lambda: node.role(second) == "leader", timeout_s=30)
@@ -226,6 +262,43 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
         helm.uninstall("serving")
         left = node.cluster.objects
         until(lambda: left(node.namespace) == before, timeout_s=60, every_s=0.2, what="something is left")
+
+
+def test_a_second_release_on_the_same_prefix_is_refused(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Config(kubeconfig_path=node.cluster.kubeconfig, namespace=node.namespace) as helm:
+        for release in ("serving", "second"):
+            helm.install(CHART, release, values(), namespace=node.namespace)
+        until(lambda: len(node.pods("controller")) == len(node.pods("controller", "second")) == 2)
+        first, second = node.pods("controller")[0], node.pods("controller", "second")[0]
+        node.controller(first)
+        until(lambda: node.role(first) == "leader")
+        node.controller(second, "second")
+        until(lambda: node.running[second].poll() is not None, what="it does not end")
+        assert node.running[second].poll() == 5, "as a conflict does"
+        belongs = f"belongs to another control plane (kubernetes:{node.namespace}/serving)"
+        assert belongs in (node.folder / f"{second}.log").read_text()
+        for name, value in node.s3.items():
+            monkeypatch.setenv(name, value)
+
+        def claims(release: str) -> list[tuple[str, str]]:
+            from controlplane.cli.main import main
+
+            capsys.readouterr()
+            where = [f"--kubeconfig={node.cluster.kubeconfig}", "--context=test", f"--namespace={node.namespace}"]
+            main([*where, f"--release={release}", "doctor", "-o", "json"])
+            found = json.loads(capsys.readouterr().out)
+            return [(each["state"], each["what"]) for each in found if each["check"] == "claim"]
+
+        ((state, what),) = claims("second")
+        assert state == "problem"
+        assert belongs in what
+        ((state, what),) = claims("serving")
+        assert (state, f"claimed by kubernetes:{node.namespace}/serving" in what) == ("ok", True)
+        assert node.role(first) == "leader"
+        helm.uninstall("second")
+        helm.uninstall("serving")
 
 
 def test_definitions_that_no_pod_can_use_are_refused(tmp_path: Path) -> None:

@@ -106,11 +106,20 @@ def bind(api_server: ControlPlane, namespace: str, role: str, name: str = "someb
 
 
 def may(
-    api_server: ControlPlane, namespace: str, verb: str, resource: str, *, group: str = "", name: str = "somebody"
+    api_server: ControlPlane,
+    namespace: str,
+    verb: str,
+    resource: str,
+    *,
+    group: str = "",
+    only: str = "",
+    name: str = "somebody",
 ) -> bool:
-    """Whether a service account may do that by now: the API server hears of its own roles and bindings a little after
-    they are written."""
-    wished = {"namespace": namespace, "verb": verb, "group": group, "resource": resource}
+    """Whether the service account `name` may do that by now, to the object `only` if it is named: the API server hears
+    of its own roles and bindings a little after they are written."""
+    resource, _, part = resource.partition("/")
+    wished = {"namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": part}
+    wished["name"] = only
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",

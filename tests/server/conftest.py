@@ -31,7 +31,8 @@ from controlplane.registry import Registry, open_registry
 from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
 from controlplane.server.api import make_app
-from controlplane.server.controller import Controller, claim
+from controlplane.server.claiming import claim
+from controlplane.server.controller import Controller
 
 TOKEN = "a-token-for-the-test"
 SETTINGS = Settings(drain_s=0.2, warm_s=60, settle_s=4.0)
@@ -60,7 +61,7 @@ class Service:
 
     async def _serve(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        epoch = await claim(self._registry, "test")
+        epoch = await claim(self._registry, "test", "first")
         await record_shapes(self._registry, [self._shape])
         controller = Controller(
             registry=self._registry,
@@ -163,6 +164,12 @@ class FixedFleet:
         pass
 
     def notes(self) -> Mapping[str, str]:
+        return {}
+
+    def past(self) -> Mapping[str, str]:
+        return {}
+
+    def problems(self) -> Mapping[str, str]:
         return {}
 
     def tell(self, news: News) -> None:

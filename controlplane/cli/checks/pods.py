@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,8 @@ from controlplane.cli.checks.finding import Finding, State
 
 STARTING = ("ContainerCreating", "PodInitializing", None)
 """Reasons to wait that are none."""
+LONGEST = 300
+"""Characters of a line that is quoted."""
 IMAGE = "see that the image is there (image.registry, repository, tag) and may be pulled (imagePullSecrets)"
 REMEDIES = {
     "Unschedulable": "give the cluster a node that fits, or ask for less: resources, gpus, nodeSelector, tolerations",
@@ -85,7 +88,36 @@ def _said(condition: Any) -> str:
 
 
 def _end(ended: Any) -> str:
-    return f"exit code {ended.exit_code}" + (f" ({ended.reason})" if ended.reason else "")
+    code = f"exit code {ended.exit_code}" + (f" ({ended.reason})" if ended.reason else "")
+    return ": ".join(each for each in (code, _last_words(ended.message)) if each)
+
+
+def _last_words(message: str | None) -> str:
+    """What a container's last line says: of our own it is one of the log, in JSON, with the reason why it ends."""
+    lines = [line for line in (message or "").splitlines() if line.strip()]
+    if not lines:
+        return ""
+    try:
+        line = json.loads(lines[-1])
+        return ": ".join(str(line[key]) for key in ("event", "reason") if line.get(key))
+    except (ValueError, AttributeError):
+        return lines[-1].strip()[-LONGEST:]
+
+
+def why_down(items: Iterable[Any]) -> str:
+    """Why the containers of pods don't run, or ran no longer before they were started again; empty where they do."""
+    return "; ".join(dict.fromkeys(why for pod in items if (why := _why_down(pod))))
+
+
+def _why_down(pod: Any) -> str:
+    for each in pod.status.container_statuses or ():
+        state, before = each.state, each.last_state.terminated if each.last_state is not None else None
+        for ended in (state.terminated, before):
+            if ended is not None and ended.exit_code:
+                return f"the last one ended with {_end(ended)}"
+        if state.waiting is not None and state.waiting.reason not in STARTING:
+            return _said(state.waiting)
+    return ""
 
 
 def deployment(item: Any | None, name: str, namespace: str) -> Iterator[Finding]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx2
 
+from controlplane.cli.checks.dns import resolves
 from controlplane.cli.checks.finding import Finding
 from controlplane.local.metrics import shown_url
 
@@ -21,7 +20,7 @@ def prometheus(url: str | None, *, ours: bool) -> Iterator[Finding]:
         return
     shown = shown_url(url)
     host = urlsplit(url).hostname or ""
-    if not ours and not _resolves(host):
+    if not ours and not resolves(host):
         yield Finding(
             "prometheus",
             "unchecked",
@@ -43,34 +42,3 @@ def prometheus(url: str | None, *, ours: bool) -> Iterator[Finding]:
         f"{shown} does not answer as a Prometheus" + ("" if ours else " from this machine") + f": {said}",
         "correct metrics.prometheus_url; until it answers, the number of replicas stays as it is",
     )
-
-
-def _resolves(host: str) -> bool:
-    try:
-        return bool(socket.getaddrinfo(host, None))
-    except (OSError, UnicodeError):
-        return False
-
-
-def names(release: str, namespace: str) -> Iterator[Finding]:
-    """Whether the names of Services mean something, which can be tried inside of a cluster alone."""
-    services = [f"{release}-{each}.{namespace}" for each in ("controller", "gateway")]
-    if not os.environ.get("KUBERNETES_SERVICE_HOST"):
-        yield Finding(
-            "dns",
-            "unchecked",
-            "Services have names inside the cluster only, and this is outside",
-            f"`kubectl --namespace {namespace} run dns-check --rm --attach --restart=Never --image=busybox -- "
-            f"nslookup {services[0]}` tries it",
-        )
-        return
-    for service in services:
-        if _resolves(service):
-            yield Finding("dns", "ok", f"{service} is known")
-        else:
-            yield Finding(
-                "dns",
-                "problem",
-                f"{service} is not known here",
-                "see that CoreDNS runs and may be reached (NetworkPolicies); without it, set controllerHostAlias",
-            )

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from controlplane.cli.checks.finding import Finding
 from controlplane.core.errors import Conflict, ControlPlaneError, Unauthenticated
+from controlplane.registry.layout import CONTROL_PLANE as KEY
 from controlplane.registry.layout import MODELS
-from controlplane.registry.open import open_store
+from controlplane.registry.open import open_registry, open_store
 from controlplane.registry.store import ObjectStore
 
 NO_SUCH_ETAG = '"00000000000000000000000000000000"'
@@ -22,6 +23,30 @@ def readable(url: str) -> Iterator[Finding]:
         yield Finding("registry", "problem", error.what, error.remedy)
         return
     yield Finding("registry", "ok", f"{url} can be read with your credentials")
+
+
+def claimed(url: str, *, name: str, installation: str | None) -> Iterator[Finding]:
+    """Whose it is: ours, by the control plane's `name` and, where they are known, by the uid of its Deployment."""
+    present = open_registry(url).control_plane()
+    if present is None:
+        yield Finding("claim", "warning", f"nobody has claimed {url} yet", "see why no controller leads (above)")
+    elif present.id != name:
+        yield Finding(
+            "claim",
+            "problem",
+            f"{url} belongs to another control plane ({present.id}); this one is {name}",
+            f"use another prefix (registry); if that one is gone for good, remove {KEY} there",
+        )
+    elif installation is not None and present.installation not in ("", installation):
+        yield Finding(
+            "claim",
+            "problem",
+            f"{url} is claimed by another installation of {name} (its controllers' Deployment has the uid "
+            f"{present.installation}), perhaps on another cluster",
+            "give each a prefix of its own; to move here, end that one: half a minute later this one takes over",
+        )
+    else:
+        yield Finding("claim", "ok", f"{url} is claimed by {name} (epoch {present.epoch})")
 
 
 def conditional_writes(url: str, *, write: bool) -> Iterator[Finding]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from controlplane.cli.checks import clocks, nodes, pods, rights
+from controlplane.cli.checks import clocks, dns, nodes, pods, rights
 from controlplane.cli.checks.finding import Finding, found
-from controlplane.cli.checks.prometheus import names, prometheus
-from controlplane.cli.checks.registry import conditional_writes, readable
+from controlplane.cli.checks.prometheus import prometheus
+from controlplane.cli.checks.registry import claimed, conditional_writes, readable
 from controlplane.cli.checks.running import running
 from controlplane.cli.cluster.reading import LeaderReader
 from controlplane.cli.cluster.release import NAME, Release, is_ready
 from controlplane.core.errors import ControlPlaneError, NotFound, Unauthenticated
 from controlplane.local.home import Home
 from controlplane.local.system import System, read_system
+from controlplane.registry.claims import of_release
 
 LATE_S = 5.0
 """A lease that is so much older than it lasts is renewed by nobody."""
@@ -34,6 +35,8 @@ class ReleaseCheck:
         self._registry = registry
         self._write = write
         self._clock: float | None = None
+        self._told: Mapping[str, Any] = {}
+        """What the controller has told of itself."""
 
     def findings(self) -> Iterator[Finding]:
         """Everything, one after the other; what one check misses does not stop the others."""
@@ -51,7 +54,7 @@ class ReleaseCheck:
         yield from found("gpus", self._gpus)
         yield from found("registry", self._bucket)
         yield from found("prometheus", self._prometheus)
-        yield from found("dns", lambda: names(self._release.name, self._api.namespace))
+        yield from found("dns", self._dns)
 
     @cached_property
     def _system(self) -> System:
@@ -136,8 +139,20 @@ class ReleaseCheck:
             yield Finding("lease", "ok", f"pod {leader.pod} leads")
 
     def _status(self) -> Iterator[Finding]:
-        with LeaderReader(self._release, patience_s=0) as reader:
-            yield from running(reader.get("/v1/status"))
+        try:
+            with LeaderReader(self._release, patience_s=0) as reader:
+                self._told = reader.get("/v1/status")
+        except Unauthenticated:
+            raise
+        except ControlPlaneError as error:
+            prefix = f"{self._release.name}-controller-"
+            why = pods.why_down(each for each in self._own_pods() if each.metadata.name.startswith(prefix))
+            if not why:
+                raise
+            remedy = "correct what it says; its log tells more"
+            yield Finding("controller", "problem", f"{error.what}: {why}", remedy)
+            return
+        yield from running(self._told)
 
     def _gpus(self) -> Iterator[Finding]:
         asking = [each for each in self._known.fleets if each.gpus] if self._known is not None else []
@@ -160,10 +175,27 @@ class ReleaseCheck:
     def _bucket(self) -> Iterator[Finding]:
         url = self._registry or self._release.registry()
         yield from readable(url)
+        yield from found("claim", lambda: self._claim(url))
         yield from conditional_writes(url, write=self._write)
         if url.startswith("s3://"):
             yield from clocks.skew("the object store", clocks.s3_time)
 
+    def _claim(self, url: str) -> Iterator[Finding]:
+        deployment = self._deployment(f"{self._release.name}-controller")
+        yield from claimed(
+            url,
+            name=of_release(self._api.namespace, self._release.name),
+            installation=deployment.metadata.uid if deployment is not None else None,
+        )
+
     def _prometheus(self) -> Iterator[Finding]:
         if self._known is not None:
             yield from prometheus(self._known.metrics.prometheus_url, ours=False)
+
+    def _dns(self) -> Iterator[Finding]:
+        if not self._told.get("names"):
+            yield from dns.names(self._release.name, self._api.namespace)
+            return
+        gateway = self._deployment(f"{self._release.name}-gateway")
+        aliases = (gateway.spec.template.spec.host_aliases or ()) if gateway is not None else ()
+        yield from dns.looked_up(self._told["names"], alias=next((each.ip for each in aliases), None))

@@ -11,7 +11,7 @@ from controlplane.cli.checks.finding import Finding
 def running(status: Mapping[str, Any]) -> Iterator[Finding]:
     """What `/v1/status` answers, as findings."""
     for key, problem in status["problems"].items():
-        yield Finding("controller", "problem", f"{key}: {problem}", f"`ctl explain {key}` may tell more; or its log")
+        yield Finding("controller", "problem", f"{key}: {problem}", _where_more(key))
     ready, wanted = status["replicas_ready"], status["replicas_wanted"]
     words = f"{ready} of {wanted} replicas are ready"
     if ready < wanted:
@@ -20,3 +20,11 @@ def running(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("controller", "ok", f"it answers; {words}")
     if not status["gateways_ready"]:
         yield Finding("controller", "problem", "no gateway is ready: nobody is served", "look at the gateways' logs")
+
+
+def _where_more(about: str) -> str:
+    """Of a model's document and of a fleet there is more to be had."""
+    kind, _, name = about.replace("/", " ").removesuffix(".json").partition(" ")
+    if name and kind in ("fleet", "model", "models"):
+        return f"`ctl explain {kind.removesuffix('s')} {name}` may tell more; or the controller's log"
+    return "the controller's log tells more"

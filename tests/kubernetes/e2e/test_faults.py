@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,12 @@ def diagnosed(installed: Installed) -> str:
     return installed.by_context("doctor", status=1)
 
 
+def of_controller(installed: Installed) -> str:
+    """What the controllers themselves have met."""
+    found = json.loads(installed.by_context("doctor", "-o", "json", status=1))
+    return "\n".join(each["what"] for each in found if each["check"] == "controller")
+
+
 def wait_told(told: Callable[[], str], expected: str) -> None:
     said = ""
 
@@ -89,13 +96,31 @@ def test_a_quota(installed: Installed, load: Load) -> None:
 
 def test_a_bucket_that_is_not_there(installed: Installed, load: Load) -> None:
     values = {**installed.values(), "registry": "s3://nowhere/fleet"}
-    upgrade(installed, load, values, lambda: diagnosed(installed), "nowhere")
+    # In doctor's own words it is not there either, by its own credentials.
+    upgrade(installed, load, values, lambda: of_controller(installed), "there is no bucket 'nowhere'")
 
 
 def test_a_secret_that_is_not_there(installed: Installed, load: Load) -> None:
     values = installed.values()
     values["s3"]["existingSecret"] = "nothing"
     upgrade(installed, load, values, lambda: diagnosed(installed), 'secret "nothing" not found')
+
+
+def test_by_hand(installed: Installed, load: Load) -> None:
+    installed.kubectl("scale", f"deployment/{RELEASE}-cpu", "--replicas=2")
+    wait_told(lambda: explained(installed), f"kubectl set {RELEASE}-cpu to 2 at ")
+    until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5, what="it is taken as it is")
+    load.more(50)
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5, what="the load needs one")
+    installed.kubectl("set", "env", f"deployment/{RELEASE}-cpu", "--containers=triton", "EDITED=by-hand")
+    wait_told(lambda: explained(installed), f"kubectl-set changed {RELEASE}-cpu (env of container triton) at ")
+    installed.rolled_out()
+    load.more(50)
+    told = installed.kubectl("describe", f"deployment/{RELEASE}-cpu")
+    assert "ScaledByHand" in told and "EditedByHand" in told
+    installed.kubectl("set", "env", f"deployment/{RELEASE}-cpu", "--containers=triton", "EDITED-")
+    installed.rolled_out()
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5)
 
 
 def test_an_api_server_that_is_away(installed: Installed, load: Load) -> None:

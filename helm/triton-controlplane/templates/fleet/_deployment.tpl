@@ -57,6 +57,7 @@ spec:
           restartPolicy: Always
           image: {{ include "triton-controlplane.image" (dict "root" $root "image" $fleet.agentImage) }}
           imagePullPolicy: {{ include "triton-controlplane.pullPolicy" (dict "root" $root "image" $fleet.agentImage) }}
+          terminationMessagePolicy: FallbackToLogsOnError
           command: [python3, -m, controlplane.agent]
           args:
             - --home=/data
@@ -106,6 +107,7 @@ spec:
         - name: triton
           image: {{ include "triton-controlplane.image" (dict "root" $root "image" $fleet.image) }}
           imagePullPolicy: {{ include "triton-controlplane.pullPolicy" (dict "root" $root "image" $fleet.image) }}
+          terminationMessagePolicy: FallbackToLogsOnError
           command: [tritonserver]
           args:
             {{- include "triton-controlplane.tritonArguments" . | nindent 12 }}
