@@ -69,6 +69,7 @@ class _Planner:
         self.may_grow: set[str] = set()
         """Fleets that may get one more replica, or whose next one is not there yet."""
         self._known_sizes: dict[str, Mapping[Key, int]] = {}
+        self._known_holders: dict[str, Mapping[Key, list[str]]] = {}
         self._known_clashes: dict[str, Mapping[tuple[Key, Key], str]] = {}
         self.census = Census(snapshot, now)
 
@@ -270,14 +271,12 @@ class _Planner:
         placement = placements.get(replica.fleet)
         if name in self.census.lost or placement is None:
             return True
+        holders = self._holders(replica.fleet, placement)
         for key in replica.copies:
             elsewhere = {
                 other
-                for other, held in placement.holds.items()
-                if key in held
-                and other not in stopping
-                and other not in self.census.lost
-                and not self.census.has_failed(key, other)
+                for other in holders.get(key, ())
+                if other not in stopping and other not in self.census.lost and not self.census.has_failed(key, other)
             }
             if name not in self.census.ready.get(key, ()):
                 continue
@@ -290,6 +289,16 @@ class _Planner:
                 )
                 return False
         return True
+
+    def _holders(self, fleet: str, placement: Placement) -> Mapping[Key, list[str]]:
+        """By version, the replicas that shall hold it."""
+        if fleet not in self._known_holders:
+            holders: dict[Key, list[str]] = defaultdict(list)
+            for name, held in placement.holds.items():
+                for key in held:
+                    holders[key].append(name)
+            self._known_holders[fleet] = holders
+        return self._known_holders[fleet]
 
     def _release(
         self, placements: Mapping[str, Placement]

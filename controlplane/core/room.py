@@ -22,6 +22,8 @@ SHARES = 8
 """So many different sizes of large copies are looked at: those of which no more than so many fit on a replica."""
 TRY_AGAIN_S = 900.0
 """After so long fewer replicas are tried again for the same needs: what stood in the way may be gone."""
+TRIED = 100_000
+"""So many copies are placed in the trials of one search, or three times all of them: it must not hold a plan up."""
 NAMED = 3
 """So many versions are named for each reason."""
 
@@ -128,10 +130,8 @@ class Needs:
     def _least(self) -> int:
         """No fewer can hold it, however well it is packed: by its memory, by its copies, and by its large copies, of
         which one has no room for many."""
-        wants, capacity = (
-            [(self._copies[key], want.size_bytes) for key, want in self._wants.items()],
-            self._capacity_bytes,
-        )
+        capacity = self._capacity_bytes
+        wants = [(self._copies[key], want.size_bytes) for key, want in self._wants.items()]
         least = max((copies for copies, _ in wants), default=0)
         least = max(least, -(-sum(copies * size for copies, size in wants) // capacity))
         for share in range(1, SHARES + 1):
@@ -148,14 +148,16 @@ class Needs:
         ]
 
     def _search(self, least: int, slots: Sequence[Slot], wants: Sequence[Want]) -> int:
-        """The least number of replicas on which a trial places everything; all of them where none does."""
+        """The least number of replicas on which a trial places everything; all of them where none of the trials did."""
         count = least
-        while count < len(slots):
+        for _ in range(max(3, TRIED // max(sum(want.minimum for want in wants), 1))):
+            if count >= len(slots):
+                break
             left = left_over(slots[:count], wants, sizes=self._sizes, clashes=self._clashes)
             if not left:
-                break
-            count = min(count + max(1, left // (4 * self._capacity_bytes)), len(slots))
-        return count
+                return count
+            count += max(1, left // (4 * self._capacity_bytes))
+        return max(least, len(slots))
 
 
 def _why(want: Want, *, kept: bool, loaded: bool, resting: bool) -> str:
