@@ -65,7 +65,7 @@ def wait_told(told: Callable[[], str], expected: str) -> None:
         return expected in said
 
     try:
-        until(is_told, timeout_s=60, every_s=0.5)
+        until(is_told, timeout_s=LONG_S, every_s=0.5)
     except AssertionError:
         raise AssertionError(f"{expected} is not in {said}") from None
 
@@ -107,11 +107,12 @@ def test_a_secret_that_is_not_there(installed: Installed, load: Load) -> None:
 
 
 def test_by_hand(installed: Installed, load: Load) -> None:
+    installed.ctl("scale", "cpu", "1")
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5)
     installed.kubectl("scale", f"deployment/{RELEASE}-cpu", "--replicas=2")
     wait_told(lambda: explained(installed), f"kubectl set {RELEASE}-cpu to 2 at ")
-    until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5, what="it is taken as it is")
     load.more(50)
-    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5, what="the load needs one")
+    until(lambda: installed.fleet() == 1, timeout_s=LONG_S, every_s=0.5, what="it is to have one")
     installed.kubectl("set", "env", f"deployment/{RELEASE}-cpu", "--containers=triton", "EDITED=by-hand")
     wait_told(lambda: explained(installed), f"kubectl-set changed {RELEASE}-cpu (env of container triton) at ")
     installed.rolled_out()
