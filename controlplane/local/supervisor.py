@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,9 @@ _HOPELESS = {each.code: each for each in (InvalidInput, Unauthenticated, Conflic
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.2, 10.0
 STEADY_S = 20.0
+LOG_BYTES = 20 << 20
+"""A log that has grown beyond this is put aside; one old one is kept."""
+LOGS_EVERY_S = 10.0
 """After this long without an end, a part counts as steady and its back-off starts over."""
 
 
@@ -58,6 +62,8 @@ class Supervisor:
     parts: list[_Part] = field(
         default_factory=lambda: [_Part("controller", "controlplane.server"), _Part("gateway", "gateway")]
     )
+    logs_at: float = 0.0
+    """When logs are looked at next, on the monotonic clock."""
 
     def start(self, system: System) -> int:
         """Clear away what an earlier run left, write the system down, start the parts. Returns how many were left."""
@@ -83,6 +89,9 @@ class Supervisor:
         """
         news = []
         now = time.monotonic()
+        if now >= self.logs_at:
+            self.logs_at = now + LOGS_EVERY_S
+            self._put_logs_aside()
         for part in self.parts:
             if part.popen is not None and part.popen.poll() is not None:
                 delay_s = part.put_off(now)
@@ -109,6 +118,14 @@ class Supervisor:
             return str(json.loads(last)["reason"])
         except (ValueError, KeyError, TypeError):
             return last
+
+    def _put_logs_aside(self) -> None:
+        """Those that have grown. Whoever writes one has it open, and writes at its end, wherever that is."""
+        for path in self.home.logs.glob("*.log"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_size > LOG_BYTES:
+                    shutil.copyfile(path, path.with_suffix(".log.1"))
+                    os.truncate(path, 0)
 
     def log_file(self, name: str) -> Path:
         """Where a part's output goes."""

@@ -9,7 +9,7 @@ import pytest
 
 from controlplane.core.errors import Conflict, ControlPlaneError
 from controlplane.core.models import Goal
-from controlplane.local import processes
+from controlplane.local import processes, supervisor
 from controlplane.local.home import Home
 from controlplane.local.supervisor import Supervisor, owned, owner
 from controlplane.local.system import System, load_system, read_system, save_system
@@ -135,18 +135,18 @@ def test_a_part_that_can_not_be_started_is_tried_again(tmp_path: Path, monkeypat
     """Whoever can't get a process just now must not end those that serve."""
     home = Home(tmp_path / "home")
     home.prepare()
-    supervisor = Supervisor(home, was_ready=True)
+    owner_of_it = Supervisor(home, was_ready=True)
 
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patched:
         patched.setattr(processes, "start", refuse)
-        news = supervisor.look()
+        news = owner_of_it.look()
         assert [each.split(" (")[0] for each in news] == [
             f"the {name} can't be started" for name in ("controller", "gateway")
         ]
-        assert supervisor.look() == [], "not at once"
+        assert owner_of_it.look() == [], "not at once"
     started: list[object] = []
 
     def start(*_: object, **__: object) -> tuple[None, None]:
@@ -154,4 +154,20 @@ def test_a_part_that_can_not_be_started_is_tried_again(tmp_path: Path, monkeypat
         return None, None
 
     monkeypatch.setattr(processes, "start", start)
-    until(lambda: supervisor.look() or len(started) >= 2)
+    until(lambda: owner_of_it.look() or len(started) >= 2)
+
+
+def test_logs_that_have_grown_are_put_aside_while_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOG_BYTES", 1000)
+    home = Home(tmp_path / "home")
+    home.prepare()
+    with (home.logs / "controller.log").open("ab", buffering=0) as log, (home.logs / "small.log").open("ab") as small:
+        small.write(b"few words")
+        log.write(b"x" * 1001)
+        Supervisor(home, parts=[]).look()
+        log.write(b"goes on")
+    assert (home.logs / "controller.log").read_bytes() == b"goes on"
+    assert (home.logs / "controller.log.1").read_bytes() == b"x" * 1001
+    assert (home.logs / "small.log").read_bytes() == b"few words"

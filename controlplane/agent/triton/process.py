@@ -23,7 +23,6 @@ from controlplane.local import processes
 from controlplane.local.home import Home, replace_file
 
 HOST = "127.0.0.1"
-LOG_KEPT_BYTES = 20 << 20
 STUB = "triton_python_backend_stub"
 
 
@@ -223,8 +222,6 @@ class LocalProcess(TritonProcess):
         http, grpc, metrics = processes.free_ports(3, HOST)
         self.ports = Ports(http=http, grpc=grpc, metrics=metrics)
         replace_file(self._ports_file, TypeAdapter(Ports).dump_json(self.ports).decode())
-        if self.log_file.exists() and self.log_file.stat().st_size > LOG_KEPT_BYTES:
-            self.log_file.replace(self.log_file.with_suffix(".log.1"))
         _, record = processes.start(
             self._command(self.ports),
             home=self._home,
