@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 MAX_COPIES = 10_000
 """More versions than this no replica can hold."""
 
+STEP_S = 2.0
+"""A clock that is set by less harms nobody."""
 SOURCES_EXPIRE_S = 3600
 """How long the download addresses of an assignment are good for."""
 
@@ -71,6 +73,7 @@ class Controller:
         self.watch = RegistryWatch(registry, self.memory, poll_s=poll_s, changed=self.wake)
         self.actor = Actor(registry, backend, self.memory, self.orders, done=self._acted)
         self._wake = asyncio.Event()
+        self._looked_at = (time.time(), time.monotonic())
         self._sources: dict[str, tuple[float, dict[str, str]]] = {}
 
     # The loop.
@@ -123,6 +126,16 @@ class Controller:
         """There is something new to plan for."""
         self._wake.set()
 
+    def _time(self) -> float:
+        """The present, in seconds since 1970. Whatever sets the clock ages nobody whom this controller has heard."""
+        now, steady = time.time(), time.monotonic()
+        step_s = (now - self._looked_at[0]) - (steady - self._looked_at[1])
+        self._looked_at = (now, steady)
+        if abs(step_s) > STEP_S:
+            log.warning("the clock was set, or this machine slept", step_s=round(step_s, 1))
+            self.memory.clock_stepped(step_s, now)
+        return now
+
     async def _cycle(self) -> None:
         started = time.perf_counter()
         try:
@@ -138,7 +151,7 @@ class Controller:
             for name in listed.keys() - self.memory.backend_replicas:
                 self.memory.starts.setdefault(name, Start(time.time()))
             self.memory.backend_replicas = listed
-        now = time.time()
+        now = self._time()
         self.memory.take_gateways(self.backend.gateways(), now)
         self.snapshot = self.memory.snapshot(self.orders, self._clash, now)
         try:

@@ -91,6 +91,18 @@ class Memory:
 
     # Hearing.
 
+    def clock_stepped(self, step_s: float, now: float) -> None:
+        """The clock was set by `step_s`, or the machine slept for that long: nobody has been silent meanwhile."""
+
+        def shifted(at: float) -> float:
+            return min(at + step_s, now) if step_s > 0 or at > now else at
+
+        self.reports = {name: (report, shifted(at)) for name, (report, at) in self.reports.items()}
+        self.gateways = {name: replace(each, heard_at=shifted(each.heard_at)) for name, each in self.gateways.items()}
+        self.started_at = shifted(self.started_at)
+        leaving = {place: at if at is None else shifted(at) for place, at in self.last_plan.leaving.items()}
+        self.last_plan = replace(self.last_plan, leaving=leaving)
+
     def hear_replica(self, report: ReplicaReport, now: float) -> None:
         """Take an agent's report."""
         before = self.reports.get(report.replica)

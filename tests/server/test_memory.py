@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from controlplane.core.messages import GatewayReport
+import pytest
+
+from controlplane.core.messages import GatewayReport, ReplicaReport
+from controlplane.core.names import Key, Place
+from controlplane.core.plan import Plan
 from controlplane.core.routes import RouteTable
 from controlplane.core.snapshot import Settings
 from controlplane.server.memory import HeardGateway, Memory
@@ -38,3 +42,21 @@ def test_what_is_heard_after_a_snapshot_lets_nothing_be_ordered_that_was_planned
     assert not memory.may_order, "another one may lead anywhere"
     memory.snapshot(orders, lambda one, other: None, NOW + Settings().settle_s + 1)
     assert memory.may_order
+
+
+@pytest.mark.parametrize("step_s", [7200.0, 90.0, -7200.0])
+def test_a_clock_that_is_set_ages_nobody(step_s: float) -> None:
+    memory, orders = Memory(started_at=NOW - 500, settings=Settings(), shapes={}), Orders(2, lambda key: None)
+    place = Place(Key("m", 1), "r-1")
+    memory.last_plan = Plan(leaving={place: NOW - 3.0, Place(Key("m", 1), "r-2"): None})
+    for name, at in (("r-1", NOW - 5.0), ("r-2", NOW - 500.0), ("r-3", NOW + step_s)):  # the third after the step
+        memory.hear_replica(ReplicaReport(replica=name, fleet="cpu", incarnation="one", server="ready"), at)
+    memory.hear_gateway(GatewayReport(gateway="gw", incarnation="one", epoch=2), orders, NOW - 5.0)
+    now = NOW + step_s + 1.0
+    memory.clock_stepped(step_s, now)
+    ages = {name: now - at for name, (_, at) in memory.reports.items()}
+    assert ages["r-1"] == pytest.approx(6.0)
+    assert 0.0 <= ages["r-3"] <= 1.0
+    assert step_s < 0 or ages["r-2"] == pytest.approx(501.0), "who was silent before still is"
+    assert now - memory.gateways["gw"].heard_at == pytest.approx(6.0)
+    assert memory.last_plan.leaving == {place: pytest.approx(now - 4.0), Place(Key("m", 1), "r-2"): None}
