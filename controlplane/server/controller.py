@@ -172,6 +172,7 @@ class Controller:
             {
                 name: each.report.generation if each.report.epoch == self.orders.epoch else 0
                 for name, each in self.memory.gateways.items()
+                if now - each.heard_at <= self.memory.settings.gateway_lost_s  # nothing is kept for who is lost
             }
         )
         self.actor.act(made.actions)
