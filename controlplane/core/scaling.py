@@ -172,7 +172,7 @@ def _text(
     if needed and not load.asked:
         text = "somebody waits for it: a promotion, a request, or whoever has to know what its servers can do"
     elif scaler.idle_since is not None:
-        text = f"nothing has been asked for {load.at - scaler.idle_since:.0f} s"
+        text = f"nothing has been asked for {max(load.at - scaler.idle_since, 0.0):.0f} s"
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
         if scaler.likely > load.demand:

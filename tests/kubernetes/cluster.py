@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import psutil
 import yaml
 
 from controlplane.local import processes
@@ -131,6 +132,18 @@ class Cluster:
         """Have every node know an image, which it has, by another name too."""
         for worker in WORKERS:
             assert worker.ctr("images", "tag", "--force", reference, name) is not None, f"{reference} has no {name}"
+
+
+def kill(pod_uid: str, word: str) -> list[int]:
+    """Kill, as the kernel does that is out of memory, those of a pod's processes whose command line has this word."""
+    killed = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            groups = Path(f"/proc/{each.pid}/cgroup").read_text()
+            if f"pod{pod_uid}" in groups and any(word in part for part in each.cmdline()):
+                each.kill()
+                killed.append(each.pid)
+    return killed
 
 
 @contextlib.contextmanager

@@ -127,6 +127,11 @@ class Installed:
         for name in ("controller", "gateway", "cpu"):
             self.kubectl("rollout", "status", f"deployment/{RELEASE}-{name}", f"--timeout={LONG_S:.0f}s")
 
+    def leader(self) -> str:
+        """The pod of the controller that leads; empty while nobody does."""
+        lease = self.get("lease", f"{RELEASE}-controller")["spec"]
+        return str(lease.get("holderIdentity") or "").rpartition("_")[0]
+
     def pods(self) -> set[str]:
         """The names of all pods."""
         return {each["metadata"]["name"] for each in self.get("pods")["items"]}

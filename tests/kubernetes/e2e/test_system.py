@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import tritonclient.grpc as triton
 
 from tests.e2e.system import infer
+from tests.kubernetes.cluster import kill
 from tests.kubernetes.e2e.release import CHART, LONG_S, MODEL, RELEASE, Installed, installed, model
 from tests.waiting import until
 
@@ -57,6 +60,40 @@ def test_a_pod_is_deleted_under_load(installed: Installed, model: Path) -> None:
         until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5, what="nobody comes for it")
         load.more(200)
     assert load.failures == []
+
+
+@pytest.mark.parametrize(
+    ("component", "word"),
+    [("fleet", "tritonserver"), ("fleet", "controlplane.agent"), ("controller", "controlplane.server")],
+    ids=["server", "agent", "leader"],
+)
+def test_a_process_is_killed_under_load(installed: Installed, model: Path, component: str, word: str) -> None:
+    installed.ctl("scale", "cpu", "2")
+    until(lambda: installed.fleet() == 2, timeout_s=LONG_S, every_s=0.5)
+    pods = installed.get("pods", f"--selector=app.kubernetes.io/component={component}")["items"]
+    leader = installed.leader()
+    victim = next(each for each in pods if component == "fleet" or each["metadata"]["name"] == leader)
+    before = _restarts(victim)
+    with installed.load() as load:
+        load.more(50)
+        assert kill(victim["metadata"]["uid"], word)
+
+        def again() -> bool:
+            now = installed.get("pod", victim["metadata"]["name"])
+            return _restarts(now) > before and installed.fleet() == 2
+
+        until(again, timeout_s=LONG_S, every_s=0.5, what="it is not started again")
+        load.more(200)
+    assert load.failures == []
+    if component == "controller":
+        until(lambda: installed.leader() not in ("", leader), timeout_s=LONG_S, every_s=0.5, what="nobody leads")
+
+
+def _restarts(pod: Any) -> int:
+    status = pod["status"]
+    return sum(
+        each["restartCount"] for name in ("initContainerStatuses", "containerStatuses") for each in status.get(name, ())
+    )
 
 
 def test_the_chart_is_upgraded_and_rolled_back_under_load(installed: Installed, model: Path) -> None:
