@@ -12,12 +12,16 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from controlplane.core.steady import enough
+
 SPANS_S = (5.0, 30.0, 120.0)
 Features = tuple[float, float, float]
 """A moment: the logarithms of the mean demand over these spans before it (and one, so that none is 0)."""
-_RECENT = 1
+_RECENT, _LASTING = 1, 2
 LIKE = 0.1
 """Which share of the past counts as like the present."""
+STEADY_FEWEST, STEADY_EVERY = 450, 150
+"""After so many steps, a quarter of an hour, the least steady capacity is known; after each so many it is told anew."""
 FEWEST = 240
 """A past of fewer moments tells nothing: most of it would be unlike the present."""
 
@@ -38,6 +42,11 @@ def recent(features: Features) -> float:
     return math.expm1(features[_RECENT])
 
 
+def lasting(features: Features) -> float:
+    """The mean demand of the last two minutes."""
+    return math.expm1(features[_LASTING])
+
+
 def needed(demand: Sequence[float], step_s: float, slack_s: float) -> float:
     """The least steady capacity for which nothing of `demand` waits longer than `slack_s`: the work of any stretch of
     time must be done within it and the slack."""
@@ -54,17 +63,21 @@ def needed(demand: Sequence[float], step_s: float, slack_s: float) -> float:
 class Past:
     """The demand so far, a value every `step_s` seconds, and the moments in it whose sequel is known.
 
-    `horizon_s` is how far ahead decisions take effect, `slack_s` how long a request may wait. `keep_s` of it is kept.
+    `horizon_s` is how far ahead decisions take effect, `slack_s` how long a request may wait, `share` which share of
+    them no longer. `keep_s` of it is kept.
     """
 
     step_s: float
     horizon_s: float
     slack_s: float
+    share: float = 0.99
     keep_s: float = 3600.0
     demand: deque[tuple[float, float]] = field(default_factory=deque)
     """With the time of each."""
     moments: deque[Moment] = field(default_factory=deque)
     _features: deque[tuple[Features, float]] = field(default_factory=deque)
+    _steady: float | None = None
+    _steady_in: int = 0
 
     def __post_init__(self) -> None:
         """Everything kept is bounded."""
@@ -92,6 +105,17 @@ class Past:
         """How the present moment is described."""
         return self._features[-1][0] if self._features else self._describe()
 
+    def steady(self) -> float | None:
+        """The steady capacity that would have been enough for all of it, to be asked once a step. None: the past is too
+        short to tell."""
+        if len(self.demand) < STEADY_FEWEST:
+            return None
+        if self._steady_in <= 0:
+            demand = [each for each, _ in self.demand]
+            self._steady, self._steady_in = enough(demand, self.step_s, self.slack_s, self.share), STEADY_EVERY
+        self._steady_in -= 1
+        return self._steady
+
     def _describe(self) -> Features:
         one, some, many = (self._mean(span_s) for span_s in SPANS_S)
         return math.log1p(one), math.log1p(some), math.log1p(many)
@@ -100,10 +124,10 @@ class Past:
         steps = min(max(1, round(span_s / self.step_s)), len(self.demand))
         return sum(self.demand[index][0] for index in range(-steps, 0)) / steps if steps else 0.0
 
-    def reset(self, horizon_s: float, slack_s: float) -> None:
-        """Tell the past anew for another horizon or slack."""
+    def reset(self, horizon_s: float, slack_s: float, share: float) -> None:
+        """Tell the past anew for another horizon, slack or share."""
         demand = list(self.demand)
-        self.horizon_s, self.slack_s = horizon_s, slack_s
+        self.horizon_s, self.slack_s, self.share, self._steady_in = horizon_s, slack_s, share, 0
         self.demand.clear()
         self.moments.clear()
         self._features.clear()

@@ -31,9 +31,14 @@ TINY = 1e-3
 """Less than this is no capacity."""
 
 
+def unforeseen(demand: float) -> float:
+    """What a demand may come to where nothing is foreseen."""
+    return demand + PRIOR * math.sqrt(demand)
+
+
 def forecasts(load: Load, share: float) -> dict[str, float]:
     """What each forecast says, in replicas: enough for `share` of the work within the time of a start."""
-    said = {NONE: load.demand + PRIOR * math.sqrt(load.demand)}
+    said = {NONE: unforeseen(load.demand)}
     alike = likely_need(load.moments, load.features, share)
     if alike is not None:
         said[ANALOGS] = alike

@@ -24,9 +24,10 @@ class Load:
     requests `answered` since the load before that met the goal (None: there were none). `complete` False: a replica
     that serves has not told lately. `start_s`: how long a replica takes from its start to its first answer (`started`:
     a start was seen). `slack_s`: how long a request may wait. `moments` and `features`: the past and the present (see
-    `analogs`); `sequel`: the newest moment whose sequel is known; `seasons`: what was needed at this time of other
-    days, by the season's name. `costs` of executions are by version digest. By version: `copies`, how many its own load
-    has lately kept busy at most, and `use`, how often it is asked (see `popularity`).
+    `analogs`); `steady`: how many replicas would have been enough for all of the past (None: it is too short to tell);
+    `sequel`: the newest moment whose sequel is known; `seasons`: what was needed at this time of other days, by the
+    season's name. `costs` of executions are by version digest. By version: `copies`, how many its own load has lately
+    kept busy at most, and `use`, how often it is asked (see `popularity`).
     """
 
     at: float
@@ -44,6 +45,7 @@ class Load:
     slack_s: float = 0.1
     moments: Sequence[Moment] = ()
     features: Features = (0.0, 0.0, 0.0)
+    steady: float | None = None
     sequel: Moment | None = None
     seasons: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
@@ -84,6 +86,8 @@ class Scaler:
     `began`: when it first saw a load; `at`: which one it saw last, and `need` what it made of it, in replicas, from
     `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at `adjusted_at`
     by how many of the requests `answered` were `late` (both fade). `contest`: which forecast is believed.
+    `capped`: `likely` is the steady number that was enough so far, which is less than what the forecast says; so many
+    requests were late while that was so: `capped_late` (it fades, too).
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
     `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
     and why; `replaced_at`: when the last such one was chosen.
@@ -96,6 +100,8 @@ class Scaler:
     contest: Contest = Contest()
     answered: float = 0.0
     late: float = 0.0
+    capped: bool = False
+    capped_late: float = 0.0
     miss: float | None = None
     adjusted_at: float = 0.0
     wants: tuple[tuple[float, int], ...] = ()

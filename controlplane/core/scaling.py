@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from controlplane.core.analogs import recent
-from controlplane.core.forecasts import NONE, forecasts, judge
+from controlplane.core.analogs import lasting, recent
+from controlplane.core.forecasts import NONE, forecasts, judge, unforeseen
 from controlplane.core.limits import Limits
 from controlplane.core.load import ANALOGS, Load, Scaler
 from controlplane.core.models import FleetShape
@@ -119,8 +119,10 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     adjusted_at = scaler.adjusted_at
     faded = 0.5 ** (max(load.at - scaler.at, 0.0) / REMEMBER_S)
     answered, late = scaler.answered * faded, scaler.late * faded
+    capped_late = scaler.capped_late * faded
     if load.met is not None:
         answered, late = answered + load.answered, late + load.answered * (1 - load.met)
+        capped_late += load.answered * (1 - load.met) if scaler.capped else 0.0
     if answered and load.met is not None and load.at - adjusted_at >= ADJUST_S:
         factor = LESS if late > allowed * answered else MORE if late < allowed * answered / 2 else 1.0
         miss, adjusted_at = min(max(miss * factor, allowed * LEAST_MISS), allowed * MOST_MISS), load.at
@@ -128,7 +130,12 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     contest = judge(scaler.contest, load, said, 1 - miss)
     believed = contest.believed if contest.believed in said else ANALOGS if ANALOGS in said else NONE
     moved = contest.moved if believed == contest.believed else 0.0
-    likely = max(said[believed] + moved, STEADY * recent(load.features))
+    likely, most = said[believed] + moved, math.inf
+    if load.steady is not None and capped_late <= allowed * answered:
+        # What has lately been enough without any change is enough, unless traffic rises to what was never seen.
+        most = max(load.steady, unforeseen(lasting(load.features)))
+    capped = most < likely
+    likely = max(min(likely, most), STEADY * recent(load.features))
     return replace(
         scaler,
         began=scaler.began if scaler.began is not None else load.at,
@@ -139,6 +146,8 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         contest=contest,
         answered=answered,
         late=late,
+        capped=capped,
+        capped_late=capped_late,
         miss=miss,
         adjusted_at=adjusted_at,
         idle_since=None if load.asked else scaler.idle_since if scaler.idle_since is not None else load.at,

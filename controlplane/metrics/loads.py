@@ -120,7 +120,7 @@ class LoadMeter:
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
-        past = self._remember(demand, start_s, slack_s, now)
+        past = self._remember(demand, start_s, slack_s, goal.share, now)
         self._remember_models(each, asked, manifests)
         if serving and not news and self.load is not None:
             return self.load
@@ -140,6 +140,7 @@ class LoadMeter:
             slack_s=slack_s,
             moments=tuple(past.moments),
             features=past.features(),
+            steady=past.steady(),
             sequel=past.moments[-1] if past.moments else None,
             seasons=self._seasons.likely(now, start_s),
             costs={manifests[key][0]: cost for key, cost in costs.items()},
@@ -161,11 +162,14 @@ class LoadMeter:
         most = {key: max(faded.get(key, 0.0), demand.get(key, 0.0)) for key in {*faded, *demand}}
         self._copies = {key: count for key, count in most.items() if count > A_LITTLE}
 
-    def _remember(self, demand: float, start_s: float, slack_s: float, now: float) -> Past:
+    def _remember(self, demand: float, start_s: float, slack_s: float, share: float, now: float) -> Past:
         if self._past is None:
-            self._past = Past(step_s=self.step_s, horizon_s=start_s, slack_s=slack_s)
-        elif abs(start_s - self._past.horizon_s) > self.step_s or slack_s != self._past.slack_s:
-            self._past.reset(start_s, slack_s)
+            self._past = Past(step_s=self.step_s, horizon_s=start_s, slack_s=slack_s, share=share)
+        elif abs(start_s - self._past.horizon_s) > self.step_s or (slack_s, share) != (
+            self._past.slack_s,
+            self._past.share,
+        ):
+            self._past.reset(start_s, slack_s, share)
         moment = self._past.add(demand, now)
         if moment is not None:
             self._seasons.add(moment.at, moment.need)

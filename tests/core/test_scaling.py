@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.analogs import Moment, Past, likely_need, needed
+from controlplane.core.analogs import STEADY_FEWEST, Moment, Past, likely_need, needed
 from controlplane.core.limits import Budget, Limits, is_open, limits_of
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
 from controlplane.core.scaling import Decision, decide
+from controlplane.core.steady import CLOSE, enough, late
 
 SHAPE = FleetShape(name="cpu", min_replicas=0, max_replicas=8, down_after_s=20, idle_s=60)
 LIMITS = Limits(least=0, most=8, why="the deployment asks for 0 to 8")
@@ -137,6 +138,28 @@ def test_what_arrives_steadily_is_planned_for_however_long_it_may_wait() -> None
     assert fleet.scaler.likely == pytest.approx(3.6), "nine tenths, where the past alone says 0.5"
 
 
+def asked_for(steady: float | None, lasting: float = 2.0, met: float = 1.0) -> Fleet:
+    """A fleet whose past says 9, after five minutes of a demand of 2 in which such a share met the goal."""
+    moments = tuple(Moment((0.0, 0.0, 0.0), need=9.0, weight=1.0) for _ in range(300))
+    features = (math.log1p(2.0), math.log1p(2.0), math.log1p(lasting))
+    fleet = Fleet()
+    fleet.run(300, demand=2.0, moments=moments, features=features, steady=steady, met=met, answered=10)
+    return fleet
+
+
+def test_no_more_is_held_than_a_steady_number_that_has_been_enough() -> None:
+    assert asked_for(steady=None).scaler.likely == 9.0
+    assert asked_for(steady=4.0).scaler.likely == 4.0
+    assert asked_for(steady=9.5).scaler.likely == 9.0, "the forecast asks for less"
+    assert asked_for(steady=0.5).scaler.likely == pytest.approx(2 + math.sqrt(2)), "more arrives than was ever enough"
+    assert asked_for(steady=4.0, lasting=6.0).scaler.likely == pytest.approx(6 + math.sqrt(6)), "it rises"
+
+
+def test_a_steady_number_is_not_believed_while_too_many_were_late_with_it() -> None:
+    assert asked_for(steady=4.0).present == 4
+    assert asked_for(steady=4.0, met=0.9).present == 8, "as many as there may be: the forecast asks for 9"
+
+
 loads = st.fixed_dictionaries(
     {"demand": st.floats(0, 20), "backlog_s": st.floats(0, 100), "held": st.integers(0, 5), "complete": st.booleans()}
 )
@@ -183,6 +206,42 @@ def test_needed(demand: list[float], slack_s: float, expected: float) -> None:
     assert needed(demand, 2.0, slack_s) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("demand", "slack_s", "share", "expected"),
+    [
+        pytest.param([2.0] * 100, 0.0, 0.99, 2.0, id="steady"),
+        pytest.param([1.0] * 99 + [9.0], 0.0, 0.99, 9.0, id="a burst of more than may be late"),
+        pytest.param([1.0] * 99 + [1.1], 0.0, 0.9, 1.0, id="a burst of less than may be late"),
+        pytest.param([1.0] * 99 + [9.0], 14.0, 1.0, 1.125, id="a burst that may wait"),
+        pytest.param([], 1.0, 0.99, 0.0, id="nothing"),
+    ],
+)
+def test_the_least_steady_capacity(demand: list[float], slack_s: float, share: float, expected: float) -> None:
+    assert enough(demand, 2.0, slack_s, share) == pytest.approx(expected, rel=0.03)
+
+
+@given(
+    demand=st.lists(st.floats(0.1, 20), min_size=1, max_size=60),
+    slack_s=st.floats(0.1, 30),
+    share=st.floats(0.5, 0.999),
+)
+def test_it_is_enough_and_no_more_than_to_have_nothing_late(demand: list[float], slack_s: float, share: float) -> None:
+    found = enough(demand, 2.0, slack_s, share)
+    assert late(demand, 2.0, slack_s, found) <= (1 - share) * sum(demand) * (1 + 1e-9)
+    assert found <= needed(demand, 2.0, slack_s) * (1 + 2 * CLOSE) + 1e-6
+
+
+def test_a_steady_capacity_is_known_after_a_while_and_told_anew_for_another_share() -> None:
+    past = Past(step_s=2.0, horizon_s=10.0, slack_s=0.0)
+    for n in range(STEADY_FEWEST):
+        assert past.steady() is None
+        past.add(9.0 if n % 20 == 0 else 1.0, 2.0 * n)
+    assert past.steady() == pytest.approx(9.0)
+    past.reset(10.0, 0.0, 0.5)
+    steady = past.steady()
+    assert steady is not None and 1.4 < steady < 4.0, "it works off what bursts leave, while half may be late"
+
+
 def test_the_past_tells_what_follows_a_moment_like_this_one() -> None:
     past = Past(step_s=2.0, horizon_s=10.0, slack_s=0.0)
     announced = (*[0.0] * 15, 1.0, 1.0)  # each quiet half minute, two steps of 1 announce a burst of 5
@@ -198,7 +257,7 @@ def test_the_past_is_bounded_and_can_be_told_anew() -> None:
         moment = past.add(float(n % 7), 2.0 * n)
     assert len(past.demand) == 50 and len(past.moments) == 50
     assert moment is not None and moment.at == 2.0 * (499 - past.lag)
-    past.reset(8.0, 1.0)
+    past.reset(8.0, 1.0, 0.99)
     assert len(past.demand) == 50 and 0 < len(past.moments) < 50
 
 

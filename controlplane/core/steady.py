@@ -1,0 +1,39 @@
+"""A number that never changes: the least steady capacity that would have been enough for the recent past.
+
+What came is played through a queue at a steady capacity, so that work counts as late where it would have been late, not
+wherever more came than that capacity can do. One number is fitted to the whole past, so it is known sooner and more
+surely than what follows moments like the present one; where that is no better foreseen, a steady number is cheaper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CLOSE = 0.01
+"""It is found this closely: far closer than a whole replica."""
+
+
+def enough(demand: Sequence[float], step_s: float, slack_s: float, share: float) -> float:
+    """The least steady capacity with which `share` of the work of `demand` would not have waited longer than `slack_s`.
+    `demand` and the capacity in replicas, a value each `step_s` seconds."""
+    allowed = (1 - share) * sum(demand)
+    low, high = 0.0, max(demand, default=0.0)
+    while high - low > CLOSE * high:
+        middle = (low + high) / 2
+        if late(demand, step_s, slack_s, middle) <= allowed:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def late(demand: Sequence[float], step_s: float, slack_s: float, capacity: float) -> float:
+    """How much of `demand` would have waited longer than `slack_s`: what came while more waited than is done in that
+    time. In the unit of `demand`."""
+    limit, queue, found = capacity * slack_s, 0.0, 0.0
+    for each in demand:
+        before, queue = queue, max(queue + (each - capacity) * step_s, 0.0)
+        if queue > limit or before > limit:
+            least, most = min(before, queue), max(before, queue)
+            found += each * (1.0 if least >= limit else (most - limit) / (most - least))
+    return found
