@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from controlplane.core.load import Room
-from controlplane.core.names import Key
+from controlplane.core.names import Key, Place
 from controlplane.core.placement import Placement, Rank, Slot, Want, left_over
 
 NO_PLACE = frozenset({"CLASH", "FEW_REPLICAS", "NO_ROOM", "ON_DEMAND"})
@@ -120,6 +120,7 @@ class Needs:
         """What found no place, although it must have one, and does not find one as soon as others have left: nobody is
         told to leave for what may leave itself."""
         found = {key for key, reason in placement.unplaced.items() if reason.code in NO_PLACE} & self._wants.keys()
+        found = {key for key in found if _copies_in(placement, key) < self._copies[key]}  # more are nice to have
         return frozenset(key for key in found if not placement.leaving or self._wants[key].rank <= Rank.DEMAND)
 
     def why(self, replicas: int) -> str:
@@ -175,6 +176,11 @@ def _why(want: Want, *, kept: bool, loaded: bool, resting: bool) -> str:
     if want.rank is Rank.AUTO and want.least > 1 and want.idle_s is None and not resting:
         return "in several copies"
     return ""
+
+
+def _copies_in(placement: Placement, key: Key) -> int:
+    """How many stay, or come."""
+    return sum(key in held and Place(key, name) not in placement.leaving for name, held in placement.holds.items())
 
 
 def _names(keys: Iterable[Key]) -> str:

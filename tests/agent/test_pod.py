@@ -98,7 +98,7 @@ async def test_it_is_found_killed_and_found_again(settings: Settings, ports: Por
         kubelet.end()
         kubelet.start()
         assert await asyncio.wait_for(heard.ups.get(), 60) == {}
-        assert [each.how for each in heard.deaths] == ["crash"] and server.status.crashes == 1
+        assert [each.how for each in heard.deaths] == ["unknown"] and server.status.crashes == 1
     await server.stop()
     assert server.status.state == "stopped"
     assert kubelet.running is not None and kubelet.running.poll() is None, "the kubelet ends it"
