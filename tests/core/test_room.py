@@ -146,12 +146,13 @@ def test_too_few_replicas_for_the_copies_are_told() -> None:
 def test_copies_that_load_asked_for_keep_no_replica_when_the_load_is_gone() -> None:
     world = elastic(least=0, most=3)
     key = promoted(world, "hot", size_mib=20)
-    world.load = replace(world.load, demand=2.5, rate_per_s=9.0, copies={key: 2.5})
+    busy = Load(at=world.now, step_s=2.0, demand=2.5, rate_per_s=9.0, copies={key: 2.5})
+    world.load = busy
     for _ in range(20):
         use(world, key)
         world.run(1)
     assert world.served(key) == {"cpu-0", "cpu-1", "cpu-2"}
-    world.load = replace(world.load, demand=0.2)  # how many copies were busy fades slowly
+    world.load = replace(busy, demand=0.2)  # how many copies were busy fades slowly
     seen = set()
     for _ in range(60):
         use(world, key)
