@@ -228,8 +228,7 @@ def test_from_helm_install_to_an_answer_and_past_a_dead_leader(
 
         # By hand, and back: who edits the Deployment is followed.
         node.cluster.kubectl("scale", "deployment/serving-cpu", "--replicas=2", f"--namespace={node.namespace}")
-        until(lambda: len(node.pods("fleet")) == 2)
-        hand = "kubectl set serving-cpu to 2 at "
+        hand = "kubectl set serving-cpu to 2 at "  # which may be over before anybody has looked at pods
         until(lambda: hand in node.explained(first))
         until(lambda: [each for each in node.events("ScaledByHand") if hand in each])
         until(lambda: node.replicas() == 1, timeout_s=60, what="the load needs no more than one")
