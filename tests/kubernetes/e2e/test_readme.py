@@ -14,12 +14,13 @@ import yaml
 
 from examples.models import prepare
 from tests.kubernetes.cluster import ADDRESS, Cluster
-from tests.kubernetes.e2e.release import CONTROLLER, GATEWAY
 from tests.registry.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, versitygw
 
 ROOT = Path(__file__).resolve().parents[3]
 TRITON = "nvcr.io/nvidia/tritonserver:24.10-py3"
 NAMESPACE = "models"
+CONTROLLER, GATEWAY = "10.96.7.9", "10.96.7.10"
+"""Not those of other tests' release: a namespace that is deleted keeps its services' addresses for a while."""
 HELM = f'#!/bin/sh\nexec "{sys.executable}" -m tests.kubernetes.e2e.helm "$@"\n'
 
 
