@@ -9,13 +9,13 @@ import grpc
 import grpc.aio
 import structlog
 
+from controlplane.client.calls import cancelled
 from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, Overloaded, Unavailable
 from gateway import wire
 from gateway.config.clusters import SHARED
 from gateway.config.names import MODEL_CALLS, SERVICE, STREAM_CALL
 from gateway.forwarding import Destination, Forwarding
 from gateway.metadata import Metadata, passed_on, served
-from gateway.replicas import cancelled
 from gateway.settings import Settings
 from gateway.streams import Stream
 

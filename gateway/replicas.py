@@ -36,12 +36,6 @@ PING_S = 600
 LOOK_EVERY_S = 0.1
 
 
-def cancelled() -> bool:
-    """Whether somebody cancels this task. To who awaits a call, closing its channel looks the same."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 class Replicas:
     """Connections to replicas, kept while the replicas are in the table."""
 

@@ -8,12 +8,12 @@ from typing import Any
 import grpc.aio
 from grpc._cython import cygrpc
 
+from controlplane.client.calls import cancelled
 from controlplane.core.errors import ControlPlaneError, Unavailable
 from gateway import wire
 from gateway.config.names import SERVICE, STREAM_CALL
 from gateway.forwarding import Destination, Forwarding
 from gateway.metadata import passed_on, served
-from gateway.replicas import cancelled
 
 QUEUED = 64
 QUEUED_BYTES = 4 << 20

@@ -29,7 +29,7 @@ def explain(context: Context, what: tuple[str, ...], output: str) -> None:
     def text() -> None:
         if told.get("problem"):
             click.echo(f"problem: {told['problem']}")
-        reasons = [*told["reasons"], *told.get("batching", ())]
+        reasons = [*told["reasons"], *told.get("memory", ()), *told.get("batching", ())]
         if output != "wide":  # what a rollout waits for is often what its version waits for, too
             reasons = list({each["text"]: each for each in reasons}.values())
         show_rows(reasons, REASONS, output)

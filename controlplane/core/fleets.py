@@ -12,8 +12,6 @@ from controlplane.core.snapshot import ReplicaView, Snapshot
 
 BASE_COPY_BYTES = 48 << 20
 """What a copy is taken to need beside its weights while nobody has stated or measured it."""
-
-
 DIFFERS = 0.1
 """By how much (as a share) what is stated and what was measured must differ to be told."""
 

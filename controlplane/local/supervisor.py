@@ -29,10 +29,9 @@ _HOPELESS = {each.code: each for each in (InvalidInput, Unauthenticated, Conflic
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.2, 10.0
 STEADY_S = 20.0
-LOG_BYTES = 20 << 20
-"""A log that has grown beyond this is put aside; one old one is kept."""
-LOGS_EVERY_S = 10.0
 """After this long without an end, a part counts as steady and its back-off starts over."""
+LOG_BYTES, LOGS_EVERY_S = 20 << 20, 10.0
+"""A log that has grown beyond this is put aside, of which one old one is kept; they are looked at so often."""
 
 
 @dataclass(slots=True)

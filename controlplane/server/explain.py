@@ -104,9 +104,12 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             {"code": reason.code, "text": reason.text}
             for reason in (
                 *_how_it_is(controller, controller.snapshot.models[name]),
-                *_memory(controller, controller.snapshot.models[name]),
                 *(reason for subject in subjects for reason in reasons.get(subject, ())),
             )
+        ],
+        "memory": [
+            {"code": reason.code, "text": reason.text}
+            for reason in _memory(controller, controller.snapshot.models[name])
         ],
         "batching": [
             {"code": reason.code, "text": reason.text}

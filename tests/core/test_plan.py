@@ -10,14 +10,7 @@ from controlplane.core.entry import Serving
 from controlplane.core.load import Load
 from controlplane.core.messages import Demand
 from controlplane.core.names import Key
-from tests.core.world import Replica, World, ensemble, manifest
-
-
-def promoted(world: World, name: str = "m", **options: object) -> Key:
-    key = world.registry.register(manifest(name, **options), world.now)  # type: ignore[arg-type]
-    world.registry.promote(key, world.now)
-    world.run()
-    return key
+from tests.core.world import Replica, World, ensemble, manifest, promoted
 
 
 def test_a_promoted_version_is_on_every_replica_and_routed() -> None:
@@ -234,22 +227,6 @@ def test_a_replica_that_somebody_else_ends_leaves_when_its_versions_are_ready_el
     assert len(world.replicas) == replicas and len(world.served(key)) == replicas
 
 
-def test_a_new_controller_takes_nothing_away_before_it_has_heard() -> None:
-    world = World(replicas=2)
-    key = promoted(world)
-    world.restart_controller()
-    for replica in world.replicas.values():
-        replica.silent = True
-    for _ in range(10):
-        world.turn()
-        assert world.served(key) == {"cpu-0", "cpu-1"}
-    for replica in world.replicas.values():
-        replica.silent = False
-    world.run()
-    assert world.served(key) == {"cpu-0", "cpu-1"}
-    assert world.gateways["gw-0"].table.epoch == world.epoch
-
-
 def test_who_is_there_beside_as_many_as_shall_be_is_left_to_who_made_it() -> None:
     world = World(replicas=2)
     key = promoted(world)
@@ -262,61 +239,6 @@ def test_who_is_there_beside_as_many_as_shall_be_is_left_to_who_made_it() -> Non
     world.run(40)
     assert world.replicas.keys() == {"cpu-1", "cpu-new"}
     assert world.served(key) == {"cpu-1", "cpu-new"}
-
-
-def test_nor_because_a_new_gateway_has_spoken_first() -> None:
-    world = World(replicas=2)
-    key = promoted(world)
-    world.restart_controller()
-    world.join("gw-1")
-    for _ in range(3):
-        world.cycle()
-        world.sync_replicas()
-        world.sync_gateways("gw-1")
-        world.apply_tables()
-        world.check()
-    for _ in range(20):
-        world.turn()
-        world.check()
-        assert world.served(key) == {"cpu-0", "cpu-1"}
-    assert {each.table.epoch for each in world.gateways.values()} == {world.epoch}
-
-
-def test_what_a_new_controller_had_taken_away_unheard_is_not_led_to_before_it_is_back() -> None:
-    world = World(replicas=1)
-    world.run(6)
-    key = world.registry.register(manifest("m", serving=Serving(load="always")), world.now)
-    world.registry.promote(key, world.now)
-    world.turn()
-    replica = world.replicas["cpu-0"]
-    assert key in replica.copies
-    replica.silent = True
-    for _ in range(3):
-        replica.work({})
-    assert replica.copies[key].state == "ready", "which nobody knows"
-    world.restart_controller()
-    world.run(30)
-    assert world.orders.ordered("cpu-0") == frozenset()
-    replica.silent = False
-    world.run(20)  # checks in each turn that nobody is led astray
-    assert world.served(key) == {"cpu-0"}
-
-
-def test_silence_of_all_holders_is_no_proof_that_they_are_gone() -> None:
-    world = World(replicas=2)
-    key = promoted(world)
-    for replica in world.replicas.values():
-        replica.silent = True
-    world.run(100)
-    assert world.served(key) == {"cpu-0", "cpu-1"}
-
-
-def test_a_silent_replica_is_left_out_while_another_one_has_the_version() -> None:
-    world = World(replicas=2)
-    key = promoted(world)
-    world.replicas["cpu-1"].silent = True
-    world.run(100)
-    assert world.served(key) == {"cpu-0"}
 
 
 def test_a_deleted_version_leaves_after_the_drain() -> None:
@@ -341,35 +263,6 @@ def test_an_alias_may_be_asked_for_and_is_loaded_by_the_first_request() -> None:
     world.gateways["gw-0"].demand = (Demand(model="m", version=2, waiting=1),)
     world.run(10)
     assert world.served(candidate)
-
-
-def test_an_unreadable_document_takes_nothing_away_from_a_new_controller() -> None:
-    world = World()
-    key = promoted(world)
-    other = promoted(world, "other")
-    document = world.registry.models.pop("m")
-    world.restart_controller()
-    world.memory.problems["models/m.json"] = "it is no JSON"
-    world.problems = dict(world.memory.problems)
-    for _ in range(60):
-        world.turn()
-        world.memory.problems = dict(world.problems)
-        assert world.served(key) == world.served(other) == {"cpu-0", "cpu-1"}
-    assert world.gateways["gw-0"].table.epoch == world.epoch, "the new controller's table is in force"
-    world.registry.models["m"] = document
-    world.memory.problems = world.problems = {}
-    world.run(20)
-    assert world.served(key) == {"cpu-0", "cpu-1"}
-
-
-def test_an_unreadable_manifest_takes_nothing_away_either() -> None:
-    world = World()
-    key = promoted(world)
-    world.registry.manifests.clear()
-    world.restart_controller()
-    for _ in range(40):
-        world.turn()
-        assert world.served(key) == {"cpu-0", "cpu-1"}
 
 
 def test_a_manifest_of_another_model_is_not_served() -> None:

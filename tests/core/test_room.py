@@ -14,8 +14,7 @@ from controlplane.core.messages import Demand
 from controlplane.core.names import Key
 from controlplane.core.placement import Rank, Slot, Want
 from controlplane.core.room import Needs
-from tests.core.test_plan import promoted
-from tests.core.world import World, ensemble, manifest
+from tests.core.world import World, ensemble, manifest, promoted
 
 ALWAYS = Serving(load="always")
 IDLE_S = 20.0

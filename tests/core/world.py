@@ -404,3 +404,11 @@ class World:
 
     def stable(self, model: str) -> int | None:
         return self.registry.models[model].stable
+
+
+def promoted(world: World, name: str = "m", **options: object) -> Key:
+    """A new version of a model, promoted and served."""
+    key = world.registry.register(manifest(name, **options), world.now)  # type: ignore[arg-type]
+    world.registry.promote(key, world.now)
+    world.run()
+    return key

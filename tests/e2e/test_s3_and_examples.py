@@ -17,6 +17,7 @@ import tritonclient.http as triton_http
 
 from examples.file_types import best, features, labels_of
 from tests.e2e.system import ROOT, System, eventually
+from tests.following import follow
 from tests.registry.servers import BUCKET, S3Server, moto
 
 
@@ -70,30 +71,6 @@ def commands(readme: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def follow(lines: list[str], replaced: dict[str, str]) -> str:
-    """Type the lines into a shell; returns what it prints.
-
-    What is `replaced`: places that the user's own files would be in, and ports that may be taken on this machine.
-    """
-    script = "\n".join(lines)
-    for old, new in replaced.items():
-        assert old in script, old
-        script = script.replace(old, new)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CTL_")}
-    done = subprocess.run(
-        ["bash", "-e", "-c", script],
-        cwd=ROOT,
-        env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 @pytest.mark.timeout(900)  # more than the commands alone may take
 def test_the_single_replica_example(tmp_path: Path) -> None:
     system = System(tmp_path / "single")
@@ -104,7 +81,7 @@ def test_the_single_replica_example(tmp_path: Path) -> None:
     assert last == "ctl down"
     try:
         said = follow(
-            lines,
+            "\n".join(lines),
             {
                 ".ctl-single": str(system.home.root),
                 "examples/single-replica/system.yaml": str(system.folder / "system.yaml"),
@@ -145,7 +122,7 @@ def test_speech_and_ocr_as_the_readme_says(tmp_path: Path) -> None:
     lines = commands("examples/README.md")
     try:
         said = follow(
-            lines[:-1],
+            "\n".join(lines[:-1]),
             {
                 "/tmp/": f"{tmp_path}/",
                 ".ctl-examples": str(system.home.root),

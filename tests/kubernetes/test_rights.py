@@ -32,8 +32,8 @@ from controlplane.server.controller import Controller
 from tests.helm.rendering import objects, one, tiny
 from tests.kubernetes.candidates import Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane
-from tests.kubernetes.test_fleet import INSTANCE, deployment
 from tests.kubernetes.using_ctl import may
+from tests.kubernetes.using_fleet import INSTANCE, deployment
 from tests.waiting import until
 
 ACCOUNT = "serving-controller"

@@ -11,6 +11,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from controlplane.agent.server import ServerDied, Use
+from controlplane.client.calls import cancelled
 from controlplane.core.errors import LoadFailed
 from controlplane.core.names import Key
 
@@ -145,5 +146,4 @@ def _meant(error: asyncio.CancelledError | grpc.aio.UsageError) -> BaseException
 
     Calls on a closed one are misuse to the library; here they come from who has not heard yet that the server died.
     """
-    task = asyncio.current_task()
-    return error if task is not None and task.cancelling() else ServerDied("the connection to the server was closed")
+    return error if cancelled() else ServerDied("the connection to the server was closed")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +11,10 @@ import tritonclient.grpc as triton
 import yaml
 
 from examples.models import prepare
+from tests.following import ROOT, follow
 from tests.kubernetes.cluster import ADDRESS, Cluster
 from tests.registry.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, versitygw
 
-ROOT = Path(__file__).resolve().parents[3]
 TRITON = "nvcr.io/nvidia/tritonserver:24.10-py3"
 NAMESPACE = "models"
 CONTROLLER, GATEWAY = "10.96.7.9", "10.96.7.10"
@@ -59,37 +57,24 @@ def test_the_readmes_commands(cluster: Cluster, images: dict[str, str], store: S
         assert old in written
         written = written.replace(old, new)
     (tmp_path / "values.yaml").write_text(written)
-    for old, new in {
-        "AWS_ACCESS_KEY_ID=…": f"AWS_ACCESS_KEY_ID={ACCESS_KEY}",
-        "AWS_SECRET_ACCESS_KEY=…": f"AWS_SECRET_ACCESS_KEY={SECRET_KEY}",
-        "values.yaml": str(tmp_path / "values.yaml"),
-        "/tmp/models/magika": str(prepare("magika", tmp_path)),
-        "CTL_CONTEXT=my-cluster": "CTL_CONTEXT=test",
-    }.items():
-        assert old in commands
-        commands = commands.replace(old, new)
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    (bin_folder / "helm").write_text(HELM)
-    (bin_folder / "helm").chmod(0o755)
-    (bin_folder / "kubectl").symlink_to(cluster.api.programs["kubectl"])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CTL_")}
-    done = subprocess.run(
-        ["bash", "-exc", commands],
-        cwd=ROOT,
-        env={
-            **environment,
-            **store.environment,
-            "KUBECONFIG": str(cluster.api.kubeconfig),
-            "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "helm").write_text(HELM)
+    (programs / "helm").chmod(0o755)
+    (programs / "kubectl").symlink_to(cluster.api.programs["kubectl"])
+    said = follow(
+        commands,
+        {
+            "AWS_ACCESS_KEY_ID=…": f"AWS_ACCESS_KEY_ID={ACCESS_KEY}",
+            "AWS_SECRET_ACCESS_KEY=…": f"AWS_SECRET_ACCESS_KEY={SECRET_KEY}",
+            "values.yaml": str(tmp_path / "values.yaml"),
+            "/tmp/models/magika": str(prepare("magika", tmp_path)),
+            "CTL_CONTEXT=my-cluster": "CTL_CONTEXT=test",
         },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
+        programs=programs,
+        environment={**store.environment, "KUBECONFIG": str(cluster.api.kubeconfig)},
+        timeout_s=600,
     )
-    assert done.returncode == 0, done.stdout
-    assert "markdown" in done.stdout
+    assert "markdown" in said
     with triton.InferenceServerClient(f"{GATEWAY}:8001") as client:
         assert client.is_model_ready("magika")

@@ -1,0 +1,106 @@
+"""Unknown is not gone: a new controller, the silent, what can't be read."""
+
+from __future__ import annotations
+
+from controlplane.core.entry import Serving
+from tests.core.world import World, manifest, promoted
+
+
+def test_a_new_controller_takes_nothing_away_before_it_has_heard() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.restart_controller()
+    for replica in world.replicas.values():
+        replica.silent = True
+    for _ in range(10):
+        world.turn()
+        assert world.served(key) == {"cpu-0", "cpu-1"}
+    for replica in world.replicas.values():
+        replica.silent = False
+    world.run()
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+    assert world.gateways["gw-0"].table.epoch == world.epoch
+
+
+def test_nor_because_a_new_gateway_has_spoken_first() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.restart_controller()
+    world.join("gw-1")
+    for _ in range(3):
+        world.cycle()
+        world.sync_replicas()
+        world.sync_gateways("gw-1")
+        world.apply_tables()
+        world.check()
+    for _ in range(20):
+        world.turn()
+        world.check()
+        assert world.served(key) == {"cpu-0", "cpu-1"}
+    assert {each.table.epoch for each in world.gateways.values()} == {world.epoch}
+
+
+def test_what_a_new_controller_had_taken_away_unheard_is_not_led_to_before_it_is_back() -> None:
+    world = World(replicas=1)
+    world.run(6)
+    key = world.registry.register(manifest("m", serving=Serving(load="always")), world.now)
+    world.registry.promote(key, world.now)
+    world.turn()
+    replica = world.replicas["cpu-0"]
+    assert key in replica.copies
+    replica.silent = True
+    for _ in range(3):
+        replica.work({})
+    assert replica.copies[key].state == "ready", "which nobody knows"
+    world.restart_controller()
+    world.run(30)
+    assert world.orders.ordered("cpu-0") == frozenset()
+    replica.silent = False
+    world.run(20)  # checks in each turn that nobody is led astray
+    assert world.served(key) == {"cpu-0"}
+
+
+def test_silence_of_all_holders_is_no_proof_that_they_are_gone() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    for replica in world.replicas.values():
+        replica.silent = True
+    world.run(100)
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+def test_a_silent_replica_is_left_out_while_another_one_has_the_version() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.replicas["cpu-1"].silent = True
+    world.run(100)
+    assert world.served(key) == {"cpu-0"}
+
+
+def test_an_unreadable_document_takes_nothing_away_from_a_new_controller() -> None:
+    world = World()
+    key = promoted(world)
+    other = promoted(world, "other")
+    document = world.registry.models.pop("m")
+    world.restart_controller()
+    world.memory.problems["models/m.json"] = "it is no JSON"
+    world.problems = dict(world.memory.problems)
+    for _ in range(60):
+        world.turn()
+        world.memory.problems = dict(world.problems)
+        assert world.served(key) == world.served(other) == {"cpu-0", "cpu-1"}
+    assert world.gateways["gw-0"].table.epoch == world.epoch, "the new controller's table is in force"
+    world.registry.models["m"] = document
+    world.memory.problems = world.problems = {}
+    world.run(20)
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+def test_an_unreadable_manifest_takes_nothing_away_either() -> None:
+    world = World()
+    key = promoted(world)
+    world.registry.manifests.clear()
+    world.restart_controller()
+    for _ in range(40):
+        world.turn()
+        assert world.served(key) == {"cpu-0", "cpu-1"}
