@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from controlplane.core.names import Key
+
 TEXT = re.compile(r'^(?P<name>\S+): "(?P<value>.*)"$', re.MULTILINE)
+ANSWERED = re.compile(
+    r'^envoy_model_requests\{model="(?P<model>[^"]+)",version="(?P<version>\d+)",protocol="\w+",code="(?P<code>\w+)"\}'
+    r" (?P<value>\d+)$",
+    re.MULTILINE,
+)
 NUMBER = re.compile(r"^(?P<name>\S+): (?P<value>\d+)$", re.MULTILINE)
 
 
@@ -50,6 +58,13 @@ class Admin:
             for cluster in answer.json().get("cluster_statuses", [])
             for host in cluster.get("host_statuses", [])
         }
+
+    async def answered(self) -> Mapping[tuple[Key, str], int]:
+        """Requests answered since Envoy's start, by version and code (gRPC's name, or HTTP's number)."""
+        counts: Counter[tuple[Key, str]] = Counter()
+        for found in ANSWERED.finditer(await self._get("/stats/prometheus?usedonly&filter=^model\\.requests")):
+            counts[Key(found["model"], int(found["version"])), found["code"]] += int(found["value"])
+        return counts
 
     async def prometheus(self) -> bytes:
         """All statistics that have ever changed, in Prometheus' text format."""

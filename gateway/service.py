@@ -24,6 +24,7 @@ from gateway import grpc_side, http_side, status
 from gateway.admin import Admin
 from gateway.config.names import Files
 from gateway.envoy import Envoy
+from gateway.failures import Failures
 from gateway.forwarding import Forwarding
 from gateway.holding import Holding
 from gateway.replicas import Replicas
@@ -39,6 +40,8 @@ LARGE_TABLE = 1000
 LARGE_PAUSE_S = 0.5
 TICK_S = 1.0
 RETRY_S = 2.0
+COUNT_EVERY_S = 5.0
+"""How often Envoy's counts of answers are read."""
 LINGER_S = 3.0
 LAST_WORD_S = 2.0
 """For so long clients may still come after this gateway has said that it drains: word of it has to get around."""
@@ -74,6 +77,7 @@ class Gateway:
         self._send_table = False
         self._draining = self._gone = False
         self._active: Mapping[str, int] = {}
+        self._failures = Failures()
         self._background: set[asyncio.Task[None]] = set()
         self._sync = SyncLoop(
             path=f"/v1/gateways/{self.settings.name}/sync",
@@ -110,7 +114,8 @@ class Gateway:
                 await self.envoy.start()
             log.info("gateway ready", grpc=self.settings.grpc_port, http=self.settings.http_port)
             async with asyncio.TaskGroup() as tasks:
-                for job in (self.envoy.keep_alive(), self._sync.run(), self._apply_newest(), self._tick()):
+                jobs = (self.envoy.keep_alive(), self._sync.run(), self._apply_newest(), self._tick(), self._count())
+                for job in jobs:
                     tasks.create_task(job)
 
     @property
@@ -169,6 +174,7 @@ class Gateway:
             reason=self._reason or self.unready,
             table=table if sent else None,
             demand=self.holding.demand,
+            failing=self._failures.failing,
             active=self._active,
         )
 
@@ -246,6 +252,16 @@ class Gateway:
             with contextlib.suppress(OSError, httpx2.HTTPError):
                 await self._xds.reap()
                 await self._rotate()
+
+    async def _count(self) -> None:
+        """Look after which requests fail."""
+        while True:
+            before = self._failures.failing
+            with contextlib.suppress(OSError, httpx2.HTTPError):
+                self._failures.take(await self._admin.answered(), asyncio.get_running_loop().time())
+            if self._failures.failing != before:
+                self._sync.poke()
+            await asyncio.sleep(COUNT_EVERY_S)
 
     async def _look(self) -> None:
         """Count what is in flight at draining replicas."""

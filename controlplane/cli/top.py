@@ -50,6 +50,7 @@ MODELS = Kind(
         Column("MODEL", lambda row: f"{row['model']}@{row['version']}"),
         Column("COPIES", lambda row: row["copies"]),
         Column("REQ/S", lambda row: _number(row["requests_per_s"])),
+        Column("ERR/S", lambda row: _number(row["errors_per_s"])),
         Column("QUEUE", lambda row: _ms(row["queue_ms"])),
         Column("LATENCY", lambda row: _ms(row["latency_ms"])),
         Column("IN FLIGHT", lambda row: _number(row["in_flight"])),

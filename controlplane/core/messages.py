@@ -94,12 +94,22 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failing:
+    """Requests for a version that failed of late, by no fault of the clients."""
+
+    model: str
+    version: int
+    errors_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayReport:
     """A gateway's report. `epoch` and `generation` are those of the table that Envoy has confirmed it serves.
 
     `table` is that table, sent when the controller asked for it. `active` counts, for each draining replica, the
-    requests still in flight there. `ready`: clients may be sent there. `reason` says what keeps a newer table from
-    being served, or it from being ready. `gone`: its last word; it has ended, and leads nobody anywhere any more.
+    requests still in flight there. `failing`: the versions whose requests failed in the last half minute. `ready`:
+    clients may be sent there. `reason` says what keeps a newer table from being served, or it from being ready. `gone`:
+    its last word; it has ended, and leads nobody anywhere any more.
     """
 
     gateway: str
@@ -111,6 +121,7 @@ class GatewayReport:
     reason: str = ""
     table: RouteTable | None = None
     demand: tuple[Demand, ...] = ()
+    failing: tuple[Failing, ...] = ()
     active: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -103,7 +103,7 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
         "reasons": [
             {"code": reason.code, "text": reason.text}
             for reason in (
-                *_how_it_is(controller, controller.snapshot.models[name]),
+                *_how_it_is(controller, controller.snapshot.models[name], now),
                 *(reason for subject in subjects for reason in reasons.get(subject, ())),
             )
         ],
@@ -144,8 +144,8 @@ def _batching(controller: Controller, document: Model) -> Iterator[Reason]:
         yield from explain_batching(manifest.entry, measured)
 
 
-def _how_it_is(controller: Controller, document: Model) -> Iterator[Reason]:
-    """What unversioned requests get, and how the last rollout ended."""
+def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[Reason]:
+    """What unversioned requests get, whether they fail, and how the last rollout ended."""
     table = controller.memory.last_plan.table
     route = table.routes.get(document.name)
     if document.stable is None and document.running_rollout is None:
@@ -159,6 +159,10 @@ def _how_it_is(controller: Controller, document: Model) -> Iterator[Reason]:
             names = ", ".join(table.pools[target.pool])
             text = f"{key} gets {target.weight_percent} % of unversioned requests, served by {names}"
             yield Reason(code="SERVED", text=text)
+    for key, errors_per_s in controller.memory.failing(now).items():
+        if key.model == document.name:
+            text = f"{errors_per_s:.1f} requests a second for {key} failed in the last half minute"
+            yield Reason(code="FAILING", text=text)
     last = document.rollout
     if last is not None and last.state in ("failed", "aborted"):
         key = Key(document.name, last.target)

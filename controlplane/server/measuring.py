@@ -86,10 +86,9 @@ class Measuring:
     def _measure(self) -> None:
         snapshot, now = self._snapshot(), time.time()
         held: dict[Key, int] = defaultdict(int)
-        for heard in self._memory.gateways.values():
-            if now - heard.heard_at <= self._memory.settings.gateway_live_s:
-                for each in heard.report.demand:
-                    held[Key(each.model, each.version)] += each.waiting
+        for told in self._memory.live_gateways(now):
+            for each in told.demand:
+                held[Key(each.model, each.version)] += each.waiting
         serving: dict[str, set[str]] = defaultdict(set)
         loaded: dict[str, set[Key]] = defaultdict(set)
         intervals: dict[str, dict[str, Interval]] = defaultdict(dict)

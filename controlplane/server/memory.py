@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -193,13 +194,25 @@ class Memory:
             settings=self.settings,
         )
 
+    def live_gateways(self, now: float) -> Sequence[GatewayReport]:
+        """What those gateways say that were heard of late."""
+        live_s = self.settings.gateway_live_s
+        return [heard.report for heard in self.gateways.values() if now - heard.heard_at <= live_s]
+
+    def failing(self, now: float) -> Mapping[Key, float]:
+        """How many requests a second failed of late at all gateways, by version."""
+        found: dict[Key, float] = defaultdict(float)
+        for report in self.live_gateways(now):
+            for each in report.failing:
+                found[Key(each.model, each.version)] += each.errors_per_s
+        return found
+
     def _refresh_demand(self, now: float) -> None:
         """What somebody still waits for is asked for now; the rest is forgotten after a while."""
-        for heard in self.gateways.values():
-            if now - heard.heard_at <= self.settings.gateway_live_s:
-                for each in heard.report.demand:
-                    if each.waiting:
-                        self._hear_demand(Key(each.model, each.version), now)
+        for report in self.live_gateways(now):
+            for each in report.demand:
+                if each.waiting:
+                    self._hear_demand(Key(each.model, each.version), now)
         for key in [key for key, at in self.demand.items() if now - at > 10 * self.settings.demand_s]:
             del self.demand[key]
 

@@ -67,9 +67,11 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
                 if found is not None:
                     measured[key].append(found)
     held: dict[Key, int] = defaultdict(int)
-    for heard in controller.memory.gateways.values():
-        for each in heard.report.demand:
+    live = controller.memory.live_gateways(now)
+    for report in live:
+        for each in report.demand:
             held[Key(each.model, each.version)] += each.waiting
+    failing = controller.memory.failing(now)
     return [
         {
             "model": key.model,
@@ -77,9 +79,10 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
             "copies": copies.get(key, 0),
             "memory_bytes": memory_bytes.get(key) or None,
             "held": held.get(key, 0),
+            "errors_per_s": _rounded(failing.get(key, 0.0) if live else None),
             **_together(measured.get(key, []), now),
         }
-        for key in sorted({*copies, *held})
+        for key in sorted({*copies, *held, *failing})
     ]
 
 

@@ -20,6 +20,7 @@ import psutil
 import tritonclient.grpc as triton_grpc
 
 from controlplane.cli.addresses import gateway_addresses
+from controlplane.client.reader import Reader
 from controlplane.local import processes
 from controlplane.local.home import Home
 from tests.waiting import until
@@ -173,8 +174,13 @@ class System:
 
     # What runs.
 
+    def told(self, path: str) -> Any:
+        """What the controller answers: for waiting. A `ctl` for each look would keep a CPU busy."""
+        with Reader.of(self.home) as reader:
+            return reader.get(path)
+
     def replicas(self) -> dict[str, Any]:
-        return {each["name"]: each for each in self.ok("get", "replicas", "-o", "json").json()}
+        return {each["name"]: each for each in self.told("/v1/replicas")}
 
     def holders(self, name: str, version: int, state: str = "ready") -> set[str]:
         """The replicas that have a version."""
@@ -283,5 +289,5 @@ def waits_for(file: Path) -> str:
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
-    """`until` for conditions that take a `ctl` call each."""
+    """`until` for conditions that ask the controller."""
     return until(condition, timeout_s=timeout_s, every_s=0.2, what=what)

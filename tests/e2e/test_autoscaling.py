@@ -41,7 +41,7 @@ def fleet(system: System) -> dict[str, Any]:
 
 
 def why(system: System) -> str:
-    return system.ok("explain", "fleet", "cpu").out
+    return str(system.told("/v1/fleets/cpu/explain"))
 
 
 def ready(system: System) -> set[str]:
@@ -99,7 +99,8 @@ async def test_five_hundred_requests_to_an_empty_fleet_are_held_and_answered(sys
 def test_a_size_set_by_hand_comes_before_the_load(system: System) -> None:
     system.ok("scale", "cpu", "2", "--for", "1h", "--reason", "a launch")
     eventually(lambda: len(ready(system)) == 2, 60, "two replicas although nothing is asked")
-    assert "has set it to 2 until" in why(system) and "a launch" in why(system)
+    told = system.ok("explain", "fleet", "cpu").out
+    assert "has set it to 2 until" in told and "a launch" in told
     system.ok("scale", "cpu", "--auto")
     eventually(lambda: not system.replicas(), 120, "none again")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from tests.e2e.system import Load, System, eventually, waits_for
 
@@ -47,6 +48,21 @@ def test_a_model_that_kills_the_server_is_quarantined_and_the_rest_serves_on(sys
     assert again.status == 1 and "quarantined" in again.err, "it is not tried again"
     crashes = sum(each["crashes"] for each in system.replicas().values())
     assert crashes == 1
+
+
+def test_a_model_that_answers_errors_is_told(system: System) -> None:
+    folder = system.write("sour")
+    code = folder / "model.py"
+    code.write_text(code.read_text().replace("time.sleep(0.0)", "raise RuntimeError('sour')"))
+    system.ok("register", "sour", str(folder))
+    system.ok("promote", "sour", "1")
+    for _ in range(20):
+        with pytest.raises(InferenceServerException, match="sour"):
+            system.ask("sour")
+    assert system.ask("good") == (6.0, "1")
+    eventually(lambda: {each["model"] for each in system.told("/v1/top")["models"] if each["errors_per_s"]} == {"sour"})
+    assert "requests a second for sour@1 failed" in system.ok("explain", "sour").out
+    assert "failed" not in system.ok("explain", "good").out
 
 
 def test_a_model_that_never_comes_up_is_given_up(system: System) -> None:
@@ -142,7 +158,7 @@ def test_a_document_that_breaks_takes_nothing_away_even_from_a_new_controller(sy
         assert "garbled" in str(system.ok("status", "-o", "json").json()["problems"])
         assert system.serve("beside-the-garbled") == 1, "the others go on"
         document.write_text(content)
-        eventually(lambda: not system.ok("status", "-o", "json").json()["problems"])
+        eventually(lambda: not system.told("/v1/status")["problems"])
         load.more(100)
     assert not load.failures
     assert system.serve("garbled", factor=3) == 2

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.core.errors import Unavailable
 from controlplane.local import processes
 from controlplane.local.supervisor import owner
 from tests.e2e.system import Load, System, eventually, waits_for
 
 
 def recovered(system: System) -> bool:
-    state = system.ctl("status", "-o", "json")
-    if state.status:
+    try:
+        found = system.told("/v1/status")
+    except Unavailable:
         return False
-    found = state.json()
     return bool(found["settled"] and found["replicas_ready"] == found["replicas_wanted"] and found["gateways_ready"])
 
 
@@ -36,7 +37,7 @@ def test_the_controller_is_killed(system: System) -> None:
         started = time.monotonic()
         system.kill("controlplane.server")
         load.more(200)
-        eventually(lambda: recovered(system) and system.ok("status", "-o", "json").json()["epoch"] > epoch)
+        eventually(lambda: recovered(system) and system.told("/v1/status")["epoch"] > epoch)
         took("the controller decides again", started)
         load.more(100)
     assert not load.failures

@@ -161,3 +161,17 @@ def test_a_slow_replica_gets_less(gateway: Running, tritons: tuple[Triton, Trito
     counts = {name: host["rq_total"] for name, host in _hosts(gateway, "grpc").items()}
     assert sum(counts.values()) == 400
     assert counts[slow.name] < 60, counts  # taken in turn it would be 200; the freer of two drawn at random, 100
+
+
+def test_the_controller_is_told_what_fails(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    def told() -> dict[str, float]:
+        return {each.model: each.errors_per_s for each in gateway.controller.latest.failing}
+
+    with gateway.grpc() as grpc, pytest.raises(InferenceServerException) as refused:
+        grpc.infer("echo", [])
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT", "the client's own fault"
+    for each in tritons:
+        _mood(each, "fail")
+    assert _failures(gateway, "grpc", 20) == _failures(gateway, "http", 20) == 20
+    wait_for(lambda: told().get("moody"), "the controller to be told")
+    assert "echo" not in told()
