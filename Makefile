@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
 # Test processes side by side. Tests wait more than they compute, but a machine that is too busy makes them slow.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help install lint test e2e-kubernetes demo bench clean
 
@@ -40,7 +40,7 @@ lint: install
 	$(RUN)/deptry .
 
 test: install
-	$(RUN)/python -m pytest -n $(WORKERS) --dist loadscope
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 e2e-kubernetes: install
 	@tests/kubernetes/install.sh

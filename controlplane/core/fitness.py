@@ -1,4 +1,4 @@
-"""Which replicas are to be replaced by new ones: those whose server keeps ending, and those that lose memory."""
+"""Which replicas are to be replaced by new ones: those whose server keeps ending, is slow, or loses memory."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def unfit(
         if crashes >= FLAPS and now - replaced_at > REPLACE_EVERY_S:
             text = f"{each.name} is replaced: its server ended unexpectedly {crashes} times in a short time"
             return each.name, Reason(code="FLAPPING", text=text)
+    slow = load.slow if load is not None else {}
+    for each in sorted(here, key=lambda each: -slow.get(each.name, 0.0)):
+        if each.name in slow and now - replaced_at > REPLACE_EVERY_S:
+            text = f"{each.name} is replaced: it takes {slow[each.name]:.1f} times as long as the others"
+            return each.name, Reason(code="SLOW", text=text)
     quiet = load is not None and load.complete and load.demand <= QUIET * len(here)
     for each in here:
         leaked = each.report.leaked_bytes if each.report is not None else 0

@@ -27,7 +27,8 @@ class Load:
     `analogs`); `steady`: how many replicas would have been enough for all of the past (None: it is too short to tell);
     `sequel`: the newest moment whose sequel is known; `seasons`: what was needed at this time of other days, by the
     season's name. `costs` of executions are by version digest. By version: `copies`, how many its own load has lately
-    kept busy at most, and `use`, how often it is asked (see `popularity`).
+    kept busy at most, and `use`, how often it is asked (see `popularity`). `slow`: replicas that have computed slower
+    than the others for a while, and how many times as long they take.
     """
 
     at: float
@@ -51,6 +52,7 @@ class Load:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     copies: Mapping[Key, float] = field(default_factory=dict)
     use: Mapping[Key, float] = field(default_factory=dict)
+    slow: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def asked(self) -> bool:

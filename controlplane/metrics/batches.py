@@ -82,9 +82,12 @@ def since(after: Batches, before: Batches) -> Batches:
 
 @dataclass(slots=True)
 class BatchMeter:
-    """Adds up, over all servers of a fleet, what was executed of each version; the past counts ever less."""
+    """Adds up, over all servers of a fleet, what was executed of each version; the past counts ever less. `executed`:
+    what was new in the last reading, by replica; `readings`: how many there were."""
 
     totals: dict[Key, dict[int, Executions]] = field(default_factory=dict)
+    executed: Mapping[str, Mapping[Key, Batches]] = field(default_factory=dict)
+    readings: int = 0
     _last: dict[str, Mapping[Key, Batches]] = field(default_factory=dict)
 
     async def read(self, urls: Mapping[str, str]) -> None:
@@ -95,11 +98,15 @@ class BatchMeter:
     def take(self, pages: Mapping[str, Mapping[Key, Batches]]) -> None:
         """Count what is new on these pages, by replica."""
         news: dict[Key, list[Executions]] = {}
+        executed: dict[str, dict[Key, Batches]] = {}
         for name, page in pages.items():
             before = self._last.get(name, {})
-            for key, batches in page.items():
-                news.setdefault(key, []).extend(since(batches, before.get(key, {})).values())
+            executed[name] = {key: since(batches, before.get(key, {})) for key, batches in page.items()}
+            for key, batches in executed[name].items():
+                news.setdefault(key, []).extend(batches.values())
             self._last[name] = page
+        self.executed = executed
+        self.readings += 1
         for key, executions in news.items():
             if any(each.count for each in executions):
                 self._add(key, executions)

@@ -18,6 +18,7 @@ from controlplane.core.seasons import Seasons
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
+from controlplane.metrics.slowness import Slowness
 
 START_S = 10.0
 """How long a start is taken to last while none was seen."""
@@ -47,6 +48,8 @@ class LoadMeter:
     _popularity: Popularity = field(default_factory=Popularity)
     _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
+    _slowness: Slowness = field(default_factory=Slowness)
+    _compared: int = 0
 
     def costs(self, record: FleetRecord, manifests: Mapping[Key, tuple[str, Manifest]]) -> dict[Key, Cost]:
         """What executions cost, as measured, or as the fleet's record remembers. Too few tell nothing."""
@@ -122,6 +125,7 @@ class LoadMeter:
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
         past = self._remember(demand, start_s, slack_s, goal.share, now)
         self._remember_models(each, asked, manifests)
+        self._compare(manifests, now)
         if serving and not news and self.load is not None:
             return self.load
         self.load = Load(
@@ -146,6 +150,7 @@ class LoadMeter:
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),
+            slow=self._slowness.slow(now),
         )
         return self.load
 
@@ -161,6 +166,14 @@ class LoadMeter:
         faded = {key: most * PEAK_FADES for key, most in self._copies.items()}
         most = {key: max(faded.get(key, 0.0), demand.get(key, 0.0)) for key in {*faded, *demand}}
         self._copies = {key: count for key, count in most.items() if count > A_LITTLE}
+
+    def _compare(self, manifests: Mapping[Key, tuple[str, Manifest]], now: float) -> None:
+        """Find the replicas that are slower than others. A sequence stays where it began, so its model's executions
+        may differ between replicas for other reasons."""
+        if self.batches.readings != self._compared:
+            self._compared = self.batches.readings
+            alike = {key for key, (_, each) in manifests.items() if each.entry.sequence_batching is None}
+            self._slowness.take(self.batches.executed, alike, now)
 
     def _remember(self, demand: float, start_s: float, slack_s: float, share: float, now: float) -> Past:
         if self._past is None:

@@ -23,6 +23,7 @@ ALARMS: Final = frozenset(
         "FLAPPING",
         "INVALID",
         "LEAKING",
+        "SLOW",
         "LOAD_FAILED",
         "MISSING",
         "NO_METRICS",

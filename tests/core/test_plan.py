@@ -312,6 +312,20 @@ def test_a_replica_that_loses_memory_is_replaced_in_a_quiet_moment() -> None:
     assert set(world.replicas) == {"cpu-0", "cpu-2"}
 
 
+def test_a_slow_replica_is_replaced_also_when_there_is_much_to_do() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0, demand=1.9, slow={"cpu-0": 4.0})
+    world.run(3)
+    assert set(world.replicas) == {"cpu-0", "cpu-1", "cpu-2"}, "the new one comes first"
+    world.run(80)
+    assert set(world.replicas) == {"cpu-1", "cpu-2"}
+    assert world.served(key) == {"cpu-1", "cpu-2"}
+    world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0, demand=1.9, slow={"cpu-1": 4.0})
+    world.run(80)
+    assert set(world.replicas) == {"cpu-1", "cpu-2"}, "not one after the other: the next one has to wait"
+
+
 def test_a_hot_model_gets_more_copies_and_a_cold_one_fewer() -> None:
     world = World(replicas=3, memory_mib=150)
     cold, hot = promoted(world, "cold"), promoted(world, "hot")

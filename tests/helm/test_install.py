@@ -278,7 +278,8 @@ def test_who_is_named_may_read_with_ctl_and_nothing_else(cluster: Cluster) -> No
         done = subprocess.run([*command, *asked], capture_output=True, text=True, check=False)
         return done.stdout.strip() == "yes"
 
-    assert can("create", "serviceaccounts/serving-ctl", "--subresource=token")
+    # The API server learns of a new RoleBinding by a watch of its own.
+    until(lambda: can("create", "serviceaccounts/serving-ctl", "--subresource=token"), what="ada may not")
     assert can("create", "pods", "--subresource=portforward")
     assert can("list", "pods")
     assert not can("create", "serviceaccounts/serving-controller", "--subresource=token")

@@ -167,3 +167,21 @@ def test_what_an_execution_costs_is_known_from_enough_of_them(executions: int, e
     assert (load.demand > 0, bool(load.costs), meter.curious) == (known, known, not known)
     recorded = measure(meter, a=interval(Counters(success=4), at=NOW + 2), now=NOW + 2)
     assert recorded.demand > 0, "what is on record is known anyway"
+
+
+def test_replicas_that_compute_slower_than_others_are_told() -> None:
+    meter, read = LoadMeter(step_s=2.0), Counters(success=1)
+
+    def pages(count: int) -> dict[str, dict[Key, dict[int, Executions]]]:
+        """What the servers have executed so far."""
+        return {
+            name: {M: {1: Executions(size=1, count=count, total_s=count * mean_s)}}
+            for name, mean_s in (("a", 0.01), ("b", 0.05))
+        }
+
+    for turn in range(5):
+        now = NOW + 10 * turn
+        meter.batches.take(pages(20 * (turn + 1)))
+        load = measure(meter, a=interval(read, at=now), b=interval(read, at=now), now=now)
+        assert ("b" in load.slow) == (turn >= 3), "for half a minute"
+    assert load.slow == {"b": pytest.approx(5)}
