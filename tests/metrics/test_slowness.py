@@ -25,7 +25,10 @@ def test_it_takes_so_many_times_as_long_as_the_others_in_the_middle() -> None:
 
 
 def test_batches_are_compared_with_batches_of_their_size() -> None:
-    executed = {"r0": {A: took(80, 25, size=8)}, "r1": {A: {**took(10), **took(80, 50, size=8)}}}
+    executed: dict[str, dict[Key, Batches]] = {
+        "r0": {A: took(80, 25, size=8)},
+        "r1": {A: {**took(10), **took(80, 50, size=8)}},
+    }
     assert ratios(executed, {A})["r0"] == pytest.approx(1)
 
 
