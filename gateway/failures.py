@@ -25,7 +25,7 @@ CLIENTS = frozenset(
         "UNAUTHENTICATED",
     }
 )
-"""Codes of gRPC that say what a client did wrong, or that it has gone."""
+"""Codes of gRPC that say what a client did wrong, or that it has gone (which is spelled in two ways)."""
 
 
 def is_failure(code: str) -> bool:

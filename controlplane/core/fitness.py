@@ -24,21 +24,25 @@ def unfit(
     replicas: Iterable[ReplicaView], shape: FleetShape, load: Load | None, *, replaced_at: float, now: float
 ) -> tuple[str, Reason] | None:
     """The replica of a fleet that is to be replaced next, and why; None if none is."""
+    if now - replaced_at <= REPLACE_EVERY_S:
+        return None
     here = sorted(replicas, key=lambda each: each.name)
     for each in here:
         crashes = sum(now - at <= FLAPS_WITHIN_S for at in each.crashed_at)
-        if crashes >= FLAPS and now - replaced_at > REPLACE_EVERY_S:
+        if crashes >= FLAPS:
             text = f"{each.name} is replaced: its server ended unexpectedly {crashes} times in a short time"
             return each.name, Reason(code="FLAPPING", text=text)
-    slow = load.slow if load is not None else {}
-    for each in sorted(here, key=lambda each: -slow.get(each.name, 0.0)):
-        if each.name in slow and now - replaced_at > REPLACE_EVERY_S:
-            text = f"{each.name} is replaced: it takes {slow[each.name]:.1f} times as long as the others"
-            return each.name, Reason(code="SLOW", text=text)
-    quiet = load is not None and load.complete and load.demand <= QUIET * len(here)
+    if load is None:
+        return None
+    slow = {each.name: load.slow[each.name] for each in here if each.name in load.slow}
+    if slow:
+        name = max(slow, key=slow.__getitem__)
+        text = f"{name} is replaced: it takes {slow[name]:.1f} times as long as the others"
+        return name, Reason(code="SLOW", text=text)
+    quiet = load.complete and load.demand <= QUIET * len(here)
     for each in here:
         leaked = each.report.leaked_bytes if each.report is not None else 0
-        if quiet and leaked > LEAK * shape.memory_bytes and now - replaced_at > REPLACE_EVERY_S:
+        if quiet and leaked > LEAK * shape.memory_bytes:
             text = f"{each.name} is replaced: {leaked >> 20} MiB did not come back when models were unloaded"
             return each.name, Reason(code="LEAKING", text=text)
     return None

@@ -82,13 +82,11 @@ def since(after: Batches, before: Batches) -> Batches:
 
 @dataclass(slots=True)
 class BatchMeter:
-    """Adds up, over all servers of a fleet, what was executed of each version; the past counts ever less. `executed`:
-    what was new in the last reading, by replica; `readings`: how many there were."""
+    """Adds up, over all servers of a fleet, what was executed of each version; the past counts ever less."""
 
     totals: dict[Key, dict[int, Executions]] = field(default_factory=dict)
-    executed: Mapping[str, Mapping[Key, Batches]] = field(default_factory=dict)
-    readings: int = 0
     _last: dict[str, Mapping[Key, Batches]] = field(default_factory=dict)
+    _executed: Mapping[str, Mapping[Key, Batches]] = field(default_factory=dict)
 
     async def read(self, urls: Mapping[str, str]) -> None:
         """Read each server's statistics. `urls` is by replica; others are forgotten. Who is silent adds nothing."""
@@ -105,11 +103,15 @@ class BatchMeter:
             for key, batches in executed[name].items():
                 news.setdefault(key, []).extend(batches.values())
             self._last[name] = page
-        self.executed = executed
-        self.readings += 1
+        self._executed = executed
         for key, executions in news.items():
             if any(each.count for each in executions):
                 self._add(key, executions)
+
+    def executed(self) -> Mapping[str, Mapping[Key, Batches]]:
+        """What was new in the last reading, by replica; nothing until there is another one."""
+        executed, self._executed = self._executed, {}
+        return executed
 
     def _add(self, key: Key, executions: Iterable[Executions]) -> None:
         total = {

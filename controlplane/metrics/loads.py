@@ -49,7 +49,6 @@ class LoadMeter:
     _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
     _slowness: Slowness = field(default_factory=Slowness)
-    _compared: int = 0
 
     def costs(self, record: FleetRecord, manifests: Mapping[Key, tuple[str, Manifest]]) -> dict[Key, Cost]:
         """What executions cost, as measured, or as the fleet's record remembers. Too few tell nothing."""
@@ -170,10 +169,8 @@ class LoadMeter:
     def _compare(self, manifests: Mapping[Key, tuple[str, Manifest]], now: float) -> None:
         """Find the replicas that are slower than others. A sequence stays where it began, so its model's executions
         may differ between replicas for other reasons."""
-        if self.batches.readings != self._compared:
-            self._compared = self.batches.readings
-            alike = {key for key, (_, each) in manifests.items() if each.entry.sequence_batching is None}
-            self._slowness.take(self.batches.executed, alike, now)
+        alike = {key for key, (_, each) in manifests.items() if each.entry.sequence_batching is None}
+        self._slowness.take(self.batches.executed(), alike, now)
 
     def _remember(self, demand: float, start_s: float, slack_s: float, share: float, now: float) -> Past:
         if self._past is None:

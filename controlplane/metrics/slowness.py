@@ -14,7 +14,7 @@ from controlplane.metrics.batches import Batches
 SLOW = 3.0
 """A replica that takes so many times as long as the others in the middle is slow."""
 SLOW_FOR_S = 30.0
-"""It is said to be slow after so long: a neighbour's load of a model is soon over."""
+"""It is said to be slow after so long: a neighbour's load of a model is soon over. Also how long a judgement holds."""
 ENOUGH = 10.0
 """Fewer executions that can be compared say nothing."""
 
@@ -37,9 +37,9 @@ def ratios(executed: Mapping[str, Mapping[Key, Batches]], alike: Collection[Key]
         else:
             alone_s[replica] += each.total_s
     found = {}
+    work_s = {name: elsewhere_s[name] + alone_s[name] for name in executed}
     for replica in [name for name in executed if count[name] >= ENOUGH and elsewhere_s[name] > 0]:
         ratio = took_s[replica] / elsewhere_s[replica]
-        work_s = {name: elsewhere_s[name] + alone_s[name] for name in executed}
         most_s = statistics.median(work_s[name] for name in executed if name != replica)
         found[replica] = ratio if work_s[replica] <= most_s else min(ratio, 1.0)
     return found
@@ -52,24 +52,31 @@ def _each(executed: Mapping[str, Mapping[Key, Batches]]) -> Iterator[tuple[str, 
 
 
 @dataclass(slots=True)
+class _Spell:
+    """A replica was slow at every judgement from `since` to `until`, and takes `ratio` times as long."""
+
+    since: float
+    until: float
+    ratio: float
+
+
+@dataclass(slots=True)
 class Slowness:
     """One fleet's slow replicas, judged at each reading."""
 
-    _since: dict[str, float] = field(default_factory=dict)
-    _ratios: dict[str, float] = field(default_factory=dict)
+    _spells: dict[str, _Spell] = field(default_factory=dict)
 
     def take(self, executed: Mapping[str, Mapping[Key, Batches]], alike: Collection[Key], now: float) -> None:
-        """Take what each replica that is there has executed since the reading before. Who executed too little stays as
-        it was."""
-        self._since = {name: at for name, at in self._since.items() if name in executed}
+        """Take what each replica has executed since the reading before. Who executed too little is not judged."""
         for name, ratio in ratios(executed, alike).items():
             if ratio < SLOW:
-                self._since.pop(name, None)
+                self._spells.pop(name, None)
             else:
-                self._since.setdefault(name, now)
-                self._ratios[name] = ratio
-        self._ratios = {name: self._ratios[name] for name in self._since}
+                spell = self._spells.setdefault(name, _Spell(since=now, until=now, ratio=ratio))
+                spell.until, spell.ratio = now, ratio
 
     def slow(self, now: float) -> Mapping[str, float]:
-        """The replicas that have been slow for long enough, with how many times as long they take."""
-        return {name: self._ratios[name] for name, at in self._since.items() if now - at >= SLOW_FOR_S}
+        """The replicas that have been slow for long enough, with how many times as long they take. What was not judged
+        for as long is forgotten."""
+        self._spells = {name: each for name, each in self._spells.items() if now - each.until <= SLOW_FOR_S}
+        return {name: each.ratio for name, each in self._spells.items() if each.until - each.since >= SLOW_FOR_S}

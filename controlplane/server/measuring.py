@@ -85,10 +85,7 @@ class Measuring:
 
     def _measure(self) -> None:
         snapshot, now = self._snapshot(), time.time()
-        held: dict[Key, int] = defaultdict(int)
-        for told in self._memory.live_gateways(now):
-            for each in told.demand:
-                held[Key(each.model, each.version)] += each.waiting
+        held = self._memory.held(now)
         serving: dict[str, set[str]] = defaultdict(set)
         loaded: dict[str, set[Key]] = defaultdict(set)
         intervals: dict[str, dict[str, Interval]] = defaultdict(dict)

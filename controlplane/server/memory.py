@@ -199,6 +199,14 @@ class Memory:
         live_s = self.settings.gateway_live_s
         return [heard.report for heard in self.gateways.values() if now - heard.heard_at <= live_s]
 
+    def held(self, now: float) -> Mapping[Key, int]:
+        """How many requests wait at all gateways, by version."""
+        found: dict[Key, int] = defaultdict(int)
+        for report in self.live_gateways(now):
+            for each in report.demand:
+                found[Key(each.model, each.version)] += each.waiting
+        return found
+
     def failing(self, now: float) -> Mapping[Key, float]:
         """How many requests a second failed of late at all gateways, by version."""
         found: dict[Key, float] = defaultdict(float)
@@ -209,10 +217,9 @@ class Memory:
 
     def _refresh_demand(self, now: float) -> None:
         """What somebody still waits for is asked for now; the rest is forgotten after a while."""
-        for report in self.live_gateways(now):
-            for each in report.demand:
-                if each.waiting:
-                    self._hear_demand(Key(each.model, each.version), now)
+        for key, waiting in self.held(now).items():
+            if waiting:
+                self._hear_demand(key, now)
         for key in [key for key, at in self.demand.items() if now - at > 10 * self.settings.demand_s]:
             del self.demand[key]
 

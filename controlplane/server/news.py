@@ -23,12 +23,12 @@ ALARMS: Final = frozenset(
         "FLAPPING",
         "INVALID",
         "LEAKING",
-        "SLOW",
         "LOAD_FAILED",
         "MISSING",
         "NO_METRICS",
         "NO_ROOM",
         "QUARANTINED",
+        "SLOW",
         "TOO_LARGE",
     }
 )

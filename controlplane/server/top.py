@@ -66,12 +66,8 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
                 found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities), cost=cost)
                 if found is not None:
                     measured[key].append(found)
-    held: dict[Key, int] = defaultdict(int)
-    live = controller.memory.live_gateways(now)
-    for report in live:
-        for each in report.demand:
-            held[Key(each.model, each.version)] += each.waiting
-    failing = controller.memory.failing(now)
+    held, failing = controller.memory.held(now), controller.memory.failing(now)
+    told = bool(controller.memory.live_gateways(now))
     return [
         {
             "model": key.model,
@@ -79,7 +75,7 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
             "copies": copies.get(key, 0),
             "memory_bytes": memory_bytes.get(key) or None,
             "held": held.get(key, 0),
-            "errors_per_s": _rounded(failing.get(key, 0.0) if live else None),
+            "errors_per_s": _rounded(failing.get(key, 0.0) if told else None),
             **_together(measured.get(key, []), now),
         }
         for key in sorted({*copies, *held, *failing})

@@ -21,6 +21,7 @@ import tritonclient.grpc as triton_grpc
 
 from controlplane.cli.addresses import gateway_addresses
 from controlplane.client.reader import Reader
+from controlplane.core.errors import Unavailable
 from controlplane.local import processes
 from controlplane.local.home import Home
 from tests.waiting import until
@@ -178,6 +179,12 @@ class System:
         """What the controller answers: for waiting. A `ctl` for each look would keep a CPU busy."""
         with Reader.of(self.home) as reader:
             return reader.get(path)
+
+    def told_if_there(self, path: str) -> Any:
+        """The same; None while the controller is away."""
+        with contextlib.suppress(Unavailable):
+            return self.told(path)
+        return None
 
     def replicas(self) -> dict[str, Any]:
         return {each["name"]: each for each in self.told("/v1/replicas")}

@@ -11,18 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.core.errors import Unavailable
 from controlplane.local import processes
 from controlplane.local.supervisor import owner
 from tests.e2e.system import Load, System, eventually, waits_for
 
 
 def recovered(system: System) -> bool:
-    try:
-        found = system.told("/v1/status")
-    except Unavailable:
-        return False
-    return bool(found["settled"] and found["replicas_ready"] == found["replicas_wanted"] and found["gateways_ready"])
+    found = system.told_if_there("/v1/status")
+    return bool(
+        found and found["settled"] and found["replicas_ready"] == found["replicas_wanted"] and found["gateways_ready"]
+    )
 
 
 def took(what: str, since: float) -> None:

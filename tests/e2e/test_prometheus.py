@@ -30,15 +30,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         made.down()
 
 
-def told(system: System, *arguments: str) -> Any:
-    """What a command tells; None where it can't: the controller may be away."""
-    done = system.ctl(*arguments, "-o", "json")
-    return done.json() if done.status == 0 else None
-
-
 def measured(system: System, *, since: float) -> dict[str, Any] | None:
     """What `/v1/top` says of the model, once that was scraped later than `since` and shows a load."""
-    now, top = time.time(), told(system, "top")
+    now, top = time.time(), system.told_if_there("/v1/top")
     for model in top["models"] if top else ():
         age_s = model["measured_s_ago"]
         if age_s is not None and now - age_s > since and model["requests_per_s"]:
@@ -83,7 +77,7 @@ def test_after_a_kill_requests_go_on_and_the_load_is_seen_again(system: System, 
         killed_at = time.time()
         eventually(lambda: {each.pid for each in system.processes(*words)} - seen, what="it is not started again")
         eventually(lambda: measured(system, since=killed_at + STEP_S), what="no fresh load afterwards")
-        eventually(lambda: (told(system, "status") or {"problems": "away"})["problems"] == {})
+        eventually(lambda: (system.told_if_there("/v1/status") or {"problems": "away"})["problems"] == {})
     assert not load.failures
     assert len(system.processes("prometheus.yml")) == 1
 

@@ -61,7 +61,7 @@ def test_it_is_slow_when_it_has_been_so_for_a_while() -> None:
 
     slowness = Slowness()
     slowness.take(reading(10 * SLOW), {A}, 0.0)
-    assert not slowness.slow(0.0)
+    assert not slowness.slow(SLOW_FOR_S), "it was judged once"
     slowness.take(reading(10, count=1), {A}, SLOW_FOR_S / 2)
     slowness.take(reading(50), {A}, SLOW_FOR_S)
     assert slowness.slow(SLOW_FOR_S) == {"r0": pytest.approx(5)}
@@ -70,3 +70,11 @@ def test_it_is_slow_when_it_has_been_so_for_a_while() -> None:
     slowness.take(reading(50), {A}, 3 * SLOW_FOR_S)
     slowness.take({"r1": {A: took(10)}}, {A}, 4 * SLOW_FOR_S)
     assert not slowness.slow(5 * SLOW_FOR_S), "it has gone"
+
+
+def test_what_was_not_judged_for_long_is_forgotten() -> None:
+    reading, slowness = {"r0": {A: took(50)}, "r1": {A: took(10)}}, Slowness()
+    for at in (0.0, SLOW_FOR_S):
+        slowness.take(reading, {A}, at)
+    assert slowness.slow(2 * SLOW_FOR_S)
+    assert not slowness.slow(2 * SLOW_FOR_S + 1)
