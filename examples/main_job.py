@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import tritonclient.grpc as triton_grpc
 
 from controlplane.core.errors import Conflict
@@ -186,6 +187,10 @@ def main() -> int:
             return show()
         finally:
             undisturbed()
+            for child in psutil.Process().children():  # a `ctl` that had just been started when the interrupt came
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+                    child.wait()
             if HOME.exists():
                 say("stopping …")
                 with contextlib.suppress(SystemExit):

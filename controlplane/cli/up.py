@@ -20,7 +20,7 @@ from controlplane.cli.arguments import dry_run_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
 from controlplane.local.home import Home
-from controlplane.local.processes import HOME_VARIABLE
+from controlplane.local.processes import HOME_VARIABLE, sweep
 from controlplane.local.supervisor import LOCK_VARIABLE, Supervisor, owned, owner
 from controlplane.local.system import System, load_system, read_system
 
@@ -201,18 +201,22 @@ def _detach(home: Home, system: System, file: Path | None, registry: str | None,
     with owned(home) as ownership:  # refuses here, where somebody reads it, if the home is in use or a setting is wrong
         place_gateway_settings(system, home)
         lock = ownership.descriptor
-        with log_file.open("ab") as output:
-            begin = output.tell()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                pass_fds=(lock,),
-                env={**os.environ, HOME_VARIABLE: str(home.root.resolve()), LOCK_VARIABLE: str(lock)},
-            )
-        ownership.hand_over(process.pid)
+        try:
+            with log_file.open("ab") as output:
+                begin = output.tell()
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                    env={**os.environ, HOME_VARIABLE: str(home.root.resolve()), LOCK_VARIABLE: str(lock)},
+                )
+            ownership.hand_over(process.pid)
+        except KeyboardInterrupt:
+            sweep(home.root)  # it may run, although its start did not return
+            raise
     deadline = time.monotonic() + timeout_s
     try:
         with log_file.open(errors="replace") as said:

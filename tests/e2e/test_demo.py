@@ -12,10 +12,27 @@ from pathlib import Path
 import pytest
 
 from controlplane.local import processes
+from controlplane.local.home import Home
+from controlplane.local.supervisor import owner
 from tests.e2e.system import ROOT
 
 HOME = ROOT / ".demo" / "home"
 DEMO = [sys.executable, "-m", "examples.demo"]
+INTERRUPTED_AT_A_START = """
+import os, runpy, signal, subprocess, sys
+
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        super().__init__(command, **options)
+        if "up" in command:
+            os.kill(os.getpid(), signal.SIGINT)
+
+subprocess.Popen = Popen
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""Runs a module, and interrupts it when it has started a process with `up` among its arguments and does not know of it
+yet."""
 
 
 @pytest.mark.parametrize(
@@ -56,9 +73,30 @@ def test_an_interrupted_demo_leaves_nothing(seen: str, whole_group: bool) -> Non
         processes.sweep(HOME)
 
 
-def assert_nothing_left() -> None:
-    assert not list(processes.of_home(HOME))
-    assert not list(Path("/dev/shm").glob(processes.shared_memory_prefix(HOME) + "*"))
+def assert_nothing_left(home: Path = HOME) -> None:
+    assert not list(processes.of_home(home))
+    assert owner(Home(home)) is None
+    assert not list(Path("/dev/shm").glob(processes.shared_memory_prefix(home) + "*"))
+
+
+@pytest.mark.parametrize("what", ["the demo", "ctl up -d"])
+def test_an_interrupt_between_a_start_and_knowing_of_it_leaves_nothing(what: str, tmp_path: Path) -> None:
+    home, module = (HOME, ["examples.demo"]) if what == "the demo" else (tmp_path, ["controlplane.cli.main", "up", "-d"])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED_AT_A_START, *module],
+            cwd=ROOT,
+            env={**os.environ, "CTL_HOME_DIR": str(home)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 130, done.stderr
+        assert "Traceback" not in done.stderr
+        assert_nothing_left(home)
+    finally:
+        processes.sweep(home)
 
 
 def test_a_second_demo_is_refused_and_what_the_first_prints_can_be_copied() -> None:

@@ -15,9 +15,11 @@ from tests.registry.entries import register
 # A process prints "ready", waits for a line, and does its part.
 COMMON = """
 import sys
+import structlog
 from controlplane.core.errors import ControlPlaneError
 from controlplane.registry import open_registry
 url, number, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # a retry is told there
 registry = open_registry(url)
 registry.epoch()
 print("ready", flush=True)
