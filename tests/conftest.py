@@ -18,7 +18,8 @@ TOGETHER = {
     "tests/gateway/": "gateway",
     "tests/registry/": "registry",
 }
-"""Folders whose tests share servers that are costly to start; elsewhere only the tests of one file do."""
+"""Folders whose tests share servers that are costly to start; elsewhere only the tests of one file do. Being the
+longest, they are given out first, and the files fill the processes to the end."""
 
 ON_VERSITYGW = ("tests/registry/", "tests/kubernetes/test_system.py", "tests/kubernetes/e2e/")
 
@@ -37,6 +38,10 @@ class Groups(LoadScopeScheduling):  # type: ignore[misc] # it has no types
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
     return Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda each: not each.nodeid.startswith(tuple(TOGETHER)))
 
 
 @pytest.hookimpl(tryfirst=True)

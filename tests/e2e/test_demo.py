@@ -81,7 +81,9 @@ def assert_nothing_left(home: Path = HOME) -> None:
 
 @pytest.mark.parametrize("what", ["the demo", "ctl up -d"])
 def test_an_interrupt_between_a_start_and_knowing_of_it_leaves_nothing(what: str, tmp_path: Path) -> None:
-    home, module = (HOME, ["examples.demo"]) if what == "the demo" else (tmp_path, ["controlplane.cli.main", "up", "-d"])
+    home, module = (
+        (HOME, ["examples.demo"]) if what == "the demo" else (tmp_path, ["controlplane.cli.main", "up", "-d"])
+    )
     try:
         done = subprocess.run(
             [sys.executable, "-c", INTERRUPTED_AT_A_START, *module],

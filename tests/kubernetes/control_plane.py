@@ -172,11 +172,15 @@ class ControlPlane:
         they wait longer before they look again, in the end for longer than a test does."""
         self.run("kube-apiserver", *self._apiserver)
         self.until("kube-apiserver", "get", "--raw=/readyz")
-        manager = self.daemons.get("kube-controller-manager")
-        if manager is not None:
-            manager.kill()
-            manager.wait(10)
-            self.run("kube-controller-manager", *self._manager)
+        if "kube-controller-manager" in self.daemons:
+            self.restart_manager()
+
+    def restart_manager(self) -> None:
+        """Have the controllers start anew, as they do everywhere when they could not renew their own Lease for long."""
+        manager = self.daemons["kube-controller-manager"]
+        manager.kill()
+        manager.wait(10)
+        self.run("kube-controller-manager", *self._manager)
 
     def stop(self) -> None:
         """Ask the API server to end, which closes what it listens on, and end it. Left alone it would wait a minute for

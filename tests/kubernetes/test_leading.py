@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from controlplane.server.leading import Busy, Timing
 from controlplane.server.leases import ADDRESS, KubernetesLease, owner_of
 from tests.kubernetes.candidates import RELEASE, Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane
+from tests.kubernetes.crowd import crowded
 from tests.waiting import until
 
 LEASE_S = Timing().lease_s
@@ -258,53 +257,21 @@ def test_a_leader_that_loses_its_permission_stops_and_says_which(
     until(lambda: first.leads or second.leads, what="nobody leads again")
 
 
-JAIL = """\
-apiVersion: flowcontrol.apiserver.k8s.io/v1
-kind: PriorityLevelConfiguration
-metadata: {{name: {namespace}}}
-spec:
-  type: Limited
-  limited: {{nominalConcurrencyShares: 0, borrowingLimitPercent: 0, limitResponse: {{type: Reject}}}}
----
-apiVersion: flowcontrol.apiserver.k8s.io/v1
-kind: FlowSchema
-metadata: {{name: {namespace}}}
-spec:
-  priorityLevelConfiguration: {{name: {namespace}}}
-  matchingPrecedence: 2
-  rules:
-    - subjects: [{{kind: ServiceAccount, serviceAccount: {{name: serving-controller, namespace: {namespace}}}}}]
-      resourceRules: [{{verbs: ["*"], apiGroups: ["*"], resources: ["*"], namespaces: ["*"], clusterScope: true}}]
-"""
-
-
 def test_an_api_server_that_has_too_much_to_do(
     api_server: ControlPlane, namespace: str, kubeconfig: Path, pair: tuple[Candidate, Candidate]
 ) -> None:
-    """It answers 429 to most of what the controllers ask, since somebody takes the little that they may have."""
     first, _ = pair
-    kept, enough = kubernetes_lease(kubeconfig, namespace), threading.Event()
+    kept, pauses = kubernetes_lease(kubeconfig, namespace), []
 
-    def ask() -> bool:
-        """Ask until it is enough; whether a pause was asked for."""
-        pauses = False
-        while not enough.is_set():
-            try:
-                kept.read()
-            except Busy as error:
-                pauses = pauses or error.retry_after_s > 0
-        return pauses
-
-    objects = JAIL.format(namespace=namespace)
-    api_server.kubectl("apply", "--filename=-", given=objects)
-    with ThreadPoolExecutor(4) as threads:
+    def ask() -> None:
         try:
-            asking = [threads.submit(ask) for _ in range(4)]
-            until(lambda: "HTTP status 429" in first.log.read_text(), timeout_s=60, what="it serves all the same")
-        finally:
-            enough.set()
-            api_server.kubectl("delete", "--filename=-", given=objects)
-        assert any(each.result() for each in asking)
+            kept.read()
+        except Busy as error:
+            pauses.append(error.retry_after_s)
+
+    with crowded(api_server, namespace, ask):
+        until(lambda: "HTTP status 429" in first.log.read_text(), timeout_s=60, what="it serves all the same")
+    assert any(each > 0 for each in pauses), "a pause was asked for"
     until(lambda: any(each.leads for each in pair), what="nobody leads")
     assert all(each.process.poll() is None for each in pair)
 
