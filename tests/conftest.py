@@ -41,7 +41,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda each: not each.nodeid.startswith(tuple(TOGETHER)))
+    first = (*TOGETHER, "tests/e2e/")
+    items.sort(key=lambda each: next((n for n, folder in enumerate(first) if each.nodeid.startswith(folder)), 9))
 
 
 @pytest.hookimpl(tryfirst=True)

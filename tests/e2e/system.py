@@ -225,8 +225,11 @@ def infer(
 
 
 class Load:
-    """Clients that ask one model, with a pause after each answer or none, and count answers by version. Wrong answers
-    are failures too. `client` makes one."""
+    """Clients that ask one model, with a pause after each answer, and count answers by version. Wrong answers are
+    failures too. `client` makes one.
+
+    The pause that is given leaves hundreds of requests a second, and the machine's cores to what is tested.
+    """
 
     def __init__(
         self,
@@ -235,7 +238,7 @@ class Load:
         *,
         clients: int = 4,
         factors: tuple[int, ...] = (2,),
-        pause_s: float = 0.0,
+        pause_s: float = 0.005,
     ) -> None:
         self.answers: Counter[str] = Counter()
         self.values: set[tuple[str, float]] = set()
@@ -251,7 +254,7 @@ class Load:
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
-        self.more(50 if not self._pause_s else 1)
+        self.more(50 if self._pause_s < 0.1 else 1)
         return self
 
     def __exit__(self, *_: object) -> None:

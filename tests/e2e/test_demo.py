@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,42 +36,71 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 yet."""
 
 
+class Demo:
+    """A demo that runs, and what it has said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.process = subprocess.Popen(
+            DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def until(self, what: str) -> None:
+        """Wait until it says something."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line)
+            if what in line:
+                return
+        raise AssertionError("".join(self.said))
+
+    def interrupted(self, *, from_the_terminal: bool) -> None:
+        """Interrupt it, or it and all that it runs as a terminal does, and see that nothing is left."""
+        if from_the_terminal:
+            os.killpg(self.process.pid, signal.SIGINT)
+        else:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.stdout is not None
+        self.said.append(self.process.stdout.read())
+        assert self.process.wait(90) == 130, "".join(self.said)
+        assert "Traceback" not in "".join(self.said), "".join(self.said)
+        assert_nothing_left()
+
+
+@pytest.fixture
+def demo() -> Iterator[Demo]:
+    demo = Demo()
+    try:
+        yield demo
+    finally:
+        demo.process.kill()
+        processes.sweep(HOME)
+
+
 @pytest.mark.parametrize(
-    ("seen", "whole_group"),
+    ("said", "from_the_terminal"),
     [
         pytest.param("a system:", True, id="as the system starts, from the terminal"),
         pytest.param("a system:", False, id="as the system starts, by kill"),
-        pytest.param("$ ctl promote magika 1", True, id="in a promotion"),
-        pytest.param("answers from version", False, id="under load"),
+        pytest.param("answers from version", False, id="under load, by kill"),
     ],
 )
-def test_an_interrupted_demo_leaves_nothing(seen: str, whole_group: bool) -> None:
-    demo = subprocess.Popen(
-        DEMO,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    said = []
-    try:
-        assert demo.stdout is not None
-        for line in demo.stdout:
-            said.append(line.decode())
-            if seen in said[-1]:
-                break
-        assert seen in said[-1], "".join(said)
-        if whole_group:
-            os.killpg(demo.pid, signal.SIGINT)
-        else:
-            demo.send_signal(signal.SIGINT)
-        said.append(demo.stdout.read().decode())
-        assert demo.wait(90) == 130, "".join(said)
-        assert "Traceback" not in "".join(said), "".join(said)
-        assert_nothing_left()
-    finally:
-        demo.kill()
-        processes.sweep(HOME)
+def test_an_interrupted_demo_leaves_nothing(demo: Demo, said: str, from_the_terminal: bool) -> None:
+    demo.until(said)
+    demo.interrupted(from_the_terminal=from_the_terminal)
+
+
+def test_an_interrupt_in_a_promotion_a_second_demo_and_what_can_be_copied(demo: Demo) -> None:
+    for said in ("models: real ones", "register: the bytes"):  # before its system is there, and after
+        demo.until(said)
+        second = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 1
+        assert f"a demo is running already: process {demo.process.pid}" in second.stderr
+    demo.until("$ ctl promote magika 1")
+    demo.interrupted(from_the_terminal=True)
+    typed = [shlex.split(line.removeprefix("$ ")) for line in demo.said if line.startswith("$ ")]
+    assert typed[0] == ["export", "CTL_HOME_DIR=.demo/home"]
+    assert ["ctl", "register", "magika", ".demo/models/magika-1.0.3", "--reason", "the newer release"] in typed
 
 
 def assert_nothing_left(home: Path = HOME) -> None:
@@ -99,31 +129,6 @@ def test_an_interrupt_between_a_start_and_knowing_of_it_leaves_nothing(what: str
         assert_nothing_left(home)
     finally:
         processes.sweep(home)
-
-
-def test_a_second_demo_is_refused_and_what_the_first_prints_can_be_copied() -> None:
-    first = subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said = []
-    try:
-        assert first.stdout is not None
-        for line in first.stdout:
-            said.append(line)
-            if "models: real ones" in line or "register: the bytes" in line:  # before its system is there, and after
-                second = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-                assert second.returncode == 1
-                assert f"a demo is running already: process {first.pid}" in second.stderr
-            if "promote:" in line:
-                break
-        assert "promote:" in said[-1], "".join(said)
-        first.send_signal(signal.SIGTERM)
-        said.append(first.stdout.read())
-        assert first.wait(90) == 130, "".join(said)
-    finally:
-        first.kill()
-        processes.sweep(HOME)
-    typed = [shlex.split(line.removeprefix("$ ")) for line in said if line.startswith("$ ")]
-    assert typed[0] == ["export", "CTL_HOME_DIR=.demo/home"]
-    assert ["ctl", "register", "magika", ".demo/models/magika-1.0.3", "--reason", "the newer release"] in typed
 
 
 def test_an_interrupt_among_the_imports_prints_no_traceback() -> None:

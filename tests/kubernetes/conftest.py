@@ -34,6 +34,6 @@ def namespace(api_server: ControlPlane) -> Iterator[str]:
     """A new namespace with its default service account, deleted afterwards, which nobody waits for."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     api_server.kubectl("create", "namespace", name)
-    api_server.until("kube-controller-manager", "get", "serviceaccount", "default", f"--namespace={name}")
+    api_server.until_there("kube-controller-manager", "serviceaccount/default", f"--namespace={name}")
     yield name
     api_server.kubectl("delete", "namespace", name, "--wait=false")

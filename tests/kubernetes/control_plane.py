@@ -112,7 +112,7 @@ class ControlPlane:
             # A node that is gone is noticed sooner than by default, which is after 50 s.
             self._manager += ["--node-monitor-grace-period=20s", "--node-monitor-period=1s"]
         self.run("kube-controller-manager", *self._manager)
-        self.until("kube-controller-manager", "get", "serviceaccount", "default")
+        self.until_there("kube-controller-manager", "serviceaccount/default")
 
     def _apiserver_options(self, etcd: str, port: int, private: Path, public: Path) -> list[str]:
         place, authority = self.place, self.authority
@@ -283,10 +283,14 @@ class ControlPlane:
                     if "address already in use" in last:
                         raise PortTaken(daemon)
                     raise AssertionError(f"{daemon} ended with {process.returncode}:\n{last}")
-            return self._kubectl("--request-timeout=5s", *arguments).returncode == 0
+            return self._kubectl("--request-timeout=6s", *arguments).returncode == 0
 
         what = f"{name}: {' '.join(arguments)} is not so after {timeout_s} s; its log is {self.log(name)}"
-        until(succeeds, timeout_s=timeout_s, every_s=0.05, what=what)
+        until(succeeds, timeout_s=timeout_s, every_s=0.1, what=what)
+
+    def until_there(self, name: str, what: str, *options: str) -> None:
+        """Wait until an object is there: kubectl watches for it."""
+        self.until(name, "wait", "--for=create", "--timeout=5s", what, *options)
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"

@@ -239,7 +239,7 @@ def test_hands_that_change_the_lease_do_not_move_it(
             "annotate", "lease", f"{RELEASE}-controller", f"--namespace={namespace}", "--overwrite", f"n={number}"
         )
     api_server.kubectl("delete", "lease", f"{RELEASE}-controller", f"--namespace={namespace}")
-    api_server.until("kube-apiserver", "get", "lease", f"{RELEASE}-controller", f"--namespace={namespace}")
+    api_server.until_there("kube-apiserver", f"lease/{RELEASE}-controller", f"--namespace={namespace}")
     assert lease(api_server, namespace)["spec"]["holderIdentity"] == holder
     assert first.leads and not second.leads
     assert len([each for each in first.events if each["event"] == "leads"]) == 1

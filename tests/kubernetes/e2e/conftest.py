@@ -75,6 +75,6 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     """A new namespace, deleted afterwards with its pods, which nobody waits for."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     cluster.api.kubectl("create", "namespace", name)
-    cluster.api.until("kube-controller-manager", "get", "serviceaccount", "default", f"--namespace={name}")
+    cluster.api.until_there("kube-controller-manager", "serviceaccount/default", f"--namespace={name}")
     yield name
     cluster.api.kubectl("delete", "namespace", name, "--wait=false")
