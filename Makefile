@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
 # Test processes side by side. Tests wait more than they compute, but a machine that is too busy makes them slow.
-WORKERS ?= 3
+WORKERS ?= 4
 
 .PHONY: help install lint test e2e-kubernetes demo bench clean
 
