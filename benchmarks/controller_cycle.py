@@ -33,7 +33,7 @@ class Simulation:
     """A controller's memory, fed by agents and a gateway that have done whatever they were told."""
 
     def __init__(self, more: int = 0) -> None:
-        shape = FleetShape(name="cpu", min_replicas=REPLICAS, max_replicas=REPLICAS + more, memory_bytes=40 << 20)
+        shape = FleetShape(name="cpu", min_replicas=REPLICAS, max_replicas=REPLICAS + more, memory_bytes=100 << 20)
         self.memory = Memory(started_at=0.0, settings=Settings(settle_s=-1), shapes={"cpu": shape})
         self.memory.fleets["cpu"] = FleetRecord(shape=shape)
         for number in range(MODELS):
@@ -42,7 +42,7 @@ class Simulation:
                 name=name,
                 backend="onnxruntime",
                 serving=Serving(min_copies=COPIES, max_copies=COPIES),
-                resources=Resources(memory_bytes=1 << 20),
+                resources=Resources(memory_bytes=(1 + number % 4) << 20),
             )
             self.memory.manifests[name] = Manifest(entry=entry, files=())
             version = Version(number=1, digest=name, created_at=datetime.now(UTC), actor="benchmark")
@@ -137,13 +137,14 @@ def main() -> int:
     simulation = Simulation()
     first_s, steady = steady_cycles(simulation)
     placements = sum(len(keys) for keys in simulation.memory.last_plan.holds.values())
+    pools = len(simulation.orders.table.pools) if simulation.orders.table else 0
     del simulation
     elastic = Simulation(more=100)
     elastic_first_s, elastic_steady = steady_cycles(elastic)
     shrunk_s = shrink_s(elastic)
     searched_s = search_s(elastic)
     memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{MODELS} models, {REPLICAS} replicas, {placements} placements")
+    print(f"{MODELS} models, {REPLICAS} replicas, {placements} placements, {pools} pools")
     print(f"{'cycle':34} {'seconds':>8} {'limit':>7} {'ratio':>6}")
     rows = [
         ("first (everything to be placed)", first_s),

@@ -14,7 +14,8 @@ from controlplane.core.limits import Limits, budget_of, limits_of
 from controlplane.core.load import Room, Scaler
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
-from controlplane.core.placement import Placement, Slot, Want, place
+from controlplane.core.placement import Placement, Slot, Want
+from controlplane.core.placing import place
 from controlplane.core.replicas import Changes, depart, resize, worth
 from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.room import Needs

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.core.names import Key, Place
-from controlplane.core.placement import Placement, Rank, Slot, Want, place
+from controlplane.core.placement import Placement, Rank, Slot, Want
+from controlplane.core.placing import place
 
 A, B, C, STEP = Key("a", 1), Key("b", 1), Key("c", 1), Key("step", 1)
 
@@ -230,3 +231,15 @@ def test_one_of_high_priority_leaves_for_no_request_while_it_is_in_use(
     result = placed([slot("r0", A)], wants)
     assert set(result.leaving) == ({Place(A, "r0")} if leaves else set())
     assert result.unplaced[B].code == ("WAITS_FOR_ROOM" if leaves else "NO_ROOM")
+
+
+def test_copies_go_where_others_are_together() -> None:
+    """A hundred models of four sizes with two copies each, on ten replicas: any two of them could be a pool."""
+    wants = [want(Key(f"m{n:03d}", 1), size=1 + n % 4, minimum=2, maximum=2) for n in range(100)]
+    result = placed([slot(f"r{n}") for n in range(10)], wants)
+    pools = {frozenset(name for name, held in result.holds.items() if each.key in held) for each in wants}
+    assert not result.unplaced
+    assert len(pools) <= 10
+    sizes = {each.key: each.size_bytes for each in wants}
+    used = [sum(sizes[key] for key in held) for held in result.holds.values()]
+    assert max(used) - min(used) <= 20, "within a tenth and the largest of them"

@@ -13,6 +13,7 @@ import pytest
 import tritonclient.grpc.aio as grpcclient
 
 from tests.e2e.system import Load, System, eventually
+from tests.waiting import until
 
 DEFINITION = """\
 fleets:
@@ -105,24 +106,64 @@ def test_a_size_set_by_hand_comes_before_the_load(system: System) -> None:
     eventually(lambda: not system.replicas(), 120, "none again")
 
 
+def stopping(system: System) -> set[str]:
+    return {name for name, each in system.replicas().items() if each["stopping"]}
+
+
+def kill(system: System, *words: str) -> bool:
+    """Whether there was one to kill."""
+    try:
+        system.kill(*words)
+    except ValueError:
+        return False
+    return True
+
+
+def kill_as_it_grows_and_shrinks(system: System, victim: str, growing: str = "") -> Load:
+    """Kill a process when a second replica has been ordered, and another of its kind when one is on its way out: of the
+    replica `growing`, or of that one, if each replica has one. Returns the load of all that time."""
+    each_has_one = victim in ("controlplane.agent", "tritonserver")
+    assert system.ask("slow") == (6.0, "1")  # what is held dies with the gateway: the load begins when nothing is
+    with Load(system.client, "slow", clients=1, pause_s=0.1) as few:
+        with Load(system.client, "slow", clients=16) as many:
+            eventually(lambda: len(system.replicas()) > 1, 120, "it has begun to grow")
+            until(lambda: kill(system, victim, growing), what="it does not run")
+            eventually(lambda: system.ctl("status").status == 0, 60, "the controller answers")
+            eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas all the same")
+            failed = len(many.failures)
+            many.more(100)
+            assert len(many.failures) == failed
+        until(
+            lambda: any(kill(system, victim, each if each_has_one else "") for each in stopping(system)),
+            timeout_s=120,
+            every_s=0.05,
+            what="it has not begun to shrink, or too quickly",
+        )
+        eventually(lambda: system.ctl("status").status == 0, 60, "the controller answers")
+        eventually(lambda: len(system.replicas()) == 1, 120, "one that serves is left")
+        failed = len(few.failures)
+        few.more(10)
+        assert len(few.failures) == failed
+    few.failures.extend(many.failures)
+    return few
+
+
 @pytest.mark.parametrize(
-    "victim",
+    ("victim", "growing"),
     [
-        pytest.param("controlplane.server", id="the controller"),
-        pytest.param("-m gateway", id="the gateway's Python part"),
-        pytest.param("controlplane.agent", id="an agent"),
+        pytest.param("controlplane.server", "", id="the controller"),
+        pytest.param("-m gateway", "", id="the gateway's Python part"),
+        pytest.param("controlplane.agent", "", id="an agent"),
+        pytest.param("tritonserver", "cpu-1", id="a server that starts, or ends"),
     ],
 )
-def test_what_is_killed_in_the_middle_of_scaling_fails_no_request(system: System, victim: str) -> None:
-    assert system.ask("slow") == (6.0, "1")  # what is held dies with the gateway: the load begins when nothing is
-    with Load(system.client, "slow", clients=16) as load:
-        eventually(lambda: len(system.replicas()) > 1, 120, "it has begun to grow")
-        system.kill(victim)
-        eventually(lambda: system.ctl("status").status == 0, 60, "the controller answers")
-        eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas all the same")
-        load.more(100)
-    assert not load.failures
-    eventually(lambda: len(ready(system)) <= 1, 120, "and it shrinks again")
+def test_what_is_killed_in_the_middle_of_scaling_fails_no_request(system: System, victim: str, growing: str) -> None:
+    assert not kill_as_it_grows_and_shrinks(system, victim, growing).failures
+
+
+def test_envoy_is_killed_in_the_middle_of_scaling(system: System) -> None:
+    failures = kill_as_it_grows_and_shrinks(system, "envoy").failures
+    print(f"failed requests while Envoy was away, twice: {len(failures)}")
 
 
 def test_a_start_that_always_fails_is_told_and_comes_right_when_its_cause_is_gone(tmp_path: Path) -> None:
