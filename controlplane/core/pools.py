@@ -1,4 +1,4 @@
-"""Which sets of replicas hold some version together. Each is a pool, and costs every gateway memory and health checks."""
+"""Which sets of replicas hold some version together: each is a pool, and costs every gateway memory and checks."""
 
 from __future__ import annotations
 
