@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from controlplane.core.actions import Action, FinishRollout, RecordFleet
+from controlplane.core.actions import Action, FinishRollout
 from controlplane.core.census import Census
 from controlplane.core.fitness import unfit
 from controlplane.core.fleets import quarantine_of
@@ -16,6 +16,7 @@ from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
 from controlplane.core.placement import Placement, Slot, Want
 from controlplane.core.placing import place
+from controlplane.core.records import records
 from controlplane.core.replicas import Changes, depart, resize, worth
 from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.room import Needs
@@ -23,10 +24,8 @@ from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling import Decision, decide, is_quiet
 from controlplane.core.snapshot import ReplicaView, Snapshot
+from controlplane.core.unserved import unserved
 from controlplane.core.wants import apart, serving_of, wants_of
-
-MEASURE_AGAIN = 0.25
-"""By how much (as a share) what was measured must differ from what is on record to be written down anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +105,9 @@ class _Planner:
             draining=departures.draining,
             gone=departures.unrouted,
             lost=census.lost,
-            reasons=self._unserved_reasons(placements),
+            reasons=self._unserved(placements),
         )
-        self._record_fleets()
+        self.actions += records(self.snapshot, census)
         return Plan(
             holds=holds,
             stop=departures.stop,
@@ -419,74 +418,15 @@ class _Planner:
             room_is_made=unplaced is not None and unplaced.code == "WAITS_FOR_ROOM",
         )
 
-    def _unserved_reasons(self, placements: Mapping[str, Placement]) -> dict[Key, Reason]:
-        """Why versions that may be asked for are not served: shown by `explain`, and to whoever asks for them."""
-        why: dict[Key, Reason] = dict(self.census.blocked)
-        for placement in placements.values():
-            why.update(placement.unplaced)
-        for name, record in self.snapshot.fleets.items():
-            for each in record.quarantines:
-                key = Key(each.model, each.version)
-                why.setdefault(
-                    key, Reason(code="QUARANTINED", text=f"{key} is quarantined on fleet {name}: {each.reason}")
-                )
-        for key, replicas in self.census.copies.items():
-            if self.census.ready.get(key):
-                continue
-            for replica in replicas:
-                copy = replica.copies[key]
-                doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}"
-                if copy.state == "failed":
-                    why[key] = Reason(code="LOAD_FAILED", text=f"{key} failed on {replica.name}: {copy.reason}")
-                else:
-                    why.setdefault(key, Reason(code="LOADING", text=f"{key} on {replica.name}: {doing}"))
+    def _unserved(self, placements: Mapping[str, Placement]) -> Mapping[Key, Reason]:
+        """Why versions are not served: shown by `explain`, and to whoever asks for them."""
+        why = unserved(self.snapshot, self.census, placements)
         for key, reason in why.items():
             if reason not in self.reasons[f"version/{key}"]:
                 self.reasons[f"version/{key}"].append(reason)
         return why
 
-    # What the registry shall remember of a fleet.
-
-    def _record_fleets(self) -> None:
-        for name, record in self.snapshot.fleets.items():
-            capabilities = record.capabilities
-            measured: dict[str, int] = {}
-            for replica in self.census.by_fleet.get(name, ()):
-                if replica.report is None:
-                    continue
-                if replica.report.server == "ready" and replica.report.capabilities is not None:
-                    capabilities = replica.report.capabilities
-                for copy in replica.copies.values():
-                    if copy.state == "ready" and copy.memory_bytes and not record.shape.gpus:
-                        # The least of all: what else went on during a load can only have made it look larger.
-                        known = measured.get(copy.digest, record.shape.memory_bytes)
-                        measured[copy.digest] = min(known, copy.memory_bytes)
-            news = {
-                digest: size
-                for digest, size in measured.items()
-                if _has_changed(size, record.measured_bytes.get(digest, 0))
-            }
-            load = self.snapshot.loads.get(name)
-            costs = {
-                digest: cost
-                for digest, cost in (load.costs if load is not None else {}).items()
-                if digest not in record.costs or _has_changed(cost.of(1), record.costs[digest].of(1))
-            }
-            start_s = load.start_s if load is not None and load.started else None
-            if start_s is not None and not _has_changed(start_s, record.start_s or 0.0):
-                start_s = None
-            if capabilities != record.capabilities or news or costs or start_s is not None:
-                self.actions.append(
-                    RecordFleet(
-                        fleet=name, capabilities=capabilities, measured_bytes=news, costs=costs, start_s=start_s
-                    )
-                )
-
 
 def _held(replica: ReplicaView) -> Collection[Key]:
     """What it holds, as far as is known: what was ordered, or what it reports where nothing was."""
     return replica.copies if replica.ordered is None else replica.ordered
-
-
-def _has_changed(measured: float, recorded: float) -> bool:
-    return abs(measured - recorded) > MEASURE_AGAIN * measured

@@ -1,0 +1,62 @@
+"""What the registry shall remember of fleets: what their servers can do, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from controlplane.core.actions import RecordFleet
+from controlplane.core.census import Census
+from controlplane.core.load import Load
+from controlplane.core.models import Cost, FleetRecord
+from controlplane.core.snapshot import ReplicaView, Snapshot
+
+MEASURE_AGAIN = 0.25
+"""By how much (as a share) what was measured must differ from what is on record to be written down anew."""
+
+
+def records(snapshot: Snapshot, census: Census) -> Iterator[RecordFleet]:
+    """What is to be written down, of each fleet of which something is new."""
+    for name, record in snapshot.fleets.items():
+        up = [each for each in census.by_fleet.get(name, ()) if each.report is not None]
+        load = snapshot.loads.get(name)
+        said = [
+            each.report.capabilities
+            for each in up
+            if each.report is not None and each.report.server == "ready" and each.report.capabilities is not None
+        ]
+        capabilities = said[-1] if said else record.capabilities
+        sizes, costs, start_s = _sizes(record, up), _costs(record, load), _start_s(record, load)
+        if capabilities != record.capabilities or sizes or costs or start_s is not None:
+            yield RecordFleet(fleet=name, capabilities=capabilities, measured_bytes=sizes, costs=costs, start_s=start_s)
+
+
+def _sizes(record: FleetRecord, replicas: list[ReplicaView]) -> Mapping[str, int]:
+    if record.shape.gpus:
+        return {}
+    measured: dict[str, int] = {}
+    for copy in (copy for each in replicas for copy in each.copies.values()):
+        if copy.state == "ready" and copy.memory_bytes:
+            # The least of all: what else went on during a load can only have made it look larger.
+            known = measured.get(copy.digest, record.shape.memory_bytes)
+            measured[copy.digest] = min(known, copy.memory_bytes)
+    return {
+        digest: size for digest, size in measured.items() if _has_changed(size, record.measured_bytes.get(digest, 0))
+    }
+
+
+def _costs(record: FleetRecord, load: Load | None) -> Mapping[str, Cost]:
+    return {
+        digest: cost
+        for digest, cost in (load.costs if load is not None else {}).items()
+        if digest not in record.costs or _has_changed(cost.of(1), record.costs[digest].of(1))
+    }
+
+
+def _start_s(record: FleetRecord, load: Load | None) -> float | None:
+    if load is None or not load.started or not _has_changed(load.start_s, record.start_s or 0.0):
+        return None
+    return load.start_s
+
+
+def _has_changed(measured: float, recorded: float) -> bool:
+    return abs(measured - recorded) > MEASURE_AGAIN * measured
