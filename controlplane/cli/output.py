@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -156,14 +155,3 @@ def size(size_bytes: float | None) -> str | None:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:.1f} TiB"
-
-
-def age(at: datetime | None, now: datetime | None = None) -> str | None:
-    """How long ago, for people."""
-    if at is None:
-        return None
-    seconds = max(0.0, ((now or datetime.now(UTC)) - at).total_seconds())
-    for unit, length_s in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.0f}{unit}"
-    return f"{seconds:.0f}s"

@@ -8,21 +8,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from controlplane.core.entry import Entry, is_name
 from controlplane.core.errors import ControlPlaneError, InvalidEntry, InvalidInput
-from controlplane.entry.document import Document, read_document
+from controlplane.entry.document import Document
 from controlplane.entry.problems import problem_of
 from controlplane.entry.wording import as_fill, normal
 
 _ENTRIES = TypeAdapter(Entry)
 
 NAME_RULE = "use letters, digits, `_`, `-` and `.`, starting with a letter or digit, 128 at most, without `..` or `/`"
-
-
-def parse_entry(text: str | bytes, source: str = "model.yaml") -> Entry:
-    """The complete entry that YAML or JSON text holds.
-
-    Raises InvalidInput for broken text, InvalidEntry with all findings.
-    """
-    return to_entry(read_document(text, source))
 
 
 def to_entry(document: Document) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -177,8 +177,3 @@ def load_system(home: Home) -> System | None:
         return TypeAdapter(System).validate_json(home.system_file.read_bytes())
     except FileNotFoundError:
         return None
-
-
-def with_gateway(system: System, **settings: Any) -> System:
-    """The same system with some of the gateway's settings replaced."""
-    return replace(system, gateway={**system.gateway, **settings})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from controlplane.core.entry import Entry, Resources, Tensor
 from controlplane.core.errors import ControlPlaneError, InvalidEntry, InvalidInput
 from controlplane.entry.document import MAX_BYTES, read_document
-from controlplane.entry.parse import parse_entry, to_data
+from controlplane.entry.parse import to_data, to_entry
 from controlplane.entry.schema import schema, schema_text
 from controlplane.entry.wording import size_bytes
 
@@ -28,6 +28,10 @@ outputs: [{name: y, data_type: TYPE_STRING, dims: [-1]}]
 """
 X = Tensor(name="x", data_type="FP32", dims=(4,))
 Y = Tensor(name="y", data_type="BYTES", dims=(-1,))
+
+
+def parse_entry(text: str) -> Entry:
+    return to_entry(read_document(text, "model.yaml"))
 
 
 def test_a_small_entry() -> None:
