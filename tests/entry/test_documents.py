@@ -30,7 +30,7 @@ X = Tensor(name="x", data_type="FP32", dims=(4,))
 Y = Tensor(name="y", data_type="BYTES", dims=(-1,))
 
 
-def parse_entry(text: str) -> Entry:
+def parse_entry(text: str | bytes) -> Entry:
     return to_entry(read_document(text, "model.yaml"))
 
 
