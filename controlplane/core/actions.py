@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from controlplane.core.models import Capabilities, Cost
+from controlplane.core.models import Capabilities, Cost, History
 from controlplane.core.names import Key
 
 
@@ -35,13 +35,14 @@ class QuarantineVersion:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFleet:
     """Publish what a fleet's servers can do and what was measured there: the memory that copies take (bytes) and what
-    executions cost, by digest, and how long a start takes (None: nothing new)."""
+    executions cost, by digest, how long a start takes, and what was needed (None: nothing new)."""
 
     fleet: str
     capabilities: Capabilities | None
     measured_bytes: Mapping[str, int] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
     start_s: float | None = None
+    history: History | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from controlplane.core.analogs import likely_need
 from controlplane.core.load import ANALOGS, Contest, Judged, Load
+from controlplane.core.models import History
 
 NONE = "none"
 PRIOR = 1.0
@@ -29,6 +30,13 @@ MARGIN = 0.9
 """Moments like this one are believed unless another forecast would have cost so much less."""
 TINY = 1e-3
 """Less than this is no capacity."""
+
+
+def contest_of(history: History | None) -> Contest:
+    """Where a controller goes on that knows what one before it has found."""
+    if history is None or not history.believed:
+        return Contest()
+    return Contest(believed=history.believed, moved=history.moved)
 
 
 def unforeseen(demand: float) -> float:
@@ -58,6 +66,8 @@ def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float)
         contest = replace(contest, open=(*contest.open, (load.at, said)))
     if load.at - contest.compared_at < AGAIN_S:
         return contest
+    if len(contest.judged) < ENOUGH:
+        return replace(contest, compared_at=load.at)  # what was believed to begin with stays
     believed = _best(contest, share)
     # Moments like this one were asked for the share already; what it lacks is corrected by what is measured.
     moved = 0.0 if believed == ANALOGS else _lack(contest.judged, believed, share)

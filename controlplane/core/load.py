@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controlplane.core.analogs import Features, Moment
-from controlplane.core.models import Cost
+from controlplane.core.models import Cost, History
 from controlplane.core.names import Key, Reason
 
 ANALOGS = "analogs"
@@ -26,9 +26,10 @@ class Load:
     a start was seen). `slack_s`: how long a request may wait. `moments` and `features`: the past and the present (see
     `analogs`); `steady`: how many replicas would have been enough for all of the past (None: it is too short to tell);
     `sequel`: the newest moment whose sequel is known; `seasons`: what was needed at this time of other days, by the
-    season's name. `costs` of executions are by version digest. By version: `copies`, how many its own load has lately
-    kept busy at most, and `use`, how often it is asked (see `popularity`). `slow`: replicas that have computed slower
-    than the others for a while, and how many times as long they take.
+    season's name; `history`: what was needed so far, for the fleet's record. `costs` of executions are by version
+    digest. By version: `copies`, how many its own load has lately kept busy at most, and `use`, how often it is asked
+    (see `popularity`). `slow`: replicas that have computed slower than the others for a while, and how many times as
+    long they take.
     """
 
     at: float
@@ -49,6 +50,7 @@ class Load:
     steady: float | None = None
     sequel: Moment | None = None
     seasons: Mapping[str, float] = field(default_factory=dict)
+    history: History | None = None
     costs: Mapping[str, Cost] = field(default_factory=dict)
     copies: Mapping[Key, float] = field(default_factory=dict)
     use: Mapping[Key, float] = field(default_factory=dict)

@@ -222,11 +222,30 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What a fleet needed: the most replicas in each slot of five minutes (counted since 1970), from the slot `first`
+    on, None where that is not known, a week at most. `believed`: which forecast has served best, `moved` by how many
+    replicas (empty: nobody knows).
+    """
+
+    first: int
+    most: tuple[float | None, ...]
+    believed: str = ""
+    moved: float = 0.0
+
+    @property
+    def last(self) -> int:
+        """The last slot of which something is known."""
+        return self.first + len(self.most) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetRecord:
     """A fleet as the registry knows it.
 
     By version digest: `measured_bytes`, the memory that one loaded copy took, and `costs`, what executions take.
-    `start_s`: from a replica's start to its first ready model, without what it waited for something to load.
+    `start_s`: from a replica's start to its first ready model, without what it waited for something to load. `history`:
+    what its load needed, for forecasts.
     """
 
     shape: FleetShape
@@ -235,4 +254,5 @@ class FleetRecord:
     measured_bytes: Mapping[str, int] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
     start_s: float | None = None
+    history: History | None = None
     manual: ManualScale | None = None

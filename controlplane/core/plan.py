@@ -10,6 +10,7 @@ from controlplane.core.actions import Action, FinishRollout
 from controlplane.core.census import Census
 from controlplane.core.fitness import unfit
 from controlplane.core.fleets import quarantine_of
+from controlplane.core.forecasts import contest_of
 from controlplane.core.limits import Limits, budget_of, limits_of
 from controlplane.core.load import Room, Scaler
 from controlplane.core.models import Model
@@ -107,7 +108,7 @@ class _Planner:
             lost=census.lost,
             reasons=self._unserved(placements),
         )
-        self.actions += records(self.snapshot, census)
+        self.actions += records(self.snapshot, census, self.scalers)
         return Plan(
             holds=holds,
             stop=departures.stop,
@@ -125,7 +126,9 @@ class _Planner:
 
     def _resize(self, fleet: str, wants: list[Want], *, needed: bool) -> Changes:
         snapshot, record, replicas = self.snapshot, self.snapshot.fleets[fleet], self.census.by_fleet.get(fleet, ())
-        load, scaler = snapshot.loads.get(fleet), snapshot.scalers.get(fleet, Scaler())
+        load, scaler = snapshot.loads.get(fleet), snapshot.scalers.get(fleet)
+        if scaler is None:
+            scaler = Scaler(contest=contest_of(record.history))
         staying = [each for each in replicas if each.name not in snapshot.stopping]
         if scaler.replacing is None or scaler.replacing[0] not in {each.name for each in staying}:
             found = unfit(staying, record.shape, load, replaced_at=scaler.replaced_at, now=self.now)

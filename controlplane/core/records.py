@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from controlplane.core.actions import RecordFleet
 from controlplane.core.census import Census
-from controlplane.core.load import Load
-from controlplane.core.models import Cost, FleetRecord
+from controlplane.core.load import Load, Scaler
+from controlplane.core.models import Cost, FleetRecord, History
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
 MEASURE_AGAIN = 0.25
 """By how much (as a share) what was measured must differ from what is on record to be written down anew."""
 
+REMEMBER_SLOTS = 6
+"""What was needed is written down when so many slots are new: twice an hour."""
 
-def records(snapshot: Snapshot, census: Census) -> Iterator[RecordFleet]:
-    """What is to be written down, of each fleet of which something is new."""
+
+def records(snapshot: Snapshot, census: Census, scalers: Mapping[str, Scaler]) -> Iterator[RecordFleet]:
+    """What is to be written down, of each fleet of which something is new. `scalers` are those of this plan."""
     for name, record in snapshot.fleets.items():
         up = [each for each in census.by_fleet.get(name, ()) if each.report is not None]
         load = snapshot.loads.get(name)
@@ -25,9 +29,16 @@ def records(snapshot: Snapshot, census: Census) -> Iterator[RecordFleet]:
             if each.report is not None and each.report.server == "ready" and each.report.capabilities is not None
         ]
         capabilities = said[-1] if said else record.capabilities
-        sizes, costs, start_s = _sizes(record, up), _costs(record, load), _start_s(record, load)
-        if capabilities != record.capabilities or sizes or costs or start_s is not None:
-            yield RecordFleet(fleet=name, capabilities=capabilities, measured_bytes=sizes, costs=costs, start_s=start_s)
+        found = RecordFleet(
+            fleet=name,
+            capabilities=capabilities,
+            measured_bytes=_sizes(record, up),
+            costs=_costs(record, load),
+            start_s=_start_s(record, load),
+            history=_history(record, load, scalers.get(name)),
+        )
+        if found != RecordFleet(fleet=name, capabilities=record.capabilities):
+            yield found
 
 
 def _sizes(record: FleetRecord, replicas: list[ReplicaView]) -> Mapping[str, int]:
@@ -56,6 +67,15 @@ def _start_s(record: FleetRecord, load: Load | None) -> float | None:
     if load is None or not load.started or not _has_changed(load.start_s, record.start_s or 0.0):
         return None
     return load.start_s
+
+
+def _history(record: FleetRecord, load: Load | None, scaler: Scaler | None) -> History | None:
+    if load is None or load.history is None or scaler is None:
+        return None
+    if record.history is not None and load.history.last - record.history.last < REMEMBER_SLOTS:
+        return None
+    # Before enough was judged here, it is what a controller before this one believed.
+    return replace(load.history, believed=scaler.contest.believed, moved=round(scaler.contest.moved, 3))
 
 
 def _has_changed(measured: float, recorded: float) -> bool:

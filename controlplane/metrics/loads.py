@@ -45,6 +45,8 @@ class LoadMeter:
     """Whether something is asked whose cost is not known yet: batch statistics would tell."""
     _past: Past | None = None
     _seasons: Seasons = field(default_factory=Seasons)
+    _has_learned: bool = False
+    """Whether it knows what a controller before this one has written down."""
     _popularity: Popularity = field(default_factory=Popularity)
     _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
@@ -122,6 +124,9 @@ class LoadMeter:
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
+        if record.history is not None and not self._has_learned:
+            self._seasons.learn(record.history)
+            self._has_learned = True
         past = self._remember(demand, start_s, slack_s, goal.share, now)
         self._remember_models(each, asked, manifests)
         self._compare(manifests, now)
@@ -146,6 +151,7 @@ class LoadMeter:
             steady=past.steady(),
             sequel=past.moments[-1] if past.moments else None,
             seasons=self._seasons.likely(now, start_s),
+            history=self._seasons.history(),
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),

@@ -219,4 +219,5 @@ def _with_news(record: FleetRecord, action: RecordFleet, known: Collection[str])
         measured_bytes={**kept, **action.measured_bytes},
         costs={**costs, **action.costs},
         start_s=action.start_s if action.start_s is not None else record.start_s,
+        history=action.history or record.history,
     )

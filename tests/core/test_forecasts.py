@@ -7,16 +7,17 @@ from collections.abc import Mapping
 import pytest
 
 from controlplane.core.analogs import Moment
-from controlplane.core.forecasts import ENOUGH, EVERY_S, KEPT, NONE, forecasts, judge
+from controlplane.core.forecasts import ENOUGH, EVERY_S, KEPT, NONE, contest_of, forecasts, judge
 from controlplane.core.load import ANALOGS, Contest, Load
+from controlplane.core.models import History
 from controlplane.core.seasons import DAY, SLOT_S, WEEK, Seasons
 
 DAY_S = DAY * SLOT_S
 
 
-def said_and_needed(steps: int, said: Mapping[str, float], *needs: float) -> Contest:
-    """A contest after so many notes of the same forecasts, while `needs` came after them in turn."""
-    contest = Contest()
+def said_and_needed(steps: int, said: Mapping[str, float], *needs: float, contest: Contest | None = None) -> Contest:
+    """A contest after so many more notes of the same forecasts, while `needs` came after them in turn."""
+    contest = contest or Contest()
     for step in range(steps):
         at = 1e9 + step * EVERY_S
         needed = Moment((0.0, 0.0, 0.0), need=needs[step % len(needs)], weight=1.0, at=at - EVERY_S)
@@ -75,3 +76,38 @@ def test_seasons_tell_the_most_of_the_same_time_of_other_days() -> None:
     assert seasons.likely(now - 600, 660.0) == {"yesterday": 18.0, "a week ago": 12.0}
     assert seasons.likely(now + DAY_S, 60.0) == {"a week ago": 13.0}, "of a day that is not known nothing is said"
     assert len(seasons._most) <= WEEK + 2
+
+
+def test_a_new_controller_knows_what_was_needed_and_what_was_believed() -> None:
+    first, second = Seasons(), Seasons()
+    for slot in (*range(10), *range(12, 20)):
+        first.add(slot * SLOT_S, float(slot))
+    told = first.history()
+    assert told == History(first=0, most=(*map(float, range(10)), None, None, *map(float, range(12, 19))))
+    assert told.last == 18, "the slot that goes on may need more yet"
+    second.add(19 * SLOT_S, 1.0)
+    second.learn(told)
+    now = DAY_S + 9.5 * SLOT_S
+    assert second.likely(now, 60.0) == {"yesterday": 9.0}
+    assert second.likely(now + SLOT_S, 60.0) == {}, "nobody has measured then"
+    assert second.likely(DAY_S + 19 * SLOT_S, 60.0) == {"yesterday": 1.0}
+    assert Seasons().history() is None
+
+
+def test_a_week_is_written_down_and_no_more() -> None:
+    seasons = Seasons()
+    for slot in range(2 * WEEK):
+        seasons.add(slot * SLOT_S, 1.23456)
+    told = seasons.history()
+    assert told is not None
+    assert told.last == 2 * WEEK - 2
+    assert len(told.most) == WEEK and set(told.most) == {1.235}
+
+
+def test_what_was_believed_stays_until_enough_was_judged() -> None:
+    before = contest_of(History(first=0, most=(), believed="yesterday", moved=0.5))
+    said = {NONE: 3.0, ANALOGS: 3.0, "yesterday": 3.0}
+    young = said_and_needed(ENOUGH - 40, said, 2.0, 3.0, contest=before)
+    assert (young.believed, young.moved) == ("yesterday", 0.5)
+    assert said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before).believed == ANALOGS
+    assert contest_of(History(first=0, most=())).believed == ANALOGS

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controlplane.core.capacity import MOST_USED, Executions
-from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, Manifest
+from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, History, Manifest
 from controlplane.core.names import Key
 from controlplane.metrics.batches import BatchMeter, parse_batches, since
 from controlplane.metrics.counters import Counters
@@ -185,3 +185,18 @@ def test_replicas_that_compute_slower_than_others_are_told() -> None:
         load = measure(meter, a=interval(read, at=now), b=interval(read, at=now), now=now)
         assert ("b" in load.slow) == (turn >= 3), "for half a minute"
     assert load.slow == {"b": pytest.approx(5)}
+
+
+def test_what_a_controller_before_has_written_down_is_known_and_written_on() -> None:
+    slot = int(NOW // 300)
+    meter, yesterday = LoadMeter(step_s=2.0), History(first=slot - 288, most=(3.0, 4.0))
+    load = measure(meter)
+    assert load.seasons == {} and load.history is None
+    load = measure(meter, record=replace(RECORD, history=yesterday))
+    assert load.seasons["yesterday"] == 3.0
+    for step in range(1, 400):  # more than two slots, and a start ahead
+        load = measure(meter, record=replace(RECORD, history=yesterday), now=NOW + 2 * step)
+    assert load.history.first == slot - 288
+    assert load.history.most[:2] == (3.0, 4.0)
+    assert set(load.history.most[2:288]) == {None}
+    assert load.history.last > slot and load.history.most[288:] == (0.0,) * (load.history.last - slot + 1)

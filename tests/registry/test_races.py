@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 from controlplane.core.errors import STATUS, Conflict
-from controlplane.core.models import Capabilities, FleetRecord, FleetShape
+from controlplane.core.models import Capabilities, FleetRecord, FleetShape, History
 from controlplane.registry import Registry
 from tests.registry.entries import register
+
+HISTORY = History(first=7, most=(None, 2.5), believed="yesterday", moved=-0.5)
 
 # A process prints "ready", waits for a line, and does its part.
 COMMON = """
@@ -114,9 +116,10 @@ def work(registry, number, folder):
 def test_no_change_of_a_record_is_lost(registry: Registry, url: str, tmp_path: Path) -> None:
     shape = FleetShape(name="f")
     capabilities = Capabilities(server_version="2.51.0", backends=("python",))
-    registry.update_fleet("f", lambda _: FleetRecord(shape=shape, capabilities=capabilities))
+    registry.update_fleet("f", lambda _: FleetRecord(shape=shape, capabilities=capabilities, history=HISTORY))
     race(url, tmp_path, FLEET, 4)
     record = registry.fleet("f")
+    assert record.history == HISTORY
     assert record.measured_bytes == {f"{number}-{turn}": number for number in range(4) for turn in range(10)}
     assert record.capabilities == capabilities
 
