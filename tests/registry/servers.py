@@ -109,8 +109,9 @@ def moto() -> Iterator[S3Server]:
 def versitygw(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """Versitygw over a plain folder."""
     folder.mkdir()
+    ends_with_this_one = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
     process = subprocess.Popen(
-        [versitygw_program(), "--port", f"{host}:0", "--quiet", "posix", str(folder)],
+        [*ends_with_this_one, versitygw_program(), "--port", f"{host}:0", "--quiet", "posix", str(folder)],
         env={**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
