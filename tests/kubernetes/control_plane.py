@@ -198,7 +198,7 @@ class ControlPlane:
 
     def pause(self) -> None:
         """Have it answer nothing, with its connections open."""
-        self.daemons["kube-apiserver"].send_signal(signal.SIGSTOP)
+        freeze(self.daemons["kube-apiserver"])
 
     def go_on(self) -> None:
         self.daemons["kube-apiserver"].send_signal(signal.SIGCONT)
@@ -320,6 +320,20 @@ def running(made: Made) -> Iterator[Made]:
             yield made
         finally:
             made.end()
+
+
+def freeze(daemon: subprocess.Popen[bytes]) -> None:
+    """Stop a process; returns when none of its threads runs. On a busy machine one may go on for a moment."""
+    daemon.send_signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{daemon.pid}/task")
+
+    def are_stopped() -> bool:
+        try:
+            return {(each / "stat").read_text().rpartition(") ")[2][0] for each in threads.iterdir()} == {"T"}
+        except FileNotFoundError:  # one that has just ended
+            return False
+
+    until(are_stopped)
 
 
 @contextlib.contextmanager

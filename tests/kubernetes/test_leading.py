@@ -17,7 +17,7 @@ from controlplane.fleet.cluster import configured
 from controlplane.server.leading import Busy, Timing
 from controlplane.server.leases import ADDRESS, KubernetesLease, owner_of
 from tests.kubernetes.candidates import RELEASE, Candidate, permissions
-from tests.kubernetes.control_plane import ControlPlane
+from tests.kubernetes.control_plane import ControlPlane, freeze
 from tests.kubernetes.crowd import crowded
 from tests.waiting import until
 
@@ -185,7 +185,7 @@ def test_without_an_api_server_nobody_leads_and_somebody_does_when_it_is_back(
     before = first.last("serves") or {}
     away_at = time.monotonic()
     if fault == "store":  # what is asked takes too long, and ends with 500
-        api_server.daemons["etcd"].send_signal(signal.SIGSTOP)
+        freeze(api_server.daemons["etcd"])
     else:
         getattr(api_server, fault)()
     try:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controlplane.core.errors import Conflict, ControlPlaneError, NotLeader, Unauthenticated, Unavailable
@@ -60,10 +60,11 @@ def test_only_signs_of_life_count() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 4.0), st.booleans()), max_size=60), st.floats(0.0, 2.0))
+@example([(4.0, True), (2.0, False), (4.0, False)], 0.0)
 def test_a_holder_has_stopped_before_anybody_else_may_begin(looks: list[tuple[float, bool]], delay_s: float) -> None:
     """The holder renews at some of a candidate's looks; its renewals are seen late. Then it renews no more."""
     timing, sight, now, renewed_at, mark = Timing(), Sight("me", 10.0), 0.0, 0.0, 0
-    sight.look(held(), at=now + delay_s)
+    sight.look(held(mark=str(mark)), at=now + delay_s)
     for pause_s, renews in looks:
         now += pause_s
         if renews:

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from tests.e2e.system import Load
+from tests.kubernetes.control_plane import freeze
 from tests.kubernetes.crowd import crowded
 from tests.kubernetes.e2e.release import CHART, LONG_S, RELEASE, Installed, installed, model
 from tests.waiting import until
@@ -141,7 +142,7 @@ def faulty(installed: Installed, fault: str) -> Iterator[None]:
                 api.restart_manager()
                 api.go_on()
         case "its store is away":  # what is asked takes too long, and ends with 500
-            api.daemons["etcd"].send_signal(signal.SIGSTOP)
+            freeze(api.daemons["etcd"])
             try:
                 yield
             finally:
