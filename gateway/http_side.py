@@ -7,7 +7,7 @@ import contextlib
 import re
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,8 +81,7 @@ class HttpSide:
             if body:  # in a thread: unpacking a large body takes long
                 limit = self._settings.max_request_bytes
                 mark = await asyncio.to_thread(sequence_mark, request.headers, body, found["rest"] or "", limit)
-            destination = await self._while_connected(request, found["model"], found["version"] or "", mark, len(body))
-            return await self._forward(request, body, found["rest"] or "", destination)
+            return await _while_connected(request, self._answer(request, found, body, mark))
         except TooLarge as error:
             return _error(413, str(error))
         except Overloaded as error:
@@ -99,21 +98,10 @@ class HttpSide:
             parts.append(part)
         return b"".join(parts)
 
-    async def _while_connected(
-        self, request: Request, model: str, wish: str, mark: SequenceMark, size_bytes: int
-    ) -> Destination:
-        """The destination; a client that goes away meanwhile ends the wait."""
-        wait = asyncio.ensure_future(self._forwarding.destination(model, wish, mark=mark, size_bytes=size_bytes))
-        gone = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait((wait, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not wait.done():
-                raise InvalidInput("the client has gone away")
-            return wait.result()
-        finally:
-            for task in (wait, gone):
-                task.cancel()
-            await asyncio.gather(wait, gone, return_exceptions=True)
+    async def _answer(self, request: Request, found: re.Match[str], body: bytes, mark: SequenceMark) -> Response:
+        model, wish, rest = found["model"], found["version"] or "", found["rest"] or ""
+        destination = await self._forwarding.destination(model, wish, mark=mark, size_bytes=len(body))
+        return await self._forward(request, body, rest, destination)
 
     async def _forward(self, request: Request, body: bytes, rest: str, destination: Destination) -> Response:
         tried: list[str] = []
@@ -206,6 +194,20 @@ def _unpacked(body: bytes, limit_bytes: int) -> bytes:
     if not unpacking.eof:
         raise InvalidInput("the request can't be unpacked: it ends too early")
     return text
+
+
+async def _while_connected(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+    """The answer; a client that goes away before it begins ends the wait for it, and what a replica does for it."""
+    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise InvalidInput("the client has gone away")
+        return work.result()
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import queue
+import socket
 import zlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -367,6 +368,24 @@ def test_cancellation_reaches_the_server(gateway: Running, tritons: tuple[Triton
         wait_for(lambda: said("started") > started, "the request to run")
         client.stop_stream(cancel_requests=True)
     wait_for(lambda: said("cancelled") > cancelled, "the server to see that the client is gone")
+
+
+def test_an_http_client_that_goes_away_is_waited_for_no_more(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    """Triton itself goes on with a generate call."""
+
+    def in_flight() -> bool:
+        return "gateway_side_requests{" in httpx2.get(f"{gateway.status}/metrics").text
+
+    started, answered = (sum(each.said(word) for each in tritons) for word in ("started", "answered"))
+    host, port = gateway.status.removeprefix("http://").split(":")
+    body = b'{"IN": 15.0}'
+    head = f"POST /v2/models/slow/generate_stream HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(head.encode() + body)
+        wait_for(lambda: sum(each.said("started") for each in tritons) > started, "the request to run")
+        assert in_flight()
+    wait_for(lambda: not in_flight(), "nothing to be in flight")
+    assert sum(each.said("answered") for each in tritons) == answered, "the model was not done"
 
 
 async def test_the_asyncio_client(gateway: Running) -> None:
