@@ -138,8 +138,7 @@ class _Placer:
         room.going_bytes += self.sizes.get(key, 0)
         self.leaving[Place(key, name)] = reason
         self.going_from.setdefault(key, set()).add(name)
-        before = self.copies.get(key, set())
-        self._copies_are(key, before - {name})
+        self._move(key, name, comes=False)
 
     def _stay(self, name: str, key: Key) -> None:
         room = self.rooms[name]
@@ -147,12 +146,18 @@ class _Placer:
         room.going_bytes -= self.sizes.get(key, 0)
         del self.leaving[Place(key, name)]
         self.going_from[key].discard(name)
-        self._copies_are(key, self.copies.get(key, set()) | {name})
+        self._move(key, name, comes=True)
 
-    def _copies_are(self, key: Key, replicas: set[str]) -> None:
+    def _move(self, key: Key, name: str, *, comes: bool) -> None:
+        replicas = self.copies.setdefault(key, set())
         if self.pools is not None:
-            self.pools.change(self.copies.get(key, ()), replicas)
-        self.copies[key] = replicas
+            self.pools.forget(replicas)
+        if comes:
+            replicas.add(name)
+        else:
+            replicas.discard(name)
+        if self.pools is not None:
+            self.pools.count(replicas)
 
     def _drop_unwanted(self) -> None:
         for name, room in self.rooms.items():
@@ -276,7 +281,7 @@ class _Placer:
             room.held.add(key)
             room.used_bytes += self.sizes.get(key, 0)
             self.added.append(Place(key, name))
-            self._copies_are(key, self.copies.get(key, set()) | {name})
+            self._move(key, name, comes=True)
         for step in want.requires:
             if step in room.going:
                 self._stay(name, step)

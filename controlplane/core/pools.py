@@ -10,18 +10,13 @@ MOST = 16
 
 
 class Pools:
-    """Counts the sets, as versions come to replicas and leave them."""
+    """Counts the sets of 2 to MOST replicas, as versions come to replicas and leave them."""
 
     def __init__(self, sets: Collection[Collection[str]]) -> None:
         self._counts: Counter[frozenset[str]] = Counter()
         self._of: dict[str, set[frozenset[str]]] = {}
         for each in sets:
-            self._count(frozenset(each))
-
-    def change(self, before: Collection[str], after: Collection[str]) -> None:
-        """A version that was on the replicas `before` is on `after` now."""
-        self._forget(frozenset(before))
-        self._count(frozenset(after))
+            self.count(each)
 
     def around(self, replicas: frozenset[str], size: int) -> Iterator[frozenset[str]]:
         """The sets of so many replicas that have these, of which there is at least one, among them."""
@@ -29,17 +24,21 @@ class Pools:
             if len(each) == size and replicas < each:
                 yield each
 
-    def _count(self, replicas: frozenset[str]) -> None:
+    def count(self, replicas: Collection[str]) -> None:
+        """A version is on just these replicas."""
         if 1 < len(replicas) <= MOST:
-            self._counts[replicas] += 1
-            if self._counts[replicas] == 1:
-                for each in replicas:
-                    self._of.setdefault(each, set()).add(replicas)
+            known = frozenset(replicas)
+            self._counts[known] += 1
+            if self._counts[known] == 1:
+                for each in known:
+                    self._of.setdefault(each, set()).add(known)
 
-    def _forget(self, replicas: frozenset[str]) -> None:
-        if replicas in self._counts:
-            self._counts[replicas] -= 1
-            if not self._counts[replicas]:
-                del self._counts[replicas]
-                for each in replicas:
-                    self._of[each].discard(replicas)
+    def forget(self, replicas: Collection[str]) -> None:
+        """A version that was counted is not on just these any more."""
+        if 1 < len(replicas) <= MOST:
+            known = frozenset(replicas)
+            self._counts[known] -= 1
+            if not self._counts[known]:
+                del self._counts[known]
+                for each in known:
+                    self._of[each].discard(known)
