@@ -7,6 +7,7 @@ import click
 from controlplane.cli.arguments import EXPLAINED
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import Column, Kind, output_option, show_one, show_rows
+from controlplane.core.errors import InvalidInput
 
 REASONS = Kind(
     columns=(Column("CODE", lambda row: row["code"], wide=True), Column("WHY", lambda row: row["text"])),
@@ -23,6 +24,9 @@ def explain(context: Context, what: tuple[str, ...], output: str) -> None:
     kind, name = what if len(what) == 2 else ("model", what[0])
     if kind not in ("model", "fleet") or len(what) > 2:
         raise click.UsageError("name one model, or `fleet` and a fleet")
+    if kind == "model" and "@" in name:
+        model = name.partition("@")[0]
+        raise InvalidInput(f"{name} is a version", field="NAME", remedy=f"`ctl explain {model}` tells of all of them")
     with context.reader() as reader:
         told = reader.get(f"/v1/{kind}s/{name}/explain")
 

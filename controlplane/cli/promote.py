@@ -144,7 +144,11 @@ def _finish(
 
         note(f"rollout {rollout.id}: {name} from {source} to {target}")
         wait_s = timeout_s if timeout_s is not None else rollout.deadline_s + AFTER_DEADLINE_S
-        wait_for(context, registry, name, rollout, wait_s)
+        try:
+            wait_for(context, registry, name, rollout, wait_s)
+        except KeyboardInterrupt:
+            note(f"the rollout to {target} goes on; `ctl explain {name}` tells more, `ctl rollback {name}` ends it")
+            raise
         state = "succeeded"
     stable = rollout.target if state == "succeeded" else rollout.source
     sentences = {

@@ -113,11 +113,12 @@ def _from_bytes(content: bytes, path: Path, wanted: Declared) -> Given:
     if content and len(content) % (fixed * dtype.itemsize) == 0:
         array = np.frombuffer(content, dtype)
         return _fitted(wanted, array, f'np.fromfile("{path}", dtype={_code(wanted)})', str(path))
-    if dtype.kind in "iu" and all(size > 0 for size in wanted.shape[1:]):
+    if content and dtype.kind in "iu" and all(size > 0 for size in wanted.shape[1:]):
         values = np.frombuffer(content[:fixed].ljust(fixed, b"\0"), np.uint8).astype(dtype)
         code = f'np.frombuffer(open("{path}", "rb").read()[:{fixed}].ljust({fixed}, b"\\0"), np.uint8)'
         count = min(fixed, len(content))
         note = f"{path} has {len(content)} bytes: {count} of them are sent, each as one value of {wanted}"
+        note += f", and {fixed - count} zeros after them" if count < fixed else ""
         return _fitted(wanted, values, f"{code}.astype({_code(wanted)})", str(path), note)
     raise InvalidInput(
         f"{path} has {len(content)} bytes, and {wanted} takes a multiple of {fixed * dtype.itemsize}",

@@ -229,13 +229,24 @@ class _Planner:
     def _place(self, fleet: str, stopping: frozenset[str], wants: list[Want]) -> Placement:
         sizes = self._sizes(fleet, wants)
         banned = frozenset(self.census.quarantined.get(fleet, set()) & sizes.keys())
-        return place(
+        placement = place(
             [self._slot(replica, stopping, banned) for replica in self.census.by_fleet.get(fleet, ())],
             wants,
             sizes=sizes,
             leaving_before=[place for place in self.snapshot.leaving if place.replica in self.snapshot.replicas],
             clashes=self._clashes(fleet, wants),
         )
+        decision = self.decisions[fleet]
+        if decision.desired:
+            return placement
+        # Whoever asks why it is not served is to hear why there is nobody.
+        unplaced = {
+            key: replace(reason, text=f"{reason.text}; {decision.reason.text}")
+            if reason.code == "NO_REPLICA"
+            else reason
+            for key, reason in placement.unplaced.items()
+        }
+        return replace(placement, unplaced=unplaced)
 
     def _slot(self, replica: ReplicaView, stopping: frozenset[str], banned: frozenset[Key]) -> Slot:
         return Slot(

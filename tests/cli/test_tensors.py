@@ -64,7 +64,14 @@ def test_any_file_can_be_sent_to_an_integer_input(tmp_path: Path) -> None:
         given = read_input(f"@{path}", {"x": INT32})
         assert given.array.tolist() == [values]
         assert "each as one value" in given.note
+        assert ("and 2 zeros after them" in given.note) == (content == b"ab")
         assert np.array_equal(eval(given.code, {"np": np}), given.array)  # noqa: S307
+
+
+def test_an_empty_file_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(InvalidInput, match="has 0 bytes"):
+        read_input(f"@{tmp_path / 'empty'}", {"x": INT32})
 
 
 def test_a_file_is_one_value_of_a_bytes_input(tmp_path: Path) -> None:

@@ -370,6 +370,18 @@ def test_an_idle_model_leaves_and_the_next_request_loads_it() -> None:
     assert world.served(key) == set()
 
 
+def test_where_nobody_serves_it_is_said_why_there_is_nobody() -> None:
+    world = World(replicas=1)
+    key = promoted(world)
+    world.run(30)
+    assert world.served(key) == {"cpu-0"}
+    world.resize(0)
+    world.run(60)
+    assert not world.replicas
+    why = world.gateways["gw-0"].table.routes["m"].reasons[1]
+    assert "the fleet has none running; the deployment asks for 0" in why
+
+
 def test_an_idle_model_that_is_used_stays_and_survives_its_replica() -> None:
     world = idle_world()
     key = promoted(world)
