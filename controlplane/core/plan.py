@@ -28,6 +28,9 @@ from controlplane.core.snapshot import ReplicaView, Snapshot
 from controlplane.core.unserved import unserved
 from controlplane.core.wants import apart, serving_of, wants_of
 
+SETTLING = Reason(code="SETTLING", text="the controller has just started and waits for reports")
+"""Until it has heard from all, what it does not know may be served all the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -365,9 +368,7 @@ class _Planner:
         if self.snapshot.settled or live:
             state = progress(rollout, key, self._target_state(key, placements), live, self.now)
         else:
-            state = Progress(
-                reason=Reason(code="SETTLING", text="the controller has just started and waits for reports")
-            )
+            state = Progress(reason=SETTLING)
         self.reasons[f"model/{model.name}"].append(state.reason)
         if state.end is not None:
             self.actions.append(

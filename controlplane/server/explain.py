@@ -15,6 +15,7 @@ from controlplane.core.fleets import memory_told
 from controlplane.core.messages import Copy
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Reason
+from controlplane.core.plan import SETTLING
 from controlplane.core.snapshot import ReplicaView
 from controlplane.metrics.signals import signals
 
@@ -103,6 +104,7 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
         "reasons": [
             {"code": reason.code, "text": reason.text}
             for reason in (
+                *([] if controller.memory.settled else [SETTLING]),
                 *_how_it_is(controller, controller.snapshot.models[name], now),
                 *(reason for subject in subjects for reason in reasons.get(subject, ())),
             )
