@@ -14,7 +14,7 @@ from controlplane.cli import suggestions
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
-reason_option = click.option("--reason", default="", help="Why, for the history.")
+reason_option = click.option("--reason", default="", help="Why: `ctl history` tells it, of fleets `ctl explain fleet`.")
 
 
 class Reference(NamedTuple):
