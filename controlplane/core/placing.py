@@ -319,9 +319,13 @@ class _Placer:
             self._leave(name, key, Reason(code="ROOM", text=f"{key} makes room for {want.key} on {name}"))
         # The room is spoken for, so that the next want does not count on it too.
         room.going_bytes -= self._bytes(self._need(want, room))
-        going = ", ".join(str(key) for key in sorted(room.going)) or "memory"
-        self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=f"{want.key} waits until {going} has left {name}")
+        self._waits(want, room)
         return True
+
+    def _waits(self, want: Want, room: _Room) -> None:
+        going = ", ".join(map(str, sorted(room.going))) or "memory"
+        text = f"{want.key} waits until {going} has left {room.slot.replica}"
+        self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=text)
 
     def _part(self, want: Want) -> bool:
         """Where every clashing copy is one to spare, those leave. Their version keeps as many as this one has."""
@@ -346,8 +350,7 @@ class _Placer:
         for key in sorted(staying):
             text = f"{key} leaves {name} to {want.key}, which can't share a server with it"
             self._leave(name, key, Reason(code="CLASH", text=text))
-        going = ", ".join(map(str, sorted(room.going)))
-        self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=f"{want.key} waits until {going} has left {name}")
+        self._waits(want, room)
         return True
 
     def _may_part(self, key: Key, want: Want) -> bool:
