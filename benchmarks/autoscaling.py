@@ -3,23 +3,27 @@
 Run ``python -m benchmarks.autoscaling [TRACE …]``: recorded traces, as files that `ctl simulate` reads; without them
 those that the variable TRACES names, separated by ':'. Synthetic traffic is replayed besides.
 
-Stated for every figure: a replica works on 4 requests at once and takes 30 s to start; of token traces, prompts take
-1 s per 8,000 tokens and answers 1 s per 50; the goal is that 99 % of the requests wait no longer than 2 s, or 10 s. The
-first 10 minutes are a warm-up for all and do not count. HPA, KEDA and the fixed number are set to the cheapest setting
-that brings as many requests in time as this autoscaler does; the oracle knows the future and is set so, too. Of the
-synthetic traffic, two are replayed again with other starts and other replicas.
+Stated for every figure: a replica works on 4 requests at once and takes 5 s, or 30 s, to start; of token traces,
+prompts take 1 s per 8,000 tokens and answers 1 s per 50; the goal is that 99 % of the requests wait no longer than 2 s,
+or 10 s. The first 10 minutes are a warm-up for all and do not count. HPA, KEDA and the fixed number are set to the
+cheapest setting that brings as many requests in time as this autoscaler does; the oracle knows the future and is set
+so, too. Of the synthetic traffic, two are replayed again with other starts and other replicas.
 
-Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal: the share of requests reached, and the gap between
-HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle.
+Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal: of the replica-hours between HPA and oracle, 60 %
+saved at one share of requests in time, over all cases together. It is printed as well which of them reach that and the
+goal's share on their own, or are no more than 5 % above the oracle.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.traffic import diurnal, synthetic
@@ -34,15 +38,18 @@ from examples.interrupts import interruptible
 
 DAY_S, DAY_REQUESTS = 86_400.0, 10_000_000
 SPEED_LIMIT_S, MEMORY_LIMIT_MB = 60.0, 1000
-SLOTS, START_S, WARM_UP_S, SHARE = 4, 30.0, 600.0, 0.99
-GOALS_S = (2.0, 10.0)
+SLOTS, WARM_UP_S, SHARE = 4, 600.0, 0.99
+STARTS_S, GOALS_S = (5.0, 30.0), (2.0, 10.0)
+DAY_START_S = 30.0
 MULTIPLIERS = (1, 10, 40)
 MOST_REQUESTS = 400_000
 """A larger multiple of a trace is left out: every comparison replays it 100 times and more."""
 VARIED = ("diurnal, 20/s", "bursts, 10/s")
-VARIATIONS = ((5.0, 4), (120.0, 4), (30.0, 1), (30.0, 16))
+VARIATIONS = ((120.0, 4), (30.0, 1), (30.0, 16))
 """Of a start, in seconds, and of how many requests a replica works on at once."""
-COLUMNS = ("in time", "this autoscaler", "HPA", "KEDA", "fixed", "oracle", "gap closed", "at the goal")
+PEERS = ("HPA, in flight", "KEDA, queue length", "fixed", "oracle")
+OF, MEASURED = ("traffic", "goal", "start", "at once"), ("in time", "this autoscaler", "HPA", "KEDA", "fixed", "oracle")
+COLUMNS = (*OF, *MEASURED, "gap closed", "at the goal")
 CLOSED_GOAL, NEAR_ORACLE = 0.6, 1.05
 
 
@@ -50,7 +57,7 @@ def speed() -> bool:
     """Replay a day of 10 million requests; whether the limits were kept. To run first: the peak is the process's."""
     trace = diurnal(DAY_S, 1.002 * DAY_REQUESTS / DAY_S, mean_work_s=0.2)  # as many at least
     shape = FleetShape(name="day", min_replicas=1, max_replicas=100, goal=Goal(queue_ms=500, share=SHARE))
-    setting = Setting(shape=shape, slots=SLOTS, start_s=START_S)
+    setting = Setting(shape=shape, slots=SLOTS, start_s=DAY_START_S)
     began, computed = time.perf_counter(), time.process_time()
     run = replay(trace, setting, Controller(setting))
     took_s, cpu_s = time.perf_counter() - began, time.process_time() - computed
@@ -64,7 +71,7 @@ def speed() -> bool:
     return took_s < SPEED_LIMIT_S and peak_mb < MEMORY_LIMIT_MB
 
 
-def cases(paths: list[Path]) -> Iterator[tuple[str, Trace]]:
+def traffics(paths: list[Path]) -> Iterator[tuple[str, Trace]]:
     """Each traffic with its name: recorded at several rates, then synthetic."""
     for path in paths:
         trace = read_trace(path, Service())
@@ -74,33 +81,38 @@ def cases(paths: list[Path]) -> Iterator[tuple[str, Trace]]:
     yield from synthetic().items()
 
 
-def case(trace: Trace, limit_s: float, start_s: float = START_S, slots: int = SLOTS) -> Comparison:
-    """Compare the policies on a trace. All begin with as many replicas as its mean demand keeps busy."""
-    shape = FleetShape(
-        name="f", min_replicas=0, max_replicas=1000, goal=Goal(queue_ms=limit_s * 1000, share=SHARE), idle_s=300.0
-    )
-    busy = float(trace.work_s.sum()) / max(trace.length_s, 1.0) / slots
-    setting = Setting(shape=shape, slots=slots, start_s=start_s, initial=int(busy) + 1)
-    return compare(Bench(trace, setting, WARM_UP_S))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A traffic with a goal, for replicas that take `start_s` to start and work on `slots` requests at once."""
+
+    name: str
+    trace: Trace
+    limit_s: float
+    start_s: float
+    slots: int = SLOTS
 
 
-def varied() -> None:
-    """What changes when replicas start faster or slower, or do less or more."""
-    goal_s = GOALS_S[0]
-    print(f"\nOther replicas, {SHARE:.0%} within {goal_s:g} s\n")
-    columns = ("traffic", "start", "at once", *COLUMNS)
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    traffic = synthetic()
-    for name in VARIED:
-        for start_s, slots in VARIATIONS:
-            made = line(name, f"{start_s:g} s | {slots}", case(traffic[name], goal_s, start_s, slots))
-            print(made, flush=True)
+def compared(case: Case) -> Comparison:
+    """The policies on it. All begin with as many replicas as the mean demand keeps busy."""
+    goal = Goal(queue_ms=case.limit_s * 1000, share=SHARE)
+    shape = FleetShape(name="f", min_replicas=0, max_replicas=1000, goal=goal, idle_s=300.0)
+    busy = float(case.trace.work_s.sum()) / max(case.trace.length_s, 1.0) / case.slots
+    setting = Setting(shape=shape, slots=case.slots, start_s=case.start_s, initial=int(busy) + 1)
+    return compare(Bench(case.trace, setting, WARM_UP_S))
 
 
-def show(name: str, trace: Trace, limit_s: float, made: Comparison) -> None:
-    """A table for one traffic and goal."""
-    busy_hours = float(trace.work_s[trace.arrival_s >= WARM_UP_S].sum()) / SLOTS / 3600
-    print(f"\n{name}: {len(trace):,} requests in {trace.length_s:.0f} s, {SHARE:.0%} within {limit_s:g} s")
+def _begin() -> None:
+    """In a process that compares: whoever started it decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def show(case: Case, made: Comparison) -> None:
+    """A table for one case."""
+    trace = case.trace
+    busy_hours = float(trace.work_s[trace.arrival_s >= WARM_UP_S].sum()) / case.slots / 3600
+    print(f"\n{case.name}: {len(trace):,} requests in {trace.length_s:.0f} s, {SHARE:.0%} within {case.limit_s:g} s")
+    print(f"  (a replica starts in {case.start_s:g} s and works on {case.slots} at once)")
     print(f"  (the work alone: {busy_hours:.2f} replica-hours)")
     print(f"  {'policy':20} {'replica-hours':>13} {'in time':>8} {'cold':>5} {'starts':>6}  set to")
     rows = [("this autoscaler", made.ours), *made.peers.items()]
@@ -123,17 +135,17 @@ def verdict(made: Comparison) -> str:
     return f"goal {reached}; gap between HPA and oracle closed: {closed} at this share{at_goal}"
 
 
-def line(name: str, how: str, made: Comparison) -> str:
-    """A comparison as a row of a table in Markdown; `how` is what was varied."""
+def line(case: Case, made: Comparison) -> str:
+    """A comparison as a row of a table in Markdown."""
     share = made.ours.share or 0.0
-    peers = [made.peers[each] for each in ("HPA, in flight", "KEDA, queue length", "fixed", "oracle")]
-    hours = [f"{each.replica_hours:.2f}" if each is not None else "never" for each in peers]
+    hours = [f"{each.replica_hours:.2f}" if each is not None else "never" for each in map(made.peers.get, PEERS)]
     parts = [
         "-" if each is None else f"{each:.0%}" if each > -1 else "worse than the HPA"
         for each in (made.closed, made.closed_at_goal)
     ]
     in_time = f"{share:.2%}" if share >= SHARE else f"**{share:.2%}**"
-    cells = (name, how, in_time, f"{made.ours.replica_hours:.2f}", *hours, *parts)
+    of = (case.name, f"{case.limit_s:g} s", f"{case.start_s:g} s", str(case.slots))
+    cells = (*of, in_time, f"{made.ours.replica_hours:.2f}", *hours, *parts)
     return f"| {' | '.join(cells)} |"
 
 
@@ -144,29 +156,60 @@ def is_good(made: Comparison) -> bool:
     return (made.ours.share or 0.0) >= SHARE and (is_near or (made.closed is not None and made.closed >= CLOSED_GOAL))
 
 
+def closed_by(made: Sequence[Comparison]) -> float:
+    """Which part of the replica-hours between HPA and oracle is saved in all of these cases together."""
+    saved = between = 0.0
+    for each in made:
+        hpa, oracle = each.peers["HPA, in flight"], each.peers["oracle"]
+        if hpa is not None and oracle is not None:
+            saved += hpa.replica_hours - each.ours.replica_hours
+            between += hpa.replica_hours - oracle.replica_hours
+    return saved / between
+
+
+def together(made: Sequence[Comparison]) -> str:
+    """What these cases show, in a line."""
+    good = sum(is_good(each) for each in made)
+    return f"{closed_by(made):.1%} of the gap closed; of {len(made)} cases {good} are good on their own"
+
+
 def main() -> int:
     """Measure and print; 1 when a limit is exceeded or a goal missed, 2 when a trace is not there."""
     named = sys.argv[1:] or [each for each in os.environ.get("TRACES", "").split(":") if each]
-    for each in named:
-        if not Path(each).is_file():
-            print(f"there is no file {each}", file=sys.stderr)
+    for path in named:
+        if not Path(path).is_file():
+            print(f"there is no file {path}", file=sys.stderr)
             return 2
     kept = speed()
-    verdicts = []
-    for name, trace in cases([Path(each) for each in named]):
-        for limit_s in GOALS_S:
-            made = case(trace, limit_s)
-            show(name, trace, limit_s, made)
-            verdicts.append((name, limit_s, made))
+    traffic = list(traffics([Path(each) for each in named]))
+    cases = [
+        Case(name=name, trace=trace, limit_s=limit_s, start_s=start_s)
+        for start_s in STARTS_S
+        for name, trace in traffic
+        for limit_s in GOALS_S
+    ]
+    varied = [
+        Case(name=name, trace=trace, limit_s=GOALS_S[0], start_s=start_s, slots=slots)
+        for name, trace in traffic
+        if name in VARIED
+        for start_s, slots in VARIATIONS
+    ]
+    made: list[Comparison] = []
+    with multiprocessing.Pool(initializer=_begin) as pool:
+        for case, each in zip(cases + varied, pool.imap(compared, cases + varied), strict=True):
+            show(case, each)
+            made.append(each)
     print("\nAll of them, as in docs/autoscaling.md (replica-hours at one share; bold: the goal was missed)\n")
-    columns = ("traffic", "goal", *COLUMNS)
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for name, limit_s, made in verdicts:
-        print(line(name, f"{limit_s:g} s", made))
-    varied()
-    good = sum(is_good(made) for _, _, made in verdicts)
-    print(f"\nthe goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle: {good} of {len(verdicts)}")
-    return 0 if kept and good == len(verdicts) else 1
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for case, each in zip(cases + varied, made, strict=True):
+        print(line(case, each))
+    print()
+    for start_s in STARTS_S:
+        of = [each for case, each in zip(cases, made, strict=False) if case.start_s == start_s]
+        print(f"where a replica starts in {start_s:g} s: {together(of)}")
+    made = made[: len(cases)]
+    print(f"both: {together(made)} (the goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle)")
+    return 0 if kept and closed_by(made) >= CLOSED_GOAL else 1
 
 
 if __name__ == "__main__":

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+from controlplane.client.reader import Reader
 from examples.traffic import Traffic
 
 FLEET = "elastic"
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.2
 DEADLINE_S = 60.0
 BUSY_S = 7.0
 """How long the clients ask."""
 
 
-def follow(traffic: Traffic, ctl: Callable[..., str], say: Callable[..., None]) -> Traffic:
-    """Ask a fleet that has no replica, and print a line whenever its size changes, until it has none again."""
-    watch = _Watch(ctl, say)
+def follow(traffic: Traffic, reader: Reader, ctl: Callable[..., str], say: Callable[..., None]) -> Traffic:
+    """Ask a fleet that has no replica, and print a line whenever its size changes, until it has none again. What `ctl
+    top` shows is read by `reader`: a program each time would take a core away from who is to be seen."""
+    watch = _Watch(reader, say)
     watch.until(lambda fleet: fleet["replicas"] == 0, "nothing was asked for a while")
     ctl("get", "fleets")
     say("clients begin to ask; nobody is there to answer yet, so their requests are held")
@@ -34,8 +35,8 @@ def follow(traffic: Traffic, ctl: Callable[..., str], say: Callable[..., None]) 
 
 
 class _Watch:
-    def __init__(self, ctl: Callable[..., str], say: Callable[..., None]) -> None:
-        self._ctl, self._say = ctl, say
+    def __init__(self, reader: Reader, say: Callable[..., None]) -> None:
+        self._reader, self._say = reader, say
         self._seen: tuple[int, int] | None = None
         self._began = time.monotonic()
 
@@ -43,8 +44,7 @@ class _Watch:
         """Look again and again; SystemExit when it takes too long."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
-            told = json.loads(self._ctl("top", "-o", "json", quiet=True))
-            fleet = next(each for each in told["fleets"] if each["name"] == FLEET)
+            fleet = next(each for each in self._reader.get("/v1/top")["fleets"] if each["name"] == FLEET)
             seen = (fleet["ready"], fleet["desired"])
             if seen != self._seen:
                 self._seen = seen

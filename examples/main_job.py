@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import tritonclient.grpc as triton_grpc
 
+from controlplane.client.reader import Reader
 from controlplane.core.errors import Conflict
 from controlplane.local import processes
 from controlplane.local.home import Home
@@ -259,7 +260,8 @@ def show() -> int:
     report(traffic, files, replicas, grpc)
 
     heading("replicas follow the load: a fleet of none to three")
-    elastic = follow(Traffic(grpc, http, "elastic", files, labels), ctl, say)
+    with Reader.of(Home(HOME)) as reader:
+        elastic = follow(Traffic(grpc, http, "elastic", files, labels), reader, ctl, say)
     say(f"\nin {time.monotonic() - started:.0f} s; the home was {inside(HOME)}")
     return 1 if traffic.failures or elastic.failures else 0
 

@@ -81,7 +81,10 @@ def _or_unknown(count: int | None) -> str:
     return "?" if count is None else str(count)
 
 
-def _limits(row: Mapping[str, Any]) -> str:
+def limits(row: Mapping[str, Any]) -> str:
+    """Between which numbers of replicas a fleet moves, or which it has by hand."""
+    if row["by_hand"] is not None:
+        return f"{row['by_hand']} by hand"
     least, most = row["min_replicas"], row["max_replicas"]
     return str(least) if least == most else f"{least}–{most}"
 
@@ -90,7 +93,7 @@ FLEETS = Kind(
     columns=(
         Column("NAME", lambda row: row["name"] + (" (default)" if row["default"] else "")),
         Column("READY", lambda row: f"{_or_unknown(row['ready'])}/{_or_unknown(row['desired'])}"),
-        Column("SIZE", _limits),
+        Column("SIZE", limits),
         Column("MEMORY", lambda row: size(row["memory_bytes"])),
         Column("GPUS", lambda row: row["gpus"]),
         Column("SERVER", lambda row: row["server_version"]),
@@ -112,7 +115,15 @@ ROUTES = Kind(
 )
 
 
-@click.group()
+class _Kinds(click.Group):
+    """`ctl get model` is `ctl get models`."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """By its plural, or by its singular."""
+        return super().get_command(ctx, cmd_name) or super().get_command(ctx, f"{cmd_name}s")
+
+
+@click.group(cls=_Kinds)
 def get() -> None:
     """List models, versions, replicas, fleets or routes."""
 

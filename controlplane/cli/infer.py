@@ -61,7 +61,7 @@ def infer(
     with context.gateway(address) as gateway:
         model, version = _asked(context, name)
         with closing(grpc.InferenceServerClient(gateway.address)) as client:
-            with _own_errors(model, gateway):
+            with _own_errors(model, version, gateway):
                 told = client.get_model_metadata(model, version, client_timeout=timeout_s)
             declared = {
                 each.name: Declared(name=each.name, data_type=each.datatype, shape=tuple(each.shape))
@@ -73,7 +73,7 @@ def infer(
                 if each.note:
                     note(each.note)
             started = time.perf_counter()
-            with _own_errors(model, gateway):
+            with _own_errors(model, version, gateway):
                 result = client.infer(
                     model,
                     [_tensor(grpc, each) for each in given],
@@ -204,7 +204,7 @@ def _short(values: object) -> str:
 
 
 @contextmanager
-def _own_errors(model: str, gateway: Gateway) -> Iterator[None]:
+def _own_errors(model: str, version: str, gateway: Gateway) -> Iterator[None]:
     from tritonclient.utils import InferenceServerException
 
     try:
@@ -216,7 +216,7 @@ def _own_errors(model: str, gateway: Gateway) -> Iterator[None]:
         if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not _is_there(gateway.address):
             raise Unavailable(
                 f"nothing answers at {gateway.shown}",
-                remedy="`ctl up` starts the system; another one's gateway is named with --home or --gateway",
+                remedy="`ctl status` tells how the system is, `ctl up` starts one; --home or --gateway name another's gateway",
             ) from error
         kinds: dict[str, type[ControlPlaneError]] = {
             "NOT_FOUND": NotFound,
@@ -225,7 +225,8 @@ def _own_errors(model: str, gateway: Gateway) -> Iterator[None]:
             "DEADLINE_EXCEEDED": DeadlineExceeded,
         }
         remedy = {
-            "NOT_FOUND": "`ctl get models` lists them; only what is promoted or has an alias can be asked for",
+            "NOT_FOUND": f"`ctl get {f'versions {model}' if version else 'models'}` lists what is there; only what is "
+            "promoted or has an alias can be asked for",
             "UNAVAILABLE": f"`ctl explain {model}` says why",
         }.get(status)
         raise kinds.get(status, ControlPlaneError)(f"{gateway.shown}: {error.message()}", remedy=remedy) from error

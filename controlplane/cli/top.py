@@ -11,6 +11,7 @@ import click
 
 from controlplane.cli.arguments import DURATION
 from controlplane.cli.context import Context, pass_context
+from controlplane.cli.get import limits
 from controlplane.cli.output import Column, Kind, output_option, show_one, show_rows, size
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ FLEETS = Kind(
     columns=(
         Column("FLEET", lambda row: row["name"]),
         Column("READY", lambda row: f"{row['ready']}/{row['desired'] if row['desired'] is not None else '?'}"),
-        Column("SIZE", lambda row: f"{row['min_replicas']}–{row['max_replicas']}"),
+        Column("SIZE", limits),
         Column("BUSY", lambda row: _number(row["demand"], 2)),
         Column("REQ/S", lambda row: _number(row["rate_per_s"])),
         Column("WAITING", lambda row: _number(row["waiting"], 0)),

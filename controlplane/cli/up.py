@@ -125,7 +125,7 @@ def _run(home: Home, system: System) -> None:
         for number in numbers:  # a second Ctrl-C must not leave half of it behind
             signal.signal(number, signal.SIG_IGN)
         supervisor.stop()
-        _say("stopped")
+    _say("stopped")
 
 
 class _Reporter:

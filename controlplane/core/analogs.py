@@ -169,8 +169,8 @@ class Past:
 
 
 def likely_need(moments: Iterable[Moment], features: Features, share: float) -> float | None:
-    """The capacity with which `share` of the work after moments like this one would have been in time. None: the past
-    is too short to tell."""
+    """The capacity with which `share` of the work after moments like this one would have been in time: the more a moment
+    was like it, the more its work counts. None: the past is too short to tell."""
     past = list(moments)
     if len(past) < FEWEST:
         return None
@@ -178,11 +178,11 @@ def likely_need(moments: Iterable[Moment], features: Features, share: float) -> 
     a, b, c = features
     distances = [abs(x - a) + abs(y - b) + abs(z - c) for x, y, z in [moment.features for moment in past]]
     nearest = sorted(range(len(past)), key=distances.__getitem__)[:count]
-    like = sorted([past[index] for index in nearest], key=lambda moment: moment.need)
-    wanted = share * sum(moment.weight for moment in like)
+    like = sorted((past[at].need, past[at].weight * (1 - rank / count) ** 2) for rank, at in enumerate(nearest))
+    wanted = share * sum(weight for _, weight in like)
     reached = 0.0
-    for moment in like:
-        reached += moment.weight
+    for need, weight in like:
+        reached += weight
         if reached >= wanted:
-            return moment.need
-    return like[-1].need
+            return need
+    return like[-1][0]

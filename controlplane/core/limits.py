@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from controlplane.core.models import FleetRecord, Window
+from controlplane.core.models import FleetRecord, ManualScale, Window
 from controlplane.core.snapshot import Snapshot
 
 
@@ -19,10 +19,16 @@ class Limits:
     why: str
 
 
+def by_hand(record: FleetRecord, now: float) -> ManualScale | None:
+    """The size that somebody has set and that holds now (seconds since 1970)."""
+    manual = record.manual
+    return manual if manual is not None and (manual.until is None or manual.until.timestamp() > now) else None
+
+
 def limits_of(record: FleetRecord, now: float) -> Limits:
     """What holds now (seconds since 1970): a manual setting before the schedule, the schedule before the deployment."""
-    shape, manual = record.shape, record.manual
-    if manual is not None and (manual.until is None or manual.until.timestamp() > now):
+    shape, manual = record.shape, by_hand(record, now)
+    if manual is not None:
         until = f" until {manual.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if manual.until is not None else ""
         why = f"{manual.actor} has set it to {manual.replicas}{until}{': ' + manual.reason if manual.reason else ''}"
         return Limits(least=manual.replicas, most=manual.replicas, why=why)

@@ -25,8 +25,9 @@ LESS, MORE = 0.6, 1.1
 """What the share is multiplied by, when more was late than the goal allows, and when less than half of that was."""
 LEAST_MISS, MOST_MISS = 0.1, 3.0
 """How far it is corrected: between so many times what the goal allows."""
-REST_S = 60.0
-"""The shortest time for which fewer replicas must be enough before there are fewer."""
+REST_STARTS, REST_S = 2.0, 15.0
+"""For so many times as long as a start takes, and for so long at least, fewer replicas must be enough before there are
+fewer: what is paid for a replica that may be needed again is of the order of what its start would cost."""
 TOUCH = 0.02
 """So little more than a whole number of replicas asks for no further one."""
 
@@ -75,7 +76,7 @@ def decide(
         text = f"without a fresh measurement ({age}) it gets no fewer replicas; {limits.why}"
         text += told if pinned and desired <= pinned else ""
         return Decision(desired=desired, reason=Reason(code="NO_METRICS", text=text)), scaler
-    rest_s = shape.down_after_s if shape.down_after_s is not None else max(load.start_s, REST_S)
+    rest_s = shape.down_after_s if shape.down_after_s is not None else max(REST_STARTS * load.start_s, REST_S)
     idle_s = load.at - scaler.idle_since if scaler.idle_since is not None else 0.0
     quiet = not needed and scaler.idle_since is not None and idle_s >= shape.idle_s
     # While something is asked there is one at least; the last one stays for a while after that.

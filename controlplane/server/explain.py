@@ -12,6 +12,7 @@ from controlplane.core.batching import explain as explain_batching
 from controlplane.core.capacity import instances_of
 from controlplane.core.errors import NotFound
 from controlplane.core.fleets import memory_told
+from controlplane.core.limits import by_hand
 from controlplane.core.messages import Copy
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Reason
@@ -261,19 +262,21 @@ def gateways(controller: Controller, now: float) -> list[dict[str, Any]]:
 
 def fleets(controller: Controller, now: float) -> list[dict[str, Any]]:
     """Every fleet."""
-    return [_fleet(controller, name) for name in sorted(controller.memory.shapes)]
+    return [_fleet(controller, name, now) for name in sorted(controller.memory.shapes)]
 
 
-def _fleet(controller: Controller, name: str) -> dict[str, Any]:
+def _fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     shape = controller.memory.shapes[name]
     record = controller.snapshot.fleets.get(name)
     there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
     capabilities = record.capabilities if record else None
     decision = controller.memory.last_plan.decisions.get(name)
+    manual = by_hand(record, now) if record is not None else None
     return {
         "name": name,
         "min_replicas": shape.min_replicas,
         "max_replicas": shape.max_replicas,
+        "by_hand": manual.replicas if manual is not None else None,
         "replicas": len(there),
         "desired": decision.desired if decision is not None else None,
         "ready": sum(each.report is not None and each.report.server == "ready" for each in there),
@@ -312,7 +315,7 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     if (note := controller.backend.past().get(name)) is not None:
         reasons_why.append(Reason(code="WAS_BY_HAND", text=f"{note}; it is not so any more"))
     told += [{"code": reason.code, "text": reason.text} for reason in reasons_why]
-    return {**_fleet(controller, name), "reasons": told}
+    return {**_fleet(controller, name, now), "reasons": told}
 
 
 def routes(controller: Controller, now: float) -> list[dict[str, Any]]:

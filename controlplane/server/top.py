@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from controlplane.core.capacity import instances_of
+from controlplane.core.limits import by_hand
 from controlplane.core.names import Key
 from controlplane.metrics.signals import Signals, signals
 
@@ -26,10 +27,13 @@ def _fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     decision = memory.last_plan.decisions.get(name)
     there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
     stopping = memory.last_plan.stopping
+    record = controller.snapshot.fleets.get(name)
+    manual = by_hand(record, now) if record is not None else None
     return {
         "name": name,
         "min_replicas": memory.shapes[name].min_replicas,
         "max_replicas": memory.shapes[name].max_replicas,
+        "by_hand": manual.replicas if manual is not None else None,
         "replicas": len(there),
         "ready": sum(each.report is not None and each.report.server == "ready" for each in there),
         "stopping": sum(each.name in stopping for each in there),

@@ -264,8 +264,10 @@ def test_a_fleet_is_set_by_hand_for_a_while_and_let_go(ctl: Ctl, registry: Regis
     assert manual is not None and manual.until is not None
     assert (manual.replicas, manual.reason) == (4, "a launch")
     assert (manual.until - manual.at).total_seconds() == 3600
+    assert "4 by hand" in ctl("get", "fleets").out
     assert ctl("scale", "cpu", "--auto").status == 0
     assert registry.fleet("cpu").manual is None
+    assert "by hand" not in ctl("get", "fleets").out
 
 
 @pytest.mark.parametrize(

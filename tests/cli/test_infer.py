@@ -53,13 +53,14 @@ def test_a_sequence_is_sent_whole(ctl: Ctl, address: str) -> None:
     ("arguments", "status", "says"),
     [
         (("nobody", "--input", "1"), 1, "error[NOT_FOUND]"),
+        (("echo@9", "--input", "[1]"), 1, "`ctl get versions echo`"),
         (("echo",), 2, "the model takes: IN (FP32 [-1])"),
         (("echo", "--input", "[1]", "--input", "[2]"), 2, "given twice"),
         (("echo", "--input", "no"), 2, "not JSON"),
         (("echo", "--input", "bytz=@README.md"), 2, "no input 'bytz'\n  → it has: IN (FP32 [-1])"),
         (("echo@nobody", "--input", "[1]"), 1, "no model 'echo'"),
     ],
-    ids=["unknown", "no input", "twice", "no JSON", "wrong name", "unknown alias"],
+    ids=["unknown", "unknown version", "no input", "twice", "no JSON", "wrong name", "unknown alias"],
 )
 def test_what_goes_wrong_is_said(ctl: Ctl, address: str, arguments: tuple[str, ...], status: int, says: str) -> None:
     answer = ctl("infer", *arguments, "--gateway", address)

@@ -325,6 +325,11 @@ def test_top_and_explain_tell_of_fleets(ctl: Ctl, controller: object) -> None:
     assert told["models"] == []
     shown = ctl("top").out
     assert "FLEET" in shown and "cpu: the deployment asks for 0" in shown
+    assert ctl("scale", "cpu", "0", "--for", "1h").status == 0
+    until(lambda: "0 by hand" in ctl("top").out, what="a size that was set by hand")
+    assert "0 by hand" in ctl("get", "fleet").out, "one of a kind may be asked for, too"
+    assert ctl("scale", "cpu", "--auto").status == 0
+    until(lambda: "by hand" not in ctl("top").out, what="a size that was let go")
     assert "fleet cpu has 0 replicas: the deployment asks for 0" in ctl("explain", "fleet", "cpu").out
     assert ctl("explain", "fleets", "cpu").status == 2
     assert ctl("explain", "fleet", "gpu").status == 1
