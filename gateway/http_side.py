@@ -7,7 +7,7 @@ import contextlib
 import re
 import socket
 import zlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, Overloaded
-from controlplane.local.serving import QuietServer
+from controlplane.local.serving import QuietServer, while_connected
 from gateway.config.names import SERVED_MODEL, SERVED_REPLICA, SERVED_VERSION
 from gateway.forwarding import Destination, Forwarding
 from gateway.sequences import NO_SEQUENCE, SequenceMark
@@ -81,7 +81,7 @@ class HttpSide:
             if body:  # in a thread: unpacking a large body takes long
                 limit = self._settings.max_request_bytes
                 mark = await asyncio.to_thread(sequence_mark, request.headers, body, found["rest"] or "", limit)
-            return await _while_connected(request, self._answer(request, found, body, mark))
+            return await while_connected(request, self._answer(request, found, body, mark))
         except TooLarge as error:
             return _error(413, str(error))
         except Overloaded as error:
@@ -194,25 +194,6 @@ def _unpacked(body: bytes, limit_bytes: int) -> bytes:
     if not unpacking.eof:
         raise InvalidInput("the request can't be unpacked: it ends too early")
     return text
-
-
-async def _while_connected(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
-    """The answer; a client that goes away before it begins ends the wait for it, and what a replica does for it."""
-    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise InvalidInput("the client has gone away")
-        return work.result()
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _passed(name: str) -> bool:

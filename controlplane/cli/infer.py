@@ -216,7 +216,7 @@ def _own_errors(model: str, version: str, gateway: Gateway) -> Iterator[None]:
         if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not _is_there(gateway.address):
             raise Unavailable(
                 f"nothing answers at {gateway.shown}",
-                remedy="`ctl status` tells how the system is, `ctl up` starts one; --home or --gateway name another's gateway",
+                remedy="`ctl status` tells how the system is, `ctl up` starts one; --home or --gateway name another's",
             ) from error
         kinds: dict[str, type[ControlPlaneError]] = {
             "NOT_FOUND": NotFound,

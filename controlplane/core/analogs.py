@@ -169,8 +169,8 @@ class Past:
 
 
 def likely_need(moments: Iterable[Moment], features: Features, share: float) -> float | None:
-    """The capacity with which `share` of the work after moments like this one would have been in time: the more a moment
-    was like it, the more its work counts. None: the past is too short to tell."""
+    """The capacity with which `share` of the work after moments like this one would have been in time: the more a
+    moment was like it, the more its work counts. None: the past is too short to tell."""
     past = list(moments)
     if len(past) < FEWEST:
         return None

@@ -177,8 +177,9 @@ class FleetShape:
 
     `load_timeout_s` is the longest that one load may take, warm-up included. `goal` says what it is scaled for,
     `schedule` when other limits hold. Fewer replicas must have been enough for `down_after_s` before there are fewer
-    (None: twice as long as a start takes, 15 s at least); nothing must have been asked for `idle_s` before there are none.
-    Models that nobody has asked for `model_idle_s` are unloaded (None: never for that alone); `min_loaded` of all stay.
+    (None: twice as long as a start takes, 15 s at least); nothing must have been asked for `idle_s` before there are
+    none. Models that nobody has asked for `model_idle_s` are unloaded (None: never for that alone); `min_loaded` of all
+    stay.
     """
 
     name: str

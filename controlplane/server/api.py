@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, NotFound, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport
+from controlplane.local.serving import while_connected
 from controlplane.server import explain
 from controlplane.server.controller import Controller
 from controlplane.server.identity import Busy, Forbidden, Identify, SharedToken, permit
@@ -91,12 +92,12 @@ def application(serving: Serving, identify: Identify) -> Starlette:
 
     async def sync_replica(request: Request) -> Response:
         report = await _read(request, _REPLICA_REPORT, "replica")
-        assignment = await leading().sync_replica(report, _wait_s(request))
+        assignment = await while_connected(request, leading().sync_replica(report, _wait_s(request)))
         return _json(_ASSIGNMENT, assignment) if assignment is not None else Response(status_code=204)
 
     async def sync_gateway(request: Request) -> Response:
         report = await _read(request, _GATEWAY_REPORT, "gateway")
-        order = await leading().sync_gateway(report, _wait_s(request))
+        order = await while_connected(request, leading().sync_gateway(report, _wait_s(request)))
         return _json(_ORDER, order) if order is not None else Response(status_code=204)
 
     def read(describe: Callable[[Controller, float], object]) -> Handler:

@@ -81,6 +81,12 @@ class Service:
             server.should_exit = server.force_exit = True
             await asyncio.gather(serving, return_exceptions=True)
 
+    def waiting(self) -> int:
+        """How many calls of agents wait for an answer at this moment."""
+        assert self._loop is not None
+        calls = [task.get_coro() for task in asyncio.all_tasks(self._loop)]
+        return sum(getattr(each, "__qualname__", "") == "Controller.sync_replica" for each in calls)
+
     def kill(self) -> None:
         """End it without a word to anybody."""
         if self._loop is not None and self._task is not None and self._thread.is_alive():

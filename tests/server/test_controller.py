@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from controlplane.core.errors import NotLeader
-from controlplane.core.messages import GatewayReport
+from controlplane.core.messages import GatewayReport, ReplicaReport
 from controlplane.core.models import FleetRecord, FleetShape
 from controlplane.registry import Registry
 from tests.server.conftest import TOKEN, FixedFleet, Pretender, Service, register
@@ -35,6 +36,20 @@ def test_nobody_waits_for_a_gateway_that_has_said_goodbye(http: httpx2.Client, p
     gone = GatewayReport(gateway="gw", incarnation="1", gone=True)
     pretender.post("/v1/gateways/gw/sync", TypeAdapter(GatewayReport), gone)
     assert http.get("/v1/gateways").json() == []
+
+
+def test_who_hangs_up_is_waited_for_no_longer(service: Service, http: httpx2.Client, pretender: Pretender) -> None:
+    until(lambda: pretender.turn() and pretender.assignment.generation > 0)
+    report = TypeAdapter(ReplicaReport).dump_json(pretender.report())
+    address = httpx2.URL(service.url)
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(
+            f"POST /v1/replicas/cpu-0/sync?wait_s=25 HTTP/1.1\r\nhost: controller\r\nauthorization: Bearer {TOKEN}\r\n"
+            f"content-length: {len(report)}\r\n\r\n".encode()
+            + report
+        )
+        until(lambda: service.waiting() == 1, what="a call that waits")
+    until(lambda: service.waiting() == 0, timeout_s=10.0, what="nobody to wait")
 
 
 def test_a_model_that_fails_ends_its_rollout(registry: Registry, tmp_path: Path, pretender: Pretender) -> None:
