@@ -15,13 +15,13 @@ import httpx2
 import uvicorn
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, Overloaded
-from controlplane.local.serving import QuietServer, while_connected
+from controlplane.local.serving import QuietServer, to_nobody, while_connected
 from gateway.config.names import SERVED_MODEL, SERVED_REPLICA, SERVED_VERSION
 from gateway.forwarding import Destination, Forwarding
 from gateway.sequences import NO_SEQUENCE, SequenceMark
@@ -211,7 +211,8 @@ def application(side: HttpSide, health: Any, metrics: Any) -> Starlette:
             Route("/healthz", health, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
             Route("/v2/models/{path:path}", side.__call__, methods=["GET", "POST"]),
-        ]
+        ],
+        exception_handlers={ClientDisconnect: to_nobody},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from controlplane.core.analogs import Past
@@ -41,8 +41,8 @@ class LoadMeter:
     starts: deque[float] = field(default_factory=lambda: deque(maxlen=STARTS_KEPT))
     """How long the last starts took, in seconds."""
     load: Load | None = None
-    curious: bool = False
-    """Whether something is asked whose cost is not known yet: batch statistics would tell."""
+    known: frozenset[Key] = frozenset()
+    """The versions whose executions' cost was known at the last measurement."""
     _past: Past | None = None
     _seasons: Seasons = field(default_factory=Seasons)
     _has_learned: bool = False
@@ -62,6 +62,14 @@ class LoadMeter:
             elif digest in record.costs:
                 found[key] = record.costs[digest]
         return found
+
+    def is_curious(self, intervals: Iterable[Interval]) -> bool:
+        """Whether something was asked whose cost is not known yet: batch statistics would tell."""
+        return any(
+            key not in self.known and each.window_s > 0 and each.counted(key).success > 0
+            for each in intervals
+            for key in each.after
+        )
 
     def start_s(self, record: FleetRecord) -> float:
         """How long a replica takes from its start to its first answer."""
@@ -114,7 +122,7 @@ class LoadMeter:
                     answered += counted.success
                     met += counted.success if _is_met(counted, record) else 0.0
         known = [key for key in {*arrived, *waiting} if key in costs]
-        self.curious = any(rate and key not in costs for key, rate in arrived.items())
+        self.known = frozenset(costs)
         each = {
             key: arrived[key] / per_s(costs[key], goal, *copy_of(key), copies=max(copies[key], 1))
             for key in known

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, NotFound, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport
-from controlplane.local.serving import while_connected
+from controlplane.local.serving import to_nobody, while_connected
 from controlplane.server import explain
 from controlplane.server.controller import Controller
 from controlplane.server.identity import Busy, Forbidden, Identify, SharedToken, permit
@@ -149,7 +149,7 @@ def application(serving: Serving, identify: Identify) -> Starlette:
             Route("/v1/targets", read(targets)),
         ],
         middleware=[Middleware(_Doorkeeper, serving=serving, identify=identify)],
-        exception_handlers={ControlPlaneError: _as_response},
+        exception_handlers={ControlPlaneError: _as_response, ClientDisconnect: to_nobody},
     )
 
 
@@ -209,13 +209,10 @@ class Elsewhere(NotLeader):
 
 async def _read(request: Request, schema: TypeAdapter[Message], sender: str) -> Message:
     body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_REPORT_BYTES:
-                raise InvalidInput(f"a report of more than {MAX_REPORT_BYTES} bytes")
-    except ClientDisconnect as error:  # it has news, and calls again with them
-        raise InvalidInput("the caller went away before its report was here") from error
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_REPORT_BYTES:
+            raise InvalidInput(f"a report of more than {MAX_REPORT_BYTES} bytes")
     try:
         report = (
             await asyncio.to_thread(schema.validate_json, body) if len(body) > 1 << 20 else schema.validate_json(body)

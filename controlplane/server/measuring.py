@@ -71,8 +71,14 @@ class Measuring:
                 metrics[name] = f"http://{host}:{report.metrics_port}/metrics"
                 pages[report.fleet][name] = f"http://{host}:{report.endpoint.http_port}/v2/models/stats"
         await self.scraper.scrape(metrics)
-        meters = [(name, meter) for name, meter in self.meters.items() if all_batches or meter.curious]
-        await asyncio.gather(*(meter.batches.read(pages[name]) for name, meter in meters))
+        told = self.scraper.intervals
+        await asyncio.gather(
+            *(
+                meter.batches.read(pages[name])
+                for name, meter in self.meters.items()
+                if all_batches or meter.is_curious(told[each] for each in pages[name] if each in told)
+            )
+        )
 
     def _note_starts(self) -> None:
         """How long it took from a replica's start to its first ready model, without what it waited for an order."""

@@ -21,7 +21,7 @@ from controlplane.simulate.policies import STEP_S, Begun, Integers, Seen
 from controlplane.simulate.replay import Setting
 
 BATCHES_EVERY = 5
-"""At every so many steps the costs of executions are read, as the controller does."""
+"""At every so many steps the costs of executions are read, and where one is not known, as the controller does."""
 SERVER = "all"
 """The name under which the executions of all servers are read: only their sum counts."""
 
@@ -56,7 +56,7 @@ class Controller:
         """Measure, and decide."""
         now, keys, record = self.origin + seen.now, self._keys, self._record
         intervals = self._intervals(seen, now)
-        if self._turn % BATCHES_EVERY == 0:
+        if self._turn % BATCHES_EVERY == 0 or self._meter.is_curious(intervals.values()):
             pages = {
                 keys[index]: {1: Executions(size=1, count=count, total_s=total_s)}
                 for index, (count, total_s) in self._executed.items()

@@ -163,8 +163,10 @@ def test_a_version_that_was_loaded_anew_counts_from_zero() -> None:
 def test_what_an_execution_costs_is_known_from_enough_of_them(executions: int, each_s: float, known: bool) -> None:
     meter = LoadMeter(step_s=2.0)
     meter.batches.take({"a": {M: {1: Executions(size=1, count=executions, total_s=executions * each_s)}}})
-    load = measure(meter, record=replace(RECORD, costs={}), a=interval(Counters(success=4)))
-    assert (load.demand > 0, bool(load.costs), meter.curious) == (known, known, not known)
+    told = interval(Counters(success=4))
+    load = measure(meter, record=replace(RECORD, costs={}), a=told)
+    assert (load.demand > 0, bool(load.costs), meter.is_curious([told])) == (known, known, not known)
+    assert not meter.is_curious([interval(Counters())]), "nothing was asked"
     recorded = measure(meter, a=interval(Counters(success=4), at=NOW + 2), now=NOW + 2)
     assert recorded.demand > 0, "what is on record is known anyway"
 
