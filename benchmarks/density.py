@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.core.names import Key
-from controlplane.core.popularity import Popularity
+from controlplane.core.placement.popularity import Popularity
 from examples.interrupts import interruptible
 
 MODELS, REQUESTS = 1000, 60_000

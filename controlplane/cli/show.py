@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from controlplane.core.errors import ControlPlaneError
-from controlplane.core.limits import by_hand
 from controlplane.core.models import FleetRecord, Model, Version
+from controlplane.core.scaling.limits import by_hand
 from controlplane.registry import Registry
 from controlplane.registry.poll import RegistryPoll
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from controlplane.core.analogs import Features, Moment
 from controlplane.core.models import Cost, History
 from controlplane.core.names import Key, Reason
 
 ANALOGS = "analogs"
 """The forecast by moments like this one, which is believed until another one has served better."""
+Features = tuple[float, float, float]
+"""A moment: the logarithms of the mean demand over three spans before it (and one, so that none is 0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What was known `at` a time (seconds since 1970), what capacity the time after it needed, and how much work that
+    time held (its weight)."""
+
+    features: Features
+    need: float
+    weight: float
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,25 +8,25 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.core.actions import Action, FinishRollout
 from controlplane.core.census import Census
-from controlplane.core.fitness import unfit
 from controlplane.core.fleets import quarantine_of
-from controlplane.core.forecasts import contest_of
-from controlplane.core.limits import Limits, budget_of, limits_of
 from controlplane.core.load import Room, Scaler
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
-from controlplane.core.placement import Placement, Slot, Want
-from controlplane.core.placing import place
+from controlplane.core.placement.placing import place
+from controlplane.core.placement.room import Needs
+from controlplane.core.placement.terms import Placement, Slot, Want
+from controlplane.core.placement.wants import apart, serving_of, wants_of
 from controlplane.core.records import records
 from controlplane.core.replicas import Changes, depart, resize, worth
 from controlplane.core.rollout import Progress, TargetState, progress
-from controlplane.core.room import Needs
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
-from controlplane.core.scaling import Decision, decide, is_quiet
+from controlplane.core.scaling.decision import Decision, decide, is_quiet
+from controlplane.core.scaling.fitness import unfit
+from controlplane.core.scaling.forecasts import contest_of
+from controlplane.core.scaling.limits import Limits, budget_of, limits_of
 from controlplane.core.snapshot import ReplicaView, Snapshot
 from controlplane.core.unserved import unserved
-from controlplane.core.wants import apart, serving_of, wants_of
 
 SETTLING = Reason(code="SETTLING", text="the controller has just started and waits for reports")
 """Until it has heard from all, what it does not know may be served all the same."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from controlplane.core.actions import Action, RemoveReplica, StartReplica
 from controlplane.core.fleets import is_up
 from controlplane.core.names import Reason
-from controlplane.core.scaling import Decision
+from controlplane.core.scaling.decision import Decision
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from controlplane.core.census import Census
 from controlplane.core.names import Key, Reason
-from controlplane.core.placement import Placement
+from controlplane.core.placement.terms import Placement
 from controlplane.core.snapshot import Snapshot
 
 

@@ -10,8 +10,8 @@ from annotated_types import Ge
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from controlplane.core.capacity import Executions
 from controlplane.core.names import Key
+from controlplane.core.scaling.capacity import Executions
 from controlplane.metrics.scrape import read_pages
 
 FORGET = 0.9

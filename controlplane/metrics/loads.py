@@ -7,14 +7,14 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from controlplane.core.analogs import Past
-from controlplane.core.capacity import all_it_can, fit, instances_of, per_s
 from controlplane.core.entry import Entry
 from controlplane.core.load import Load
 from controlplane.core.models import Cost, FleetRecord, Manifest
 from controlplane.core.names import Key
-from controlplane.core.popularity import Popularity
-from controlplane.core.seasons import Seasons
+from controlplane.core.placement.popularity import Popularity
+from controlplane.core.scaling.analogs import Past
+from controlplane.core.scaling.capacity import all_it_can, fit, instances_of, per_s
+from controlplane.core.scaling.seasons import Seasons
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval

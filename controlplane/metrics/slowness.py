@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from controlplane.core.capacity import Executions
 from controlplane.core.names import Key
+from controlplane.core.scaling.capacity import Executions
 from controlplane.metrics.batches import Batches
 
 SLOW = 3.0

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from controlplane.core.batching import Batching
-from controlplane.core.batching import explain as explain_batching
-from controlplane.core.capacity import instances_of
 from controlplane.core.errors import NotFound
 from controlplane.core.fleets import memory_told
-from controlplane.core.limits import by_hand
 from controlplane.core.messages import Copy
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Reason
 from controlplane.core.plan import SETTLING
+from controlplane.core.scaling.batching import Batching
+from controlplane.core.scaling.batching import explain as explain_batching
+from controlplane.core.scaling.capacity import instances_of
+from controlplane.core.scaling.limits import by_hand
 from controlplane.core.snapshot import ReplicaView
 from controlplane.metrics.signals import signals
 

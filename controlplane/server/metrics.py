@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from controlplane.core.capacity import instances_of
 from controlplane.core.plan import Plan
+from controlplane.core.scaling.capacity import instances_of
 from controlplane.core.snapshot import Snapshot
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from controlplane.core.capacity import instances_of
-from controlplane.core.limits import by_hand
 from controlplane.core.names import Key
+from controlplane.core.scaling.capacity import instances_of
+from controlplane.core.scaling.limits import by_hand
 from controlplane.metrics.signals import Signals, signals
 
 if TYPE_CHECKING:

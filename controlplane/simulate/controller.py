@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from controlplane.core.capacity import Executions
 from controlplane.core.entry import Entry, InstanceGroup
-from controlplane.core.limits import limits_of
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetRecord, Manifest
 from controlplane.core.names import Key
-from controlplane.core.scaling import decide
+from controlplane.core.scaling.capacity import Executions
+from controlplane.core.scaling.decision import decide
+from controlplane.core.scaling.limits import limits_of
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.readings import Interval

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from controlplane.core.errors import InvalidInput
-from controlplane.core.limits import limits_of
 from controlplane.core.models import FleetRecord, FleetShape
+from controlplane.core.scaling.limits import limits_of
 from controlplane.simulate.fleet import BITS, MASK, MOST_REPLICAS, Replicas, ticks
 from controlplane.simulate.fleet import serve as serve_in
 from controlplane.simulate.policies import STEP_S, Begun, Integers, Policy, Seen

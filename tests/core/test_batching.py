@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from controlplane.core.batching import Batching, explain
-from controlplane.core.capacity import Executions, fit
 from controlplane.core.entry import DynamicBatching, Entry, SequenceBatching
 from controlplane.core.models import Cost
+from controlplane.core.scaling.batching import Batching, explain
+from controlplane.core.scaling.capacity import Executions, fit
 
 UNBATCHED: dict[str, Any] = {"dynamic_batching": None}
 HELPS, HARDLY = Cost(fixed_s=0.020, each_s=0.001), Cost(fixed_s=0.0001, each_s=0.010)

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.capacity import (
+from controlplane.core.entry import DynamicBatching, Entry, InstanceGroup
+from controlplane.core.models import Capabilities, Cost, Goal
+from controlplane.core.scaling.capacity import (
     MOST_USED,
     Executions,
     all_it_can,
@@ -18,8 +20,6 @@ from controlplane.core.capacity import (
     queue_s,
     within_per_s,
 )
-from controlplane.core.entry import DynamicBatching, Entry, InstanceGroup
-from controlplane.core.models import Capabilities, Cost, Goal
 
 BATCHED = Entry(name="m", backend="python", max_batch_size=8, dynamic_batching=DynamicBatching())
 SINGLE = Entry(name="m", backend="python", max_batch_size=8)

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from controlplane.core.analogs import Moment
-from controlplane.core.forecasts import ENOUGH, EVERY_S, KEPT, NONE, contest_of, forecasts, judge
-from controlplane.core.load import ANALOGS, Contest, Load
+from controlplane.core.load import ANALOGS, Contest, Load, Moment
 from controlplane.core.models import History
-from controlplane.core.seasons import DAY, SLOT_S, WEEK, Seasons
+from controlplane.core.scaling.forecasts import ENOUGH, EVERY_S, KEPT, NONE, contest_of, forecasts, judge
+from controlplane.core.scaling.seasons import DAY, SLOT_S, WEEK, Seasons
 
 DAY_S = DAY * SLOT_S
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.core.names import Key, Place
-from controlplane.core.placement import Placement, Rank, Slot, Want
-from controlplane.core.placing import place
+from controlplane.core.placement.placing import place
+from controlplane.core.placement.terms import Placement, Rank, Slot, Want
 
 A, B, C, STEP = Key("a", 1), Key("b", 1), Key("c", 1), Key("step", 1)
 

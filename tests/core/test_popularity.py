@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controlplane.core.names import Key
-from controlplane.core.popularity import HALF_LIFE, LARGEST, Popularity
+from controlplane.core.placement.popularity import HALF_LIFE, LARGEST, Popularity
 
 A, B = Key("a", 1), Key("b", 1)
 

@@ -12,8 +12,8 @@ from controlplane.core.entry import Serving
 from controlplane.core.load import Load, Room
 from controlplane.core.messages import Demand
 from controlplane.core.names import Key
-from controlplane.core.placement import Rank, Slot, Want
-from controlplane.core.room import Needs
+from controlplane.core.placement.room import Needs
+from controlplane.core.placement.terms import Rank, Slot, Want
 from tests.core.world import World, ensemble, manifest, promoted
 
 ALWAYS = Serving(load="always")

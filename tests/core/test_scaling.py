@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.analogs import SHORT, STEADY_FEWEST, Moment, Past, likely_need, needed
-from controlplane.core.limits import Budget, Limits, is_open, limits_of
-from controlplane.core.load import Load, Scaler
+from controlplane.core.load import Load, Moment, Scaler
 from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
-from controlplane.core.scaling import Decision, decide
-from controlplane.core.steady import CLOSE, enough, late
+from controlplane.core.scaling.analogs import SHORT, STEADY_FEWEST, Past, likely_need, needed
+from controlplane.core.scaling.decision import Decision, decide
+from controlplane.core.scaling.limits import Budget, Limits, is_open, limits_of
+from controlplane.core.scaling.steady import CLOSE, enough, late
 
 SHAPE = FleetShape(name="cpu", min_replicas=0, max_replicas=8, down_after_s=20, idle_s=60)
 LIMITS = Limits(least=0, most=8, why="the deployment asks for 0 to 8")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from controlplane.core.capacity import MOST_USED, Executions
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, History, Manifest
 from controlplane.core.names import Key
+from controlplane.core.scaling.capacity import MOST_USED, Executions
 from controlplane.metrics.batches import BatchMeter, parse_batches, since
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.loads import LoadMeter

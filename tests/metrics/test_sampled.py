@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from controlplane.core.limits import limits_of
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal
 from controlplane.core.names import Key
-from controlplane.core.scaling import Decision, decide
+from controlplane.core.scaling.decision import Decision, decide
+from controlplane.core.scaling.limits import limits_of
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.readings import Interval

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from controlplane.core.capacity import Executions
 from controlplane.core.names import Key
+from controlplane.core.scaling.capacity import Executions
 from controlplane.metrics.batches import Batches
 from controlplane.metrics.slowness import ENOUGH, SLOW, SLOW_FOR_S, Slowness, ratios
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.core.errors import InvalidInput
-from controlplane.core.limits import limits_of
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetRecord, FleetShape, Goal
-from controlplane.core.scaling import decide
+from controlplane.core.scaling.decision import decide
+from controlplane.core.scaling.limits import limits_of
 from controlplane.simulate.controller import Controller
 from controlplane.simulate.outcomes import outcome
 from controlplane.simulate.peers import Fixed

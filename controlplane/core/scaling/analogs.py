@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from controlplane.core.steady import enough
+from controlplane.core.load import Features, Moment
+from controlplane.core.scaling.steady import enough
 
 SPANS_S = (5.0, 30.0, 120.0)
-Features = tuple[float, float, float]
-"""A moment: the logarithms of the mean demand over these spans before it (and one, so that none is 0)."""
+"""What a moment is described by: the mean demand over these spans before it."""
 _RECENT, _LASTING = 1, 2
 LIKE = 0.1
 """Which share of the past counts as like the present."""
@@ -26,17 +26,6 @@ SHORT = 64
 """In so few steps every stretch of time is looked at."""
 FEWEST = 240
 """A past of fewer moments tells nothing: most of it would be unlike the present."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What was known `at` a time (seconds since 1970), what capacity the time after it needed, and how much work that
-    time held (its weight)."""
-
-    features: Features
-    need: float
-    weight: float
-    at: float = 0.0
 
 
 def recent(features: Features) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from controlplane.core.capacity import Executions
 from controlplane.core.entry import Entry
 from controlplane.core.models import Cost
 from controlplane.core.names import Reason
+from controlplane.core.scaling.capacity import Executions
 
 HELPS = 1.2
 """Batching is worth it where full batches do so many times what single requests do."""

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from controlplane.core.load import Room
 from controlplane.core.names import Key, Place
-from controlplane.core.placement import Placement, Rank, Slot, Want
-from controlplane.core.placing import left_over
+from controlplane.core.placement.placing import left_over
+from controlplane.core.placement.terms import Placement, Rank, Slot, Want
 
 NO_PLACE = frozenset({"CLASH", "FEW_REPLICAS", "NO_ROOM", "ON_DEMAND"})
 """Codes of what found no place and would find one on a further replica."""

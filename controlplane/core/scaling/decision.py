@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from controlplane.core.analogs import lasting, recent
-from controlplane.core.forecasts import NONE, forecasts, judge, unforeseen
-from controlplane.core.limits import Limits
 from controlplane.core.load import ANALOGS, Load, Scaler
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
+from controlplane.core.scaling.analogs import lasting, recent
+from controlplane.core.scaling.forecasts import NONE, forecasts, judge, unforeseen
+from controlplane.core.scaling.limits import Limits
 
 STALE_STEPS = 4
 """Measurements older than so many steps say nothing of now."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from controlplane.core.census import Census
 from controlplane.core.models import Model
 from controlplane.core.names import Key
-from controlplane.core.placement import Rank, Want
+from controlplane.core.placement.terms import Rank, Want
 from controlplane.core.routing import Serving
 from controlplane.core.snapshot import Snapshot
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controlplane.core.names import Key, Place, Reason, mib
-from controlplane.core.placement import Placement, Rank, Slot, Want
-from controlplane.core.pools import Pools
+from controlplane.core.placement.pools import Pools
+from controlplane.core.placement.terms import Placement, Rank, Slot, Want
 
 SPREAD_RESERVE = 0.1
 """The share of a replica's memory that copies beyond `min_copies` leave free, so that a new model finds room."""

@@ -13,9 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from controlplane.core.analogs import likely_need
 from controlplane.core.load import ANALOGS, Contest, Judged, Load
 from controlplane.core.models import History
+from controlplane.core.scaling.analogs import likely_need
 
 NONE = "none"
 PRIOR = 1.0
