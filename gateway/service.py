@@ -14,6 +14,7 @@ import httpx2
 import structlog
 
 from controlplane.client.access import Access, read_access
+from controlplane.client.calls import set_within
 from controlplane.client.sync import SyncLoop
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.messages import GatewayOrder, GatewayReport
@@ -200,7 +201,7 @@ class Gateway:
         """
         self._urgent.clear()
         name = (table.epoch, table.generation)
-        if name == self._refused and await _set_within(self._urgent, RETRY_S):
+        if name == self._refused and await set_within(self._urgent, RETRY_S):
             return
         if name != self._under_way:
             self._newest, self._under_way = table, name
@@ -320,15 +321,6 @@ class Gateway:
         task = asyncio.ensure_future(job)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 async def _quietly(job: Coroutine[Any, Any, None]) -> None:

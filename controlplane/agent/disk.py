@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
+from weakref import WeakValueDictionary
 
 import httpx2
 import stamina
@@ -58,7 +59,7 @@ class BlobStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._budget = budget_bytes
         self._threads = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="download")
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._room = threading.Lock()
         self._reserved: dict[str, int] = {}
         self.kept: frozenset[str] = frozenset()

@@ -68,6 +68,14 @@ class Unavailable(ControlPlaneError):
     code = "UNAVAILABLE"
 
 
+class Busy(Unavailable):
+    """A part that is needed can't say at present; asking again makes sense in `retry_after_s` seconds."""
+
+    def __init__(self, what: str, *, retry_after_s: float, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
 class Overloaded(ControlPlaneError):
     """There is more to do than can be done in time; asking again makes sense in `retry_after_s` seconds."""
 

@@ -23,12 +23,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, NotFound, NotLeader
+from controlplane.core.errors import STATUS, Busy, ControlPlaneError, InvalidInput, NotFound, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport
 from controlplane.local.serving import to_nobody, while_connected
 from controlplane.server import explain
 from controlplane.server.controller import Controller
-from controlplane.server.identity import Busy, Forbidden, Identify, SharedToken, permit
+from controlplane.server.identity import Forbidden, Identify, SharedToken, permit
 from controlplane.server.openapi import document
 from controlplane.server.targets import targets
 from controlplane.server.top import top
@@ -245,7 +245,7 @@ def _error(error: ControlPlaneError) -> JSONResponse:
     status = 403 if isinstance(error, Forbidden) else STATUS[error.code].http
     headers = {}
     if isinstance(error, Busy):
-        headers["retry-after"] = str(error.retry_after_s)
+        headers["retry-after"] = f"{error.retry_after_s:g}"
     if isinstance(error, Elsewhere):
         headers["location"] = error.location
     return JSONResponse({"error": content}, status_code=status, headers=headers)

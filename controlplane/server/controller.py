@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
+from controlplane.client.calls import set_within
 from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, NotLeader
 from controlplane.core.messages import Assignment, GatewayOrder, GatewayReport, ReplicaReport, Wanted
 from controlplane.core.models import FleetShape, Manifest
@@ -188,8 +189,9 @@ class Controller:
     async def _fetch_sources(self, made: Plan) -> None:
         """Have download addresses ready for whatever an assignment is about to name: signing them may do I/O."""
         news = {name: keys for name, keys in made.holds.items() if self.orders.ordered(name) != keys}
-        oldest = time.time() - SOURCES_EXPIRE_S / 2
-        await self._sign({key for keys in news.values() for key in keys}, since=oldest)
+        now = time.time()
+        self._sources = {digest: each for digest, each in self._sources.items() if each[0] > now - SOURCES_EXPIRE_S}
+        await self._sign({key for keys in news.values() for key in keys}, since=now - SOURCES_EXPIRE_S / 2)
 
     async def _sign(self, keys: Iterable[Key], *, since: float) -> None:
         """Have download addresses that are not older than `since` for each of these versions."""
@@ -248,7 +250,7 @@ class Controller:
                 report.generation,
             ):
                 return assignment
-            if self.orders.closed or not await _set_by(event, deadline):
+            if self.orders.closed or not await set_within(event, deadline - time.monotonic()):
                 self._still_there(report)
                 return None
 
@@ -273,7 +275,7 @@ class Controller:
             table = self.orders.table
             if table is not None and (table.epoch, table.generation) != (report.epoch, report.generation):
                 return GatewayOrder(epoch=table.epoch, generation=table.generation, table=table)
-            if self.orders.closed or not await _set_by(event, deadline):
+            if self.orders.closed or not await set_within(event, deadline - time.monotonic()):
                 return None
 
     def _still_there(self, report: ReplicaReport) -> None:
@@ -306,12 +308,3 @@ class Controller:
                 f"this controller has epoch {self.orders.epoch}, the caller has seen {seen}",
                 remedy="ask the controller that has taken over",
             )
-
-
-async def _set_by(event: asyncio.Event, deadline: float) -> bool:
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

@@ -6,7 +6,7 @@ import hmac
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from controlplane.core.errors import Unauthenticated, Unavailable
+from controlplane.core.errors import Unauthenticated
 
 SYNC = {"agent": "/v1/replicas/{name}/sync", "gateway": "/v1/gateways/{name}/sync"}
 
@@ -21,14 +21,6 @@ class Caller:
 
 class Forbidden(Unauthenticated):
     """The caller is known, and may not do this. HTTP status 403."""
-
-
-class Busy(Unavailable):
-    """Who calls can't be found out at present; asking again makes sense in `retry_after_s` seconds."""
-
-    def __init__(self, what: str, *, retry_after_s: int, remedy: str | None = None) -> None:
-        super().__init__(what, remedy=remedy)
-        self.retry_after_s = retry_after_s
 
 
 class Identify(Protocol):

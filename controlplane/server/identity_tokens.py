@@ -18,9 +18,9 @@ import structlog
 from kubernetes.client import ApiException, AuthenticationV1Api, Configuration
 from urllib3.exceptions import HTTPError
 
-from controlplane.core.errors import ControlPlaneError, Unauthenticated, Unavailable
+from controlplane.core.errors import Busy, ControlPlaneError, Unauthenticated, Unavailable
 from controlplane.fleet.cluster import client_of, told
-from controlplane.server.identity import Busy, Caller, Forbidden
+from controlplane.server.identity import Caller, Forbidden
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from controlplane.core.errors import Conflict, ControlPlaneError, NotLeader, Unavailable
+from controlplane.core.errors import Busy, Conflict, ControlPlaneError, NotLeader, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -71,14 +71,6 @@ class Lease(Protocol):
 
     def write(self, before: Record, *, holder: str, address: str, lease_s: float) -> Record:
         """Take it, renew it, or (with no holder) give it back, if it is still as it was `before`."""
-
-
-class Busy(Unavailable):
-    """The server asks for a pause of `retry_after_s`."""
-
-    def __init__(self, what: str, *, retry_after_s: float, remedy: str | None = None) -> None:
-        super().__init__(what, remedy=remedy)
-        self.retry_after_s = retry_after_s
 
 
 class Sight:

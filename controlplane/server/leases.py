@@ -10,9 +10,9 @@ from typing import Any
 from kubernetes.client import ApiException, AppsV1Api, Configuration, CoordinationV1Api
 from urllib3.exceptions import HTTPError
 
-from controlplane.core.errors import Conflict, ControlPlaneError, Unavailable
+from controlplane.core.errors import Busy, Conflict, ControlPlaneError, Unavailable
 from controlplane.fleet.cluster import client_of, told
-from controlplane.server.leading import Busy, Record
+from controlplane.server.leading import Record
 
 ADDRESS = "triton-controlplane.io/address"
 """The annotation with the holder's address."""

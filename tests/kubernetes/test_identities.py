@@ -20,10 +20,10 @@ from structlog.testing import capture_logs
 
 from controlplane.client.access import Access
 from controlplane.client.reader import Reader
-from controlplane.core.errors import Unauthenticated
+from controlplane.core.errors import Busy, Unauthenticated
 from controlplane.core.messages import GatewayReport, ReplicaReport
 from controlplane.fleet.cluster import configured
-from controlplane.server.identity import Busy, Caller, Forbidden
+from controlplane.server.identity import Caller, Forbidden
 from controlplane.server.identity_tokens import AUDIENCE, ReviewedTokens, reviewer
 from tests.kubernetes.candidate import REPLICA, SHAPE
 from tests.kubernetes.candidates import RELEASE, Candidate, permissions

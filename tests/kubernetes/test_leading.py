@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from controlplane.core.errors import Conflict, Unavailable
+from controlplane.core.errors import Busy, Conflict, Unavailable
 from controlplane.fleet.cluster import configured
-from controlplane.server.leading import Busy, Timing
+from controlplane.server.leading import Timing
 from controlplane.server.leases import ADDRESS, KubernetesLease, owner_of
 from tests.kubernetes.candidates import RELEASE, Candidate, permissions
 from tests.kubernetes.control_plane import ControlPlane, freeze

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from controlplane.core.errors import ControlPlaneError, Unauthenticated, Unavailable
+from controlplane.core.errors import Busy, ControlPlaneError, Unauthenticated, Unavailable
 from controlplane.server import identity_tokens
-from controlplane.server.identity import Busy, Caller, Forbidden, SharedToken, permit
+from controlplane.server.identity import Caller, Forbidden, SharedToken, permit
 from controlplane.server.identity_tokens import AUDIENCE, Review, ReviewedTokens, caller_of, left_s, review_of
 
 AGENT = Caller(kind="agent", name="pod-0")

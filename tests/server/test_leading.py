@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controlplane.core.errors import Conflict, ControlPlaneError, NotLeader, Unauthenticated, Unavailable
-from controlplane.server.leading import LONGEST_S, Busy, Election, Record, Sight, Timing
+from controlplane.core.errors import Busy, Conflict, ControlPlaneError, NotLeader, Unauthenticated, Unavailable
+from controlplane.server.leading import LONGEST_S, Election, Record, Sight, Timing
 
 T = TypeVar("T")
 QUICK = Timing(renew_s=0.1, look_s=0.05, call_s=0.2)
