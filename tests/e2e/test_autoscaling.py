@@ -166,6 +166,19 @@ def test_envoy_is_killed_in_the_middle_of_scaling(system: System) -> None:
     print(f"failed requests while Envoy was away, twice: {len(failures)}")
 
 
+def test_ctl_up_itself_is_killed_in_the_middle_of_scaling(system: System) -> None:
+    with Load(system.client, "slow", clients=16) as load:
+        eventually(lambda: len(system.replicas()) > 1, 120, "it has begun to grow")
+        system.kill("controlplane.cli.main")
+        eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas all the same")
+        load.more(100)
+    assert not load.failures
+    eventually(lambda: not system.replicas(), 120, "nobody asks, and nobody is left")
+    assert "`ctl up` is gone" in system.ok("status").out
+    system.up()
+    assert system.ask("slow") == (6.0, "1"), "what is in the registry is served anew"
+
+
 def test_a_start_that_always_fails_is_told_and_comes_right_when_its_cause_is_gone(tmp_path: Path) -> None:
     system = System(tmp_path, "fleets: [{name: cpu, replicas: {min: 0, max: 2}, memory_bytes: 1Gi}]")
     try:
