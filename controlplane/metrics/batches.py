@@ -16,6 +16,8 @@ from controlplane.metrics.scrape import read_pages
 
 FORGET = 0.9
 """What is kept of the past at each reading: costs change with what else runs on a machine."""
+LEAST = 50.0
+"""So many executions are kept, however old they are: else what is asked seldom would never be known."""
 Batches = Mapping[int, Executions]
 """By batch size."""
 
@@ -114,14 +116,16 @@ class BatchMeter:
         return executed
 
     def _add(self, key: Key, executions: Iterable[Executions]) -> None:
+        known = self.totals.get(key, {})
+        kept = FORGET if FORGET * sum(each.count for each in known.values()) >= LEAST else 1.0
         total = {
-            size: Executions(size=size, count=each.count * FORGET, total_s=each.total_s * FORGET)
-            for size, each in self.totals.get(key, {}).items()
+            size: Executions(size=size, count=each.count * kept, total_s=each.total_s * kept)
+            for size, each in known.items()
         }
         for each in executions:
-            known = total.get(each.size, Executions(size=each.size, count=0.0, total_s=0.0))
+            before = total.get(each.size, Executions(size=each.size, count=0.0, total_s=0.0))
             total[each.size] = Executions(
-                size=each.size, count=known.count + each.count, total_s=known.total_s + each.total_s
+                size=each.size, count=before.count + each.count, total_s=before.total_s + each.total_s
             )
         self.totals[key] = total
 

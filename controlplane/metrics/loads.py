@@ -30,6 +30,8 @@ FRESH = 2
 """What a server told says something of now for so many times as long as it takes to be told anew."""
 ENOUGH, ENOUGH_S = 20.0, 10.0
 """So many executions tell what one costs, or so many seconds of them: the first after a load are slow."""
+A_FEW = 4.0
+"""What fewer requests than these, since the reading before, would tell can wait: what is asked seldom needs little."""
 
 
 @dataclass(slots=True)
@@ -64,9 +66,9 @@ class LoadMeter:
         return found
 
     def is_curious(self, intervals: Iterable[Interval]) -> bool:
-        """Whether something was asked whose cost is not known yet: batch statistics would tell."""
+        """Whether so much was asked of something whose cost is not known yet that batch statistics would soon tell."""
         return any(
-            key not in self.known and each.window_s > 0 and each.counted(key).success > 0
+            key not in self.known and each.window_s > 0 and each.counted(key).success >= A_FEW
             for each in intervals
             for key in each.after
         )

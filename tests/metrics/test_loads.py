@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, History, Manifest
 from controlplane.core.names import Key
 from controlplane.core.scaling.capacity import MOST_USED, Executions
-from controlplane.metrics.batches import BatchMeter, parse_batches, since
+from controlplane.metrics.batches import Batches, BatchMeter, parse_batches, since
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.readings import Interval
@@ -134,15 +136,29 @@ def test_a_page_of_statistics_becomes_batches() -> None:
         parse_batches("{}")
 
 
-def test_batches_add_up_and_the_past_fades() -> None:
+def pages(*counts: int) -> Iterator[Mapping[str, Mapping[Key, Batches]]]:
+    """A server's page after so many more executions, again and again, each of a second."""
+    for count in itertools.accumulate(counts):
+        yield {"a": {M: {1: Executions(size=1, count=count, total_s=float(count))}}}
+
+
+def test_batches_of_all_servers_add_up() -> None:
     meter = BatchMeter()
-    meter.take({"a": parse_batches(PAGE)})
     meter.take({"a": parse_batches(PAGE), "b": parse_batches(PAGE)})
-    assert meter.totals[M][1].count == pytest.approx(2 * 0.9 + 2)
-    meter.take({"a": parse_batches(PAGE)})
-    assert meter.totals[M][1].count == pytest.approx(2 * 0.9 + 2), "nothing new: nothing is forgotten"
+    assert (meter.totals[M][1].count, meter.totals[M][4].count) == (4, 4)
     meter.forget_others(())
     assert not meter.totals
+
+
+def test_the_past_fades_but_for_the_last_executions() -> None:
+    meter = BatchMeter()
+    for page in pages(100, 100, 0):
+        meter.take(page)
+    assert meter.totals[M][1].count == pytest.approx(100 * 0.9 + 100), "nothing new: nothing is forgotten"
+    seldom = BatchMeter()
+    for page in pages(*[1] * 200):
+        seldom.take(page)
+    assert 50 <= seldom.totals[M][1].count <= 60, "what is asked seldom is known all the same"
 
 
 def test_a_version_that_was_loaded_anew_counts_from_zero() -> None:
