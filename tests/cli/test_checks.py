@@ -313,6 +313,7 @@ def test_doctor_of_a_home(ctl: Ctl, controller: object, registry: Registry) -> N
     by_check = {each["check"]: each for each in answer.data}
     assert by_check["home"]["state"] == "problem"
     assert "`ctl up`" in by_check["home"]["remedy"]
+    assert by_check["gateway"]["state"] == "problem"
     assert by_check["registry"]["state"] == "ok"
     assert by_check["registry writes"]["state"] == "unchecked"
     assert "no gateway is ready" in [each["what"] for each in answer.data if each["check"] == "controller"][-1]

@@ -175,6 +175,10 @@ def test_ctl_up_itself_is_killed_in_the_middle_of_scaling(system: System) -> Non
     assert not load.failures
     eventually(lambda: not system.replicas(), 120, "nobody asks, and nobody is left")
     assert "`ctl up` is gone" in system.ok("status").out
+    assert "gateway: it answers" in system.ctl("doctor").out
+    for part in ("-m gateway", "envoy"):
+        system.kill(part)
+    assert "/v2/health/live does not answer" in system.ctl("doctor").out
     system.up()
     assert system.ask("slow") == (6.0, "1"), "what is in the registry is served anew"
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import httpx2
+
+from controlplane.cli.addresses import gateway_addresses
 from controlplane.cli.checks import clocks
 from controlplane.cli.checks.finding import Finding, found
 from controlplane.cli.checks.prometheus import prometheus
@@ -15,6 +18,8 @@ from controlplane.local.metrics import prometheus_url
 from controlplane.local.supervisor import owner
 from controlplane.local.system import load_system
 
+ANSWER_S = 5.0
+"""How long a gateway may take to say that it is there."""
 LITTLE = 0.05
 """The share of a disk below which it is nearly full."""
 
@@ -32,6 +37,7 @@ class HomeCheck:
         if self._home.root.is_dir():
             yield from found("home", self._supervisor)
             yield from found("controller", self._status)
+            yield from found("gateway", self._gateway)
             yield from found("gpus", self._gpus)
             yield from found("prometheus", self._prometheus)
         elif self._context.registry_url is None:
@@ -61,6 +67,20 @@ class HomeCheck:
     def _status(self) -> Iterator[Finding]:
         with self._context.reader() as reader:
             yield from running(reader.get("/v1/status"))
+
+    def _gateway(self) -> Iterator[Finding]:
+        addresses = gateway_addresses(self._home)
+        url = f"http://{addresses.http}/v2/health/live"
+        try:
+            # Whatever it answers: 503 is right for a system without a replica. On this machine: no proxy leads there.
+            httpx2.get(url, timeout=ANSWER_S, trust_env=False)
+        except httpx2.HTTPError as error:
+            remedy = (
+                f"`ctl up` starts it again by itself; gateway.log and envoy.log in {self._home.logs} say why it can't"
+            )
+            yield Finding("gateway", "problem", f"{url} does not answer: {error}", remedy)
+        else:
+            yield Finding("gateway", "ok", f"it answers: gRPC {addresses.grpc}, HTTP http://{addresses.http}")
 
     def _gpus(self) -> Iterator[Finding]:
         system = load_system(self._home)
