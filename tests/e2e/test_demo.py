@@ -29,6 +29,7 @@ class Popen(subprocess.Popen):
             os.kill(os.getpid(), signal.SIGINT)
 
 subprocess.Popen = Popen
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
