@@ -81,13 +81,13 @@ class Measuring:
         )
 
     def _note_starts(self) -> None:
-        """How long it took from a replica's start to its first ready model, without what it waited for an order."""
-        now = time.time()
-        for name, (report, _) in self._memory.reports.items():
-            if any(copy.state == "ready" for copy in report.copies):
-                start = self._memory.starts.pop(name, None)
-                if start is not None and report.fleet in self.meters:
-                    self.meters[report.fleet].starts.append(start.took_s(now))
+        """How long starts took that have ended."""
+        for name, start in list(self._memory.starts.items()):
+            if start.took_s is not None:
+                del self._memory.starts[name]
+                report, _ = self._memory.reports.get(name, (None, 0.0))
+                if report is not None and report.fleet in self.meters:
+                    self.meters[report.fleet].starts.append(start.took_s)
 
     def _measure(self) -> None:
         snapshot, now = self._snapshot(), time.time()

@@ -37,16 +37,19 @@ class HeardGateway:
 
 @dataclass(slots=True)
 class Start:
-    """A replica's start, until its first model is ready. Times are in seconds since 1970; `idle_s`: how long its server
-    was ready and had nothing to load, `idle_since` the last time (None: it has)."""
+    """A replica's start. Times are in seconds since 1970; `idle_s`: how long its server was ready and had nothing to
+    load, `idle_since` the last time (None: it has); `took_s`: how long the start took without that, once its first
+    model is ready."""
 
     began: float
     idle_s: float = 0.0
     idle_since: float | None = None
+    took_s: float | None = None
 
-    def took_s(self, now: float) -> float:
-        """How long it has taken, without what it waited for something to load."""
-        return max(now - self.began - self._idle_s(now), 0.0)
+    def end(self, now: float) -> None:
+        """Its first model is ready."""
+        if self.took_s is None:
+            self.took_s = max(now - self.began - self._idle_s(now), 0.0)
 
     def note(self, now: float, *, idle: bool) -> None:
         """Whether it waits for something to load now."""
@@ -82,7 +85,7 @@ class Memory:
     """When versions were last asked for. Their replicas may be gone since."""
     loads: dict[str, Load] = field(default_factory=dict)
     starts: dict[str, Start] = field(default_factory=dict)
-    """Of each replica, until its first model is ready."""
+    """Of each replica, until it is measured how long its start took."""
     crashed_at: dict[str, tuple[float, ...]] = field(default_factory=dict)
     last_plan: Plan = field(default_factory=Plan)
     settled: bool = False
@@ -111,6 +114,8 @@ class Memory:
             times = (now,) * (report.crashes - before[0].crashes)
             self.crashed_at[report.replica] = (*self.crashed_at.get(report.replica, ()), *times)[-CRASHES_KEPT:]
         self.reports[report.replica] = (report, now)
+        if report.replica in self.starts and any(copy.state == "ready" for copy in report.copies):
+            self.starts[report.replica].end(now)
         for copy in report.copies:
             if copy.last_used_at is not None:
                 key = Key(copy.model, copy.version)
