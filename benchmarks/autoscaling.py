@@ -9,9 +9,9 @@ or 10 s. The first 10 minutes are a warm-up for all and do not count. HPA, KEDA 
 cheapest setting that brings as many requests in time as this autoscaler does; the oracle knows the future and is set
 so, too. Of the synthetic traffic, two are replayed again with other starts and other replicas.
 
-Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal: of the replica-hours between HPA and oracle, 60 %
-saved at one share of requests in time, over all cases together. It is printed as well which of them reach that and the
-goal's share on their own, or are no more than 5 % above the oracle.
+Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, in each case: the share of requests reached, and the
+gap between HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle. What is closed
+over all cases together is printed as well.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def main() -> int:
         print(f"where a replica starts in {start_s:g} s: {together(of)}")
     made = made[: len(cases)]
     print(f"both: {together(made)} (the goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle)")
-    return 0 if kept and closed_by(made) >= CLOSED_GOAL else 1
+    return 0 if kept and all(is_good(each) for each in made) else 1
 
 
 if __name__ == "__main__":
