@@ -9,9 +9,9 @@ or 10 s. The first 10 minutes are a warm-up for all and do not count. HPA, KEDA 
 cheapest setting that brings as many requests in time as this autoscaler does; the oracle knows the future and is set
 so, too. Of the synthetic traffic, two are replayed again with other starts and other replicas.
 
-Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, in each case: the share of requests reached, and the
-gap between HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle. What is closed
-over all cases together is printed as well.
+Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, in each case: the share of requests reached, and
+the gap between HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle. What is
+closed over all cases together is printed as well.
 """
 
 from __future__ import annotations
