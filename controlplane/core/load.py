@@ -30,23 +30,24 @@ class Load:
     """A fleet's load.
 
     `at`: when it was measured (seconds since 1970), each `step_s`. `demand`: how many replicas what arrives keeps busy,
-    when each does as much as it can within the goal; `backlog_s`: for how long one replica would be busy with what
-    waits. `rate_per_s` requests arrive and `waiting` wait, of all models together, also of those whose cost is not
-    known yet. `held`: requests that wait at gateways for a model that is loaded nowhere. `met`: the share of the
-    requests `answered` since the load before that met the goal (None: there were none). `complete` False: a replica
-    that serves has not told lately. `start_s`: how long a replica takes from its start to its first answer (`started`:
-    a start was seen). `slack_s`: how long a request may wait. `moments` and `features`: the past and the present (see
-    `analogs`); `steady`: how many replicas would have been enough for all of the past (None: it is too short to tell);
-    `sequel`: the newest moment whose sequel is known; `seasons`: what was needed at this time of other days, by the
-    season's name; `history`: what was needed so far, for the fleet's record. `costs` of executions are by version
-    digest. By version: `copies`, how many its own load has lately kept busy at most, and `use`, how often it is asked
-    (see `popularity`). `slow`: replicas that have computed slower than the others for a while, and how many times as
-    long they take.
+    when each does as much as it can within the goal, which is `at_once` requests at the same time; `backlog_s`: for how
+    long one replica would be busy with what waits. `rate_per_s` requests arrive and `waiting` wait, of all models
+    together, also of those whose cost is not known yet. `held`: requests that wait at gateways for a model that is
+    loaded nowhere. `met`: the share of the requests `answered` since the load before that met the goal (None: there
+    were none). `complete` False: a replica that serves has not told lately. `start_s`: how long a replica takes from
+    its start to its first answer (`started`: a start was seen). `slack_s`: how long a request may wait. `moments` and
+    `features`: the past and the present (see `analogs`); `steady`: how many replicas would have been enough for all of
+    the past (None: it is too short to tell); `sequel`: the newest moment whose sequel is known; `seasons`: what was
+    needed at this time of other days, by the season's name; `history`: what was needed so far, for the fleet's record.
+    `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept busy at
+    most, and `use`, how often it is asked (see `popularity`). `slow`: replicas that have computed slower than the
+    others for a while, and how many times as long they take.
     """
 
     at: float
     step_s: float
     demand: float = 0.0
+    at_once: float = 1.0
     backlog_s: float = 0.0
     rate_per_s: float = 0.0
     waiting: float = 0.0

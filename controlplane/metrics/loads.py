@@ -13,7 +13,7 @@ from controlplane.core.models import Cost, FleetRecord, Manifest
 from controlplane.core.names import Key
 from controlplane.core.placement.popularity import Popularity
 from controlplane.core.scaling.analogs import Past
-from controlplane.core.scaling.capacity import all_it_can, fit, instances_of, per_s
+from controlplane.core.scaling.capacity import all_it_can, at_once, fit, instances_of, per_s
 from controlplane.core.scaling.seasons import Seasons
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
@@ -131,6 +131,9 @@ class LoadMeter:
             if arrived[key]
         }
         demand = sum(each.values()) if goal.in_flight is None else in_flight / goal.in_flight
+        together = {
+            key: max(at_once(arrived[key] / count, costs[key], *copy_of(key)), 1.0) for key, count in each.items()
+        }
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
@@ -146,6 +149,7 @@ class LoadMeter:
             at=now,
             step_s=max(map(self._every_s, told.values()), default=self.step_s),
             demand=demand,
+            at_once=_mean(together, each) if goal.in_flight is None else goal.in_flight,
             backlog_s=backlog_s,
             rate_per_s=sum(arrived.values()),
             waiting=sum(waiting.values()),
@@ -204,6 +208,13 @@ class LoadMeter:
 
 def _is_enough(cost: Cost) -> bool:
     return cost.executions >= ENOUGH or cost.executions * cost.of(1) >= ENOUGH_S
+
+
+def _mean(at_once: Mapping[Key, float], demand: Mapping[Key, float]) -> float:
+    """How many requests a replica executes at the same time: one number for all versions, with which the demand spreads
+    as theirs do together."""
+    spreads = sum(demand[key] / count for key, count in at_once.items())
+    return sum(demand.values()) / spreads if spreads else 1.0
 
 
 def _is_met(counted: Counters, record: FleetRecord) -> bool:

@@ -14,6 +14,7 @@ from controlplane.core.scaling.capacity import (
     MOST_USED,
     Executions,
     all_it_can,
+    at_once,
     fit,
     instances_of,
     per_s,
@@ -28,6 +29,20 @@ COST = Cost(fixed_s=0.010, each_s=0.002)
 
 def measured(cost: Cost, *sizes: int) -> list[Executions]:
     return [Executions(size=size, count=10, total_s=10 * cost.of(size)) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("rate_per_s", "entry", "instances", "requests"),
+    [
+        pytest.param(30.0, SINGLE, 1, 30 * 0.012, id="one instance that is busy for a third of the time"),
+        pytest.param(150.0, SINGLE, 4, 150 * 0.012, id="four instances without batches"),
+        pytest.param(200.0, BATCHED, 1, 200 * (0.010 + 200 * 0.010 / 0.6 * 0.002), id="batches of three and a third"),
+        pytest.param(1.0, BATCHED, 1, 0.012, id="hardly anything"),
+        pytest.param(8 / 0.026, BATCHED, 1, 8.0, id="always full batches"),
+    ],
+)
+def test_requests_that_are_executed_at_once(rate_per_s: float, entry: Entry, instances: int, requests: float) -> None:
+    assert at_once(rate_per_s, COST, entry, instances) == pytest.approx(requests)
 
 
 def test_a_cost_is_found_again_from_executions_of_two_sizes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -25,12 +26,13 @@ def said_and_needed(steps: int, said: Mapping[str, float], *needs: float, contes
 
 
 def test_what_no_forecast_is_worth() -> None:
-    assert forecasts(Load(at=0.0, step_s=2.0, demand=4.0), 0.99) == {NONE: 6.0}
+    lately = (math.log1p(4.0), 0.0, 0.0)
+    assert forecasts(Load(at=0.0, step_s=2.0, demand=5.0, features=lately), 0.99) == {NONE: pytest.approx(7.0)}
 
 
 def test_a_season_never_says_less_than_the_present_does() -> None:
     load = Load(at=0.0, step_s=2.0, demand=4.0, seasons={"yesterday": 1.0, "a week ago": 9.0})
-    assert forecasts(load, 0.99) == {NONE: 6.0, "yesterday": 6.0, "a week ago": 9.0}
+    assert forecasts(load, 0.99) == {NONE: 4.0, "yesterday": 4.0, "a week ago": 9.0}
 
 
 def test_moments_alike_are_believed_until_enough_is_known() -> None:

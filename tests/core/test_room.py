@@ -219,7 +219,7 @@ def test_a_clashing_version_is_promoted_on_another_replica() -> None:
 def test_pieces_of_free_memory_that_are_too_small_are_seen() -> None:
     """Packed anew all of it would have a place; but what is there does not move, so there is one more, and it stays."""
     world = elastic(most=6)
-    world.load = Load(at=world.now, step_s=2.0, demand=2.0)
+    world.load = Load(at=world.now, step_s=2.0, demand=3.9)
     world.run(20)
     small = [promoted(world, name, size_mib=30, serving=Serving(load="always", max_copies=1)) for name in "abcd"]
     held = [len(replica.copies) for replica in world.replicas.values()]

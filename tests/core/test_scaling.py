@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.load import Load, Moment, Scaler
+from controlplane.core.load import Features, Load, Moment, Scaler
 from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
 from controlplane.core.scaling.analogs import SHORT, STEADY_FEWEST, Past, likely_need, needed
 from controlplane.core.scaling.decision import Decision, decide
@@ -35,12 +35,17 @@ class Fleet:
 
     def step(self, *, needed: bool = False, measured: bool = True, **load: Any) -> int:
         self.now += STEP_S
-        given = Load(at=self.now, step_s=STEP_S, **load) if measured else None
+        given = self.load(**load) if measured else None
         self.decision, self.scaler = decide(
             self.shape, self.limits, given, self.scaler, present=self.present, needed=needed, now=self.now
         )
         self.present = self.decision.desired
         return self.present
+
+    def load(self, demand: float = 0.0, features: Features | None = None, **load: Any) -> Load:
+        """A load as it has been for a while, unless `features` say another past."""
+        past = (math.log1p(demand),) * 3 if features is None else features
+        return Load(at=self.now, step_s=STEP_S, demand=demand, features=past, **load)
 
     def run(self, seconds: float, **load: Any) -> int:
         for _ in range(int(seconds / STEP_S)):
@@ -78,6 +83,20 @@ def test_the_least_that_is_asked_starts_one(asked: dict[str, Any]) -> None:
 def test_a_burst_is_answered_at_once_and_what_waits_counts() -> None:
     assert Fleet(present=1).step(demand=3.0) == math.ceil(3 + math.sqrt(3))
     assert Fleet(present=1).step(demand=0.5, backlog_s=60.0, start_s=10.0) > 5
+
+
+@pytest.mark.parametrize(("at_once", "spread"), [(1.0, 1.0), (4.0, 0.5), (100.0, 0.1), (0.2, 1.0)])
+def test_the_more_requests_a_replica_executes_at_once_the_less_they_spread(at_once: float, spread: float) -> None:
+    fleet = Fleet(present=1)
+    fleet.step(demand=4.0, at_once=at_once)
+    assert fleet.scaler.likely == pytest.approx(4 + 2 * spread)
+
+
+def test_a_short_rush_on_a_small_fleet_starts_nothing() -> None:
+    usual = (math.log1p(0.25),) * 3
+    assert Fleet(present=1).step(demand=0.5, features=usual) == 1, "twice as many as usual in one measurement"
+    assert Fleet(present=1).step(demand=0.25, features=usual) == 1
+    assert Fleet(present=1).step(demand=0.9, features=usual) == 2
 
 
 def test_fewer_only_after_fewer_have_been_enough_for_long_enough() -> None:
@@ -182,7 +201,7 @@ def test_whatever_is_measured_the_limits_hold_and_the_same_again_gives_the_same(
         again, _ = decide(
             SHAPE,
             fleet.limits,
-            Load(at=fleet.now, step_s=STEP_S, **load),
+            fleet.load(**load),
             scaler,
             present=before,
             needed=needed_,

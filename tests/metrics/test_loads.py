@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.core.entry import InstanceGroup
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, History, Manifest
 from controlplane.core.names import Key
 from controlplane.core.scaling.capacity import MOST_USED, Executions
@@ -25,14 +26,22 @@ RECORD = FleetRecord(shape=FleetShape(name="cpu", goal=Goal(queue_ms=1e6)), cost
 """A goal so lax that a copy may do all that it can: 10 requests a second."""
 
 
+MADE = {M: ("d", manifest("m"))}
+
+
 def interval(after: Counters, before: Counters | None = None, *, at: float = NOW, window_s: float = 2.0) -> Interval:
     return Interval(at=at, window_s=window_s, before={M: before} if before else {}, after={M: after})
 
 
 def measure(
-    meter: LoadMeter, *, record: FleetRecord = RECORD, held: int = 0, now: float = NOW, **intervals: Any
+    meter: LoadMeter,
+    *,
+    record: FleetRecord = RECORD,
+    made: Mapping[Key, tuple[str, Manifest]] = MADE,
+    held: int = 0,
+    now: float = NOW,
+    **intervals: Any,
 ) -> Any:
-    made: dict[Key, tuple[str, Manifest]] = {M: ("d", manifest("m"))}
     return meter.measure(
         record,
         {name: each for name, each in intervals.items() if each is not None},
@@ -54,6 +63,15 @@ def test_demand_is_what_arrives_of_all_replicas_in_replicas() -> None:
     assert load.complete
 
 
+def test_how_many_requests_a_replica_executes_at_once() -> None:
+    asked = interval(Counters(success=20), Counters(success=10))
+    assert measure(LoadMeter(step_s=2.0), a=asked).at_once == 1.0, "it has one instance"
+    four = manifest("m", instances=(InstanceGroup(kind="CPU", count=4),))
+    load = measure(LoadMeter(step_s=2.0), made={M: ("d", four)}, a=asked)
+    assert load.at_once == pytest.approx(4 * MOST_USED, rel=0.01)
+    assert measure(LoadMeter(step_s=2.0), a=interval(Counters())).at_once == 1.0, "nothing is asked"
+
+
 def test_requests_at_the_gateways_wait_too() -> None:
     load = measure(LoadMeter(step_s=2.0), held=20)
     assert (load.held, load.demand) == (20, 0)
@@ -71,6 +89,7 @@ def test_a_goal_of_requests_in_flight() -> None:
     record = replace(RECORD, shape=replace(RECORD.shape, goal=Goal(in_flight=4)))
     load = measure(LoadMeter(step_s=2.0), record=record, a=interval(Counters(success=8, request_us=16e6)))
     assert load.demand == pytest.approx(2.0), "8 in flight"
+    assert load.at_once == 4
     assert load.met is None
 
 

@@ -17,7 +17,7 @@ from controlplane.core.scaling.steady import enough
 
 SPANS_S = (5.0, 30.0, 120.0)
 """What a moment is described by: the mean demand over these spans before it."""
-_RECENT, _LASTING = 1, 2
+_SUDDEN, _RECENT, _LASTING = 0, 1, 2
 LIKE = 0.1
 """Which share of the past counts as like the present."""
 STEADY_FEWEST, STEADY_EVERY = 450, 150
@@ -26,6 +26,11 @@ SHORT = 64
 """In so few steps every stretch of time is looked at."""
 FEWEST = 240
 """A past of fewer moments tells nothing: most of it would be unlike the present."""
+
+
+def sudden(features: Features) -> float:
+    """The mean demand of the last seconds."""
+    return math.expm1(features[_SUDDEN])
 
 
 def recent(features: Features) -> float:

@@ -54,6 +54,13 @@ def saturated_per_s(cost: Cost, *, max_batch: int, instances: float) -> float:
     return instances * max_batch / max(cost.of(max_batch), 1e-9)
 
 
+def gathered(rate_per_s: float, cost: Cost, *, max_batch: int, instances: float) -> float:
+    """The size of the batches at a steady rate."""
+    free = instances - rate_per_s * cost.each_s
+    size = rate_per_s * cost.fixed_s / free if free > 0 else max_batch
+    return min(max(size, 1.0), max_batch)
+
+
 def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: float) -> float:
     """The mean time in the queue at a steady rate.
 
@@ -65,9 +72,7 @@ def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: float) 
     used = rate_per_s / saturated_per_s(cost, max_batch=max_batch, instances=instances)
     if used >= 1:
         return float("inf")
-    free = instances - rate_per_s * cost.each_s
-    gathered = rate_per_s * cost.fixed_s / free if free > 0 else max_batch
-    size = min(max(gathered, 1.0), max_batch)
+    size = gathered(rate_per_s, cost, max_batch=max_batch, instances=instances)
     busy = min(rate_per_s * cost.of(size) / (size * instances), 1.0)
     all_busy = math.sqrt(2 * (instances + 1)) - 1
     waiting: float = max(used**all_busy / (1 - used), busy**all_busy)
@@ -89,6 +94,11 @@ def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: float
 def all_it_can(cost: Cost, entry: Entry, instances: int) -> float:
     """Requests a second that one copy does when it is always busy."""
     return saturated_per_s(cost, max_batch=_max_batch(entry), instances=instances)
+
+
+def at_once(rate_per_s: float, cost: Cost, entry: Entry, instances: int) -> float:
+    """How many requests one copy executes at the same time in the mean, at a steady rate."""
+    return rate_per_s * cost.of(gathered(rate_per_s, cost, max_batch=_max_batch(entry), instances=instances))
 
 
 def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int, *, copies: int = 1) -> float:

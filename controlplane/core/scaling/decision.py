@@ -10,7 +10,7 @@ from controlplane.core.load import ANALOGS, Load, Scaler
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
 from controlplane.core.scaling.analogs import lasting, recent
-from controlplane.core.scaling.forecasts import NONE, forecasts, judge, unforeseen
+from controlplane.core.scaling.forecasts import NONE, forecasts, judge, spread
 from controlplane.core.scaling.limits import Limits
 
 STALE_STEPS = 4
@@ -145,7 +145,8 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     likely, most = said[believed] + moved, math.inf
     if load.steady is not None and capped_late <= allowed * answered:
         # What has lately been enough without any change is enough, unless traffic rises to what was never seen.
-        most = max(load.steady, unforeseen(lasting(load.features)))
+        lately = lasting(load.features)
+        most = max(load.steady, lately + spread(lately, load.at_once))
     capped = most < likely
     likely = max(min(likely, most), STEADY * recent(load.features))
     return replace(

@@ -15,11 +15,9 @@ from dataclasses import replace
 
 from controlplane.core.load import ANALOGS, Contest, Judged, Load
 from controlplane.core.models import History
-from controlplane.core.scaling.analogs import likely_need
+from controlplane.core.scaling.analogs import likely_need, sudden
 
 NONE = "none"
-PRIOR = 1.0
-"""Without foresight: the demand and so many times its square root, as for queues with random arrivals."""
 EVERY_S, KEPT = 10.0, 2160
 """How often what forecasts say is noted, and how much of it is kept: six hours."""
 AGAIN_S = 300.0
@@ -39,14 +37,15 @@ def contest_of(history: History | None) -> Contest:
     return Contest(believed=history.believed, moved=history.moved)
 
 
-def unforeseen(demand: float) -> float:
-    """What a demand may come to where nothing is foreseen."""
-    return demand + PRIOR * math.sqrt(demand)
+def spread(demand: float, at_once: float) -> float:
+    """By how much a demand may exceed its mean where nothing is foreseen, in replicas: requests come at random, so the
+    number of those that are executed at the same time spreads by its square root."""
+    return math.sqrt(demand / max(at_once, 1.0))
 
 
 def forecasts(load: Load, share: float) -> dict[str, float]:
     """What each forecast says, in replicas: enough for `share` of the work within the time of a start."""
-    said = {NONE: unforeseen(load.demand)}
+    said = {NONE: load.demand + spread(sudden(load.features), load.at_once)}
     alike = likely_need(load.moments, load.features, share)
     if alike is not None:
         said[ANALOGS] = alike
