@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import structlog
 
@@ -36,7 +37,7 @@ async def claim(registry: Registry, identity: str, installation: str = "", *, co
             if error.code != "UNAVAILABLE":
                 raise
             log.warning("the registry can't be reached; serving goes on as it is", reason=str(error))
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
             delay_s = min(delay_s * 2, 10.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Callable, Mapping
 
@@ -41,7 +42,7 @@ class RegistryWatch:
         """Read everything once; waits while the registry can't be reached."""
         delay_s = 0.5
         while not await self._look():
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
             delay_s = min(delay_s * 2, 10.0)
 
     async def run(self, epoch: int) -> None:
