@@ -16,6 +16,7 @@ from controlplane.agent.reconcile import Failure, Forget, Held, Keep, Load, Prov
 from controlplane.agent.server import ModelStuck, Server, ServerDied
 from controlplane.agent.settings import Settings
 from controlplane.agent.witness import Witness
+from controlplane.backoff import backoff_s
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, LoadFailed
 from controlplane.core.messages import Copy, Wanted
 from controlplane.core.models import Manifest
@@ -113,8 +114,7 @@ class Keeper:
             held,
             now=time.monotonic(),
             window_s=settings.crash_window_s,
-            retry_min_s=settings.retry_min_s,
-            retry_max_s=settings.retry_max_s,
+            pause_s=lambda deaths: backoff_s(deaths - 1, settings.retry_min_s, settings.retry_max_s),
         )
         self._log.error("version's process died", version=version, deaths=held.deaths)
         self._around.changed()
@@ -163,10 +163,11 @@ class Keeper:
         try:
             while self.held or self._wanted:
                 self._moved.clear()
+                now = time.monotonic()  # before anything is looked at: what becomes due meanwhile is not overlooked
                 self._begin_fetches()
                 step = self._next_step()
                 if step is None:
-                    await self._wait(next_retry(self.held, now=time.monotonic()))
+                    await self._wait(next_retry(self.held, now=now))
                 else:
                     await self._do(step)
         finally:
@@ -207,7 +208,7 @@ class Keeper:
         if held is None or (held.failure is not None and held.failure.blames == "crash"):
             return
         settings = self._around.settings
-        delay_s = min(settings.retry_min_s * 2**held.attempts, settings.retry_max_s)
+        delay_s = backoff_s(held.attempts + 1, settings.retry_min_s, settings.retry_max_s)
         failure = Failure(
             reason=str(error),
             blames="model" if model else "environment",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -115,15 +115,15 @@ def next_step(
     return None
 
 
-def died(held: Held, *, now: float, window_s: float, retry_min_s: float, retry_max_s: float) -> Held:
+def died(held: Held, *, now: float, window_s: float, pause_s: Callable[[int], float]) -> Held:
     """A served version after its process died: to be unloaded, and loaded again. At once the first time within
-    `window_s`, then ever more slowly."""
+    `window_s`, then after as long as `pause_s` says of so many deaths."""
     again = held.died_at is not None and now - held.died_at <= window_s
     deaths = held.deaths + 1 if again else 1
-    delay_s = min(retry_min_s * 2 ** (deaths - 2), retry_max_s) if deaths > 1 else 0.0
+    delay_s = pause_s(deaths) if deaths > 1 else 0.0
     reason = "its process died; it is loaded again"
     if deaths > 1:
-        reason = f"its process died {deaths} times, one soon after the other; it is loaded again after {delay_s:g} s"
+        reason = f"its process died {deaths} times, one soon after the other; it is loaded again after {delay_s:.1f} s"
     failure = Failure(reason=reason, blames="environment", retry_at=now + delay_s)
     return replace(held, proved=False, memory_bytes=None, deaths=deaths, died_at=now, failure=failure)
 
@@ -138,9 +138,10 @@ def to_fetch(held: Mapping[int, Held], *, now: float) -> tuple[int, ...]:
 
 
 def next_retry(held: Mapping[int, Held], *, now: float) -> float | None:
-    """When the next failed version may be tried again, as seconds from `now`."""
+    """When the next failed version may be tried again, as seconds from `now`. What may be tried already and is not,
+    waits for something else than time."""
     times = [each.failure.retry_at for each in held.values() if each.failure and each.failure.retry_at is not None]
-    return max(0.0, min(times) - now) if times else None
+    return min((at - now for at in times if at > now), default=None)
 
 
 def _is_good(held: Held, digest: str | None) -> bool:

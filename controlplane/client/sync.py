@@ -11,6 +11,7 @@ import httpx2
 import structlog
 from pydantic import TypeAdapter
 
+from controlplane.backoff import backoff_s
 from controlplane.client.access import Access
 from controlplane.client.following import MISDIRECTED, MOST_HOPS, Leader
 from controlplane.core.errors import ControlPlaneError
@@ -106,9 +107,7 @@ class SyncLoop(Generic[Report, Order]):
             self._leader.failed()
             if self._failures in (1, 10, 100):
                 log.warning("controller does not answer", path=self._path, error=str(error), attempts=self._failures)
-            delay_s = min(RETRY_MIN_S * 2 ** min(self._failures - 1, 10), RETRY_MAX_S)
-            delay_s *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-            self._pause_s = max(delay_s, _asked_pause_s(error))
+            self._pause_s = max(backoff_s(self._failures, RETRY_MIN_S, RETRY_MAX_S), _asked_pause_s(error))
             return None
         if self._failures:
             log.info("controller answers again", path=self._path, attempts=self._failures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import urllib3
 from kubernetes.client import ApiException
 from kubernetes.watch import Watch
 
+from controlplane.backoff import backoff_s
 from controlplane.fleet.cluster import CALL_S, GONE, told
 
 log = structlog.get_logger(__name__)
@@ -101,8 +101,7 @@ class Informer:
                 self.problem = told(error, f"watching {self.what}") if known else error
                 if failures in (1, 10, 100):
                     log.warning("what is known may be out of date", kind=self.what, reason=repr(self.problem))
-                delay_s = min(RETRY_MIN_S * 2 ** min(failures - 1, 12), RETRY_MAX_S)
-                self._stopped.wait(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                self._stopped.wait(backoff_s(failures, RETRY_MIN_S, RETRY_MAX_S))
 
     def _follow(self) -> None:
         listed = self._list(**self._options, _request_timeout=CALL_S)

@@ -15,6 +15,7 @@ import psutil
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
+from controlplane.backoff import backoff_s
 from controlplane.core.models import FleetShape
 from controlplane.fleet.protocol import FleetReplica, News
 from controlplane.local import processes
@@ -130,7 +131,7 @@ class LocalFleet:
         ends = self._ends.setdefault(replica, _Ends())
         if ends.started_at and not ends.again_at:
             ends.count = 1 if now - ends.started_at > STEADY_S else ends.count + 1
-            ends.again_at = now + min(BACKOFF_MIN_S * 2 ** (ends.count - 1), BACKOFF_MAX_S)
+            ends.again_at = now + backoff_s(ends.count, BACKOFF_MIN_S, BACKOFF_MAX_S)
             log.warning("an agent ended", replica=replica, fleet=shape.name, again_in_s=ends.again_at - now)
         if now >= ends.again_at:
             self._start(replica, shape)

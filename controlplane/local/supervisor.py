@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from controlplane.backoff import backoff_s
 from controlplane.core.errors import STATUS, Conflict, InvalidInput, Unauthenticated
 from controlplane.local import processes
 from controlplane.local.home import Home
@@ -46,7 +47,7 @@ class _Part:
     def put_off(self, now: float) -> float:
         """Have it wait before it is started again; returns for how long, in seconds."""
         self.ends = 1 if now - self.started_at > STEADY_S else self.ends + 1
-        delay_s: float = min(BACKOFF_MIN_S * 2 ** (self.ends - 1), BACKOFF_MAX_S)
+        delay_s = backoff_s(self.ends, BACKOFF_MIN_S, BACKOFF_MAX_S)
         self.again_at = now + delay_s
         return delay_s
 

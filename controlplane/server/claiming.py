@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 import structlog
 
+from controlplane.backoff import backoff_s
 from controlplane.core.errors import ControlPlaneError
 from controlplane.registry.registry import Registry
 
@@ -16,6 +16,7 @@ CONTEST_S = 30.0
 """So long whoever has the registry has time to say that it lives: it looks every half second, at the largest registries
 every ten."""
 LOOK_S = 0.5
+RETRY_MIN_S, RETRY_MAX_S = 0.5, 10.0
 
 
 async def claim(registry: Registry, identity: str, installation: str = "", *, contest_s: float = CONTEST_S) -> int:
@@ -25,7 +26,7 @@ async def claim(registry: Registry, identity: str, installation: str = "", *, co
     Raises Conflict when another control plane has the registry, or another installation that has said within
     `contest_s` that it lives.
     """
-    delay_s = 0.5
+    failures = 0
     while True:
         try:
             others = bool(installation) and await asyncio.to_thread(registry.contend, identity, installation)
@@ -37,8 +38,8 @@ async def claim(registry: Registry, identity: str, installation: str = "", *, co
             if error.code != "UNAVAILABLE":
                 raise
             log.warning("the registry can't be reached; serving goes on as it is", reason=str(error))
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-            delay_s = min(delay_s * 2, 10.0)
+            failures += 1
+            await asyncio.sleep(backoff_s(failures, RETRY_MIN_S, RETRY_MAX_S))
 
 
 async def _contest(registry: Registry, installation: str, contest_s: float) -> None:

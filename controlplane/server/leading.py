@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from controlplane.backoff import backoff_s
 from controlplane.core.errors import Busy, Conflict, ControlPlaneError, NotLeader, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -336,10 +337,8 @@ class Election:
         self._troubles += 1
         if self._troubles in (1, 10, 100) or not self._troubles % 1000:
             log.warning("the lease can't be looked after", reason=str(error), attempts=self._troubles)
-        pause_s: float = min(RETRY_MIN_S * 2 ** min(self._troubles - 1, 10), self._timing.renew_s)
-        if isinstance(error, Busy):
-            pause_s = max(pause_s, min(error.retry_after_s, self._timing.renew_s))
-        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+        least_s = max(RETRY_MIN_S, error.retry_after_s) if isinstance(error, Busy) else RETRY_MIN_S
+        return backoff_s(self._troubles, least_s, self._timing.renew_s)
 
 
 def _now() -> float:

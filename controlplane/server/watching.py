@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Callable, Mapping
 
 import structlog
 
+from controlplane.backoff import backoff_s
 from controlplane.core.errors import ControlPlaneError, NotLeader
 from controlplane.core.models import Manifest, Model
 from controlplane.registry.poll import RegistryPoll
@@ -19,6 +19,7 @@ from controlplane.server.memory import Memory, referred_versions
 log = structlog.get_logger(__name__)
 
 PARALLEL_READS = 16
+RETRY_MIN_S, RETRY_MAX_S = 0.5, 10.0
 CONTESTED_S = 600.0
 """For so long is told who wanted the registry: a pod that ends again and again tries every five minutes."""
 
@@ -40,10 +41,10 @@ class RegistryWatch:
 
     async def first(self) -> None:
         """Read everything once; waits while the registry can't be reached."""
-        delay_s = 0.5
+        failures = 0
         while not await self._look():
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-            delay_s = min(delay_s * 2, 10.0)
+            failures += 1
+            await asyncio.sleep(backoff_s(failures, RETRY_MIN_S, RETRY_MAX_S))
 
     async def run(self, epoch: int) -> None:
         """Poll until cancelled. Raises NotLeader when another controller has taken over."""

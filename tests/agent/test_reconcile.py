@@ -84,6 +84,7 @@ def test_what_is_fetched_and_when_the_next_retry_is() -> None:
     assert to_fetch(present, now=10) == (1, 3)
     assert next_retry(present, now=4) == 6
     assert next_retry({1: BROKEN}, now=4) is None
+    assert next_retry(present, now=10) is None, "it may be tried already: whatever it waits for, it is not time"
 
 
 states = st.builds(
@@ -128,10 +129,9 @@ def test_from_any_state_it_comes_to_rest_as_wanted(wanted: dict[int, str], start
 
 
 def test_a_version_whose_process_dies_again_and_again_is_loaded_ever_more_slowly() -> None:
-    times = {"window_s": 100.0, "retry_min_s": 1.0, "retry_max_s": 4.0}
     state, delays = READY, []
     for now in (0.0, 50.0, 60.0, 70.0, 80.0):
-        state = died(state, now=now, **times)
+        state = died(state, now=now, window_s=100.0, pause_s=lambda deaths: 2.0**deaths)
         assert state.failure is not None
         assert state.failure.retry_at is not None
         delays.append(state.failure.retry_at - now)
@@ -139,6 +139,6 @@ def test_a_version_whose_process_dies_again_and_again_is_loaded_ever_more_slowly
         bare = replace(state, loaded=False)
         assert next_step({1: "a"}, {1: bare}, now=state.failure.retry_at) == Load(1, NONE)
         state = replace(state, failure=None, proved=True)
-    assert delays == [0, 1, 2, 4, 4]
-    late = died(state, now=181.0, **times)
+    assert delays == [0, 4, 8, 16, 32]
+    late = died(state, now=181.0, window_s=100.0, pause_s=lambda deaths: 2.0**deaths)
     assert (late.deaths, late.failure and late.failure.retry_at) == (1, 181.0)

@@ -18,6 +18,7 @@ from controlplane.agent.triton.http import answers, pending_requests
 from controlplane.agent.triton.process import HOST, Ports, TritonProcess
 from controlplane.agent.triton.repository import ModelRepository
 from controlplane.agent.triton.stubs import Stubs
+from controlplane.backoff import backoff_s
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidInput, LoadFailed
 from controlplane.core.models import Capabilities, Manifest
 from controlplane.core.names import Key
@@ -78,7 +79,7 @@ class TritonServer:
                 await self._end(listener, death)
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             if failures > 1:
-                await asyncio.sleep(min(RESTART_MIN_S * 2 ** (failures - 1), RESTART_MAX_S))
+                await asyncio.sleep(backoff_s(failures, RESTART_MIN_S, RESTART_MAX_S))
 
     async def _adopt_or_start(self) -> Mapping[Key, Literal["ready", "loading"]]:
         self._kill_reason = None
