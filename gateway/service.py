@@ -57,7 +57,7 @@ class Gateway:
         self._home = home
         self._files = Files(folder.resolve())
         self._ports = Kept(folder / "ports.json", Ports)
-        self._served = Kept(folder / "served.json", Served)
+        self._served = Kept(home.served_file, Served)
         self._epoch = Kept(folder / "epoch.json", Epoch)
         self.settings = self._with_ports(settings)
         self.incarnation = secrets.token_hex(8)

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import TypeAdapter, ValidationError
 
 from controlplane.core.errors import InvalidInput
+from controlplane.local.home import GATEWAY
 
 FILE = "settings.json"
 MOST_IN_FLIGHT = 1_000_000_000
@@ -39,7 +40,7 @@ class Settings:
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
-    name: str = "gateway"
+    name: str = GATEWAY
     address: str = "127.0.0.1"
     grpc_port: Annotated[int, Ge(0), Le(65535)] = 8001
     http_port: Annotated[int, Ge(0), Le(65535)] = 8000

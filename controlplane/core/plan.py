@@ -133,8 +133,12 @@ class _Planner:
         if scaler is None:
             scaler = Scaler(contest=contest_of(record.history))
         staying = [each for each in replicas if each.name not in snapshot.stopping]
+        late: list[Reason] = []
         if scaler.replacing is None or scaler.replacing[0] not in {each.name for each in staying}:
             found = unfit(staying, record.shape, load, replaced_at=scaler.replaced_at, now=self.now)
+            if found is not None and not self.budget.has_room(record.shape.gpus):
+                late = [replace(found[1], text=f"{found[1].text}, once the budget leaves room for the new one")]
+                found = None
             at = self.now if found is not None else scaler.replaced_at
             scaler = replace(scaler, replacing=found, replaced_at=at)
         present = len(staying) - (scaler.replacing is not None)
@@ -142,11 +146,12 @@ class _Planner:
         decision, scaler = self._decide(fleet, wants, limits, scaler, staying=staying, present=present, needed=needed)
         if decision.desired < limits.most:
             self.may_grow.add(fleet)
-        self.budget.take(decision.desired - len(replicas), record.shape.gpus)
+        extra = scaler.replacing is not None
+        self.budget.take(decision.desired + extra - len(replicas), record.shape.gpus)
         self.decisions[fleet], self.scalers[fleet] = decision, scaler
         changes = resize(fleet, decision, replicas, snapshot, lost=self.census.lost, replacing=scaler.replacing)
         self.actions += changes.actions
-        self.reasons[f"fleet/{fleet}"].append(changes.reason)
+        self.reasons[f"fleet/{fleet}"] += [changes.reason, *late]
         for name, reason in changes.stopping.items():
             self.reasons[f"replica/{name}"].append(reason)
         return changes
@@ -286,7 +291,7 @@ class _Planner:
         """Whether whatever a leaving replica serves is ready on another one, or shall not be anywhere else."""
         replica = self.snapshot.replicas[name]
         placement = placements.get(replica.fleet)
-        if name in self.census.lost or placement is None:
+        if placement is None:
             return True
         holders = self._holders(replica.fleet, placement)
         for key in replica.copies:
@@ -346,7 +351,7 @@ class _Planner:
         for gateway in self.snapshot.gateways.values():
             if self.now - gateway.heard_at > self.snapshot.settings.gateway_lost_s:
                 continue
-            if gateway.table is None and not gateway.pending:
+            if gateway.table is None:
                 return True  # it may serve anything: it has not said yet
             if any(leads(table, place_) for table in gateway.tables()):
                 return True

@@ -62,8 +62,8 @@ def resize(
             continue  # it stays, or goes already
         if each.report is not None and each.report.server == "stopped":
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
-        elif each.name in lost:
-            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent and was to leave"))
+        elif each.name in lost and each.name in snapshot.stopped:
+            actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent, and was to stop"))
     text = f"{_shall(fleet, len(staying), desired)}: {decision.reason.text}"
     if desired > decision.desired:
         text += f"; one more while {why.text}"

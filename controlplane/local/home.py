@@ -10,6 +10,8 @@ from pathlib import Path
 
 from controlplane.core.errors import InvalidInput
 
+GATEWAY = "gateway"
+"""The name of a gateway whose settings give it none."""
 _NOT_FOR_SHELLS = re.compile(r"[^\w./+@%:,=-]")
 """Triton's Python backend starts its processes through a shell, with paths below the home as plain words of a line."""
 
@@ -49,6 +51,11 @@ class Home:
     def gateway(self) -> Path:
         """The gateway's folder: Envoy's configuration, its state, the access log."""
         return self.root / "gateway"
+
+    @property
+    def served_file(self) -> Path:
+        """What the gateway serves, since it has served anything: it goes on with that when it is started again."""
+        return self.gateway / "served.json"
 
     @property
     def prometheus(self) -> Path:

@@ -71,8 +71,8 @@ class Supervisor:
         self.home.controller_file.unlink(missing_ok=True)
         for orders in self.home.root.glob("replicas/*/assignment.json"):
             orders.unlink()  # they may be of another registry, whose epochs are not comparable with this one's
-        for state in ("epoch.json", "served.json"):
-            (self.home.gateway / state).unlink(missing_ok=True)  # and so may these; whom they lead to is gone
+        for state in (self.home.gateway / "epoch.json", self.home.served_file):
+            state.unlink(missing_ok=True)  # and so may these; whom they lead to is gone
         save_system(system, self.home)
         if system.metrics.program is not None:
             self.parts.append(_Part("prometheus", "controlplane.metrics.program"))

@@ -185,7 +185,8 @@ class Memory:
             manifests=self.manifests,
             fleets=fleets,
             replicas=replicas,
-            gateways={name: self._gateway(name, each, orders) for name, each in self.gateways.items()},
+            gateways=self._unheard()
+            | {name: self._gateway(name, each, orders) for name, each in self.gateways.items()},
             demand=dict(self.demand),
             used=dict(self.used),
             leaving=self.last_plan.leaving,
@@ -285,6 +286,11 @@ class Memory:
         """Whether every gateway has said what it serves. A new one, which serves nothing, speaks for no other."""
         silent = [name for name, each in self.gateways.items() if each.confirmed is None]
         return bool(self.gateways) and not silent and self.present_gateways <= self.gateways.keys()
+
+    def _unheard(self) -> dict[str, GatewayView]:
+        """Those that are there and have said nothing yet: they may lead anywhere, for as long as one that has become
+        silent may."""
+        return {name: GatewayView(name=name, heard_at=self.started_at) for name in self.present_gateways}
 
     def _gateway(self, name: str, heard: HeardGateway, orders: Orders) -> GatewayView:
         generation = heard.report.generation if heard.report.epoch == orders.epoch else 0

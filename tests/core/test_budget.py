@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controlplane.core.actions import StartReplica
 from controlplane.core.models import FleetRecord, FleetShape
 from controlplane.core.plan import plan
 from controlplane.core.snapshot import Settings, Snapshot
+from tests.core.world import SETTINGS, World, promoted
 
 
 @pytest.mark.parametrize("settings", [Settings(max_replicas=5), Settings(max_gpus=5)], ids=["replicas", "GPUs"])
@@ -19,3 +22,19 @@ def test_fleets_share_a_budget(settings: Settings) -> None:
     started = sorted(each.replica for each in made.actions if isinstance(each, StartReplica))
     assert started == ["a-0", "a-1", "a-2", "b-0", "b-1"]
     assert "leaves 2 more" in made.decisions["b"].reason.text
+
+
+@pytest.mark.parametrize(("budget", "most"), [(2, 2), (3, 3)])
+def test_a_replacement_waits_for_the_budget(budget: int, most: int) -> None:
+    world = World(replicas=2)
+    world.memory.settings = replace(SETTINGS, max_replicas=budget)
+    promoted(world)
+    seen, told = set(), ""
+    for _ in range(3):
+        world.replicas["cpu-0"].crash()
+        for _ in range(8):
+            world.turn()
+            seen.add(len(world.replicas))
+            told += "; ".join(each.text for each in world.plan.reasons["fleet/cpu"])
+    assert max(seen) == most
+    assert ("once the budget leaves room for the new one" in told) == (budget == 2)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from controlplane.core.entry import Serving
-from tests.core.world import World, manifest, promoted
+from controlplane.core.load import Load
+from tests.core.world import SETTINGS, World, manifest, promoted
 
 
 def test_a_new_controller_takes_nothing_away_before_it_has_heard() -> None:
@@ -104,3 +109,48 @@ def test_an_unreadable_manifest_takes_nothing_away_either() -> None:
     for _ in range(40):
         world.turn()
         assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_gateway_leads_to_that_nobody_hears_stays_as_long_as_with_the_controller_before(restarted: bool) -> None:
+    world = World(replicas=2, gateways=2)
+    old = promoted(world)
+    world.run()
+    if restarted:
+        world.restart_controller()
+    cut_off, since = world.gateways["gw-1"], world.now
+    new = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(new, world.now)
+    while world.now < since + SETTINGS.gateway_lost_s - 1:
+        world.sync_replicas()
+        world.sync_gateways("gw-0")
+        world.cycle()
+        world.gateways["gw-0"].apply()
+        world.work()
+        world.now += 0.5
+        assert all(old in replica.copies for replica in world.replicas.values())
+        world.check_table(cut_off.table)
+    assert world.served(new) == {"cpu-0", "cpu-1"}
+
+
+def test_a_silent_replica_that_is_to_leave_stays_until_others_serve_what_it_serves() -> None:
+    """Its agent is gone; its server answers."""
+    world = World(replicas=1, most=2, down_after_s=5)
+    world.load = Load(at=world.now, step_s=2.0, demand=1.9, rate_per_s=10)
+    alone = Serving(load="always", min_copies=1, max_copies=1)
+    promoted(world, "a", size_mib=60, serving=alone)
+    key = promoted(world, "b", size_mib=30, serving=alone)
+    assert world.served(key) == {"cpu-1"}
+    world.replicas["cpu-1"].silent = True
+    world.load = replace(world.load, demand=0.1)
+    other = world.replicas["cpu-0"]
+    for _ in range(100):
+        before = other.copies.get(key)
+        world.turn()
+        if before is not None and before.state == "loading" and key in other.copies:
+            other.copies[key] = before  # it takes its time
+        assert world.served(key) == {"cpu-1"}
+    assert other.copies[key].state == "loading"
+    world.run(60)
+    assert world.served(key) == {"cpu-0"}
+    assert set(world.replicas) == {"cpu-0"}

@@ -62,6 +62,10 @@ class Budget:
         why = f"{limits.why}, and the budget of {of} leaves {max(more, 0)} more"
         return Limits(least=min(limits.least, max(most, present)), most=max(most, 0), why=why)
 
+    def has_room(self, gpus: int) -> bool:
+        """Whether one more replica, with so many GPUs, may come."""
+        return (self.replicas is None or self.replicas >= 1) and (self.gpus is None or self.gpus >= gpus)
+
     def take(self, replicas: int, gpus: int) -> None:
         """So many more replicas, with `gpus` GPUs each (negative: fewer, which leave in their own time)."""
         if replicas > 0:
