@@ -40,6 +40,8 @@ LARGE_TABLE = 1000
 """Routes from which on updates are joined: at most two a second."""
 LARGE_PAUSE_S = 0.5
 TICK_S = 1.0
+SILENT_S = 15.0
+"""While Envoy takes a table up, the controller hears at least so often that this gateway is there."""
 RETRY_S = 2.0
 COUNT_EVERY_S = 5.0
 """How often Envoy's counts of answers are read."""
@@ -197,7 +199,8 @@ class Gateway:
         """Have `table` put into force; wait for it, or until there is something to report first.
 
         The controller answers every report that does not name its newest table with that table, whole. So a refused
-        one is tried again, but not at once, and reports are not sent while there is nothing new in them.
+        one is tried again, but not at once, and reports are not sent while there is nothing new in them, but for a
+        sign of life.
         """
         self._urgent.clear()
         name = (table.epoch, table.generation)
@@ -208,7 +211,7 @@ class Gateway:
             self._settled.clear()
             self._news.set()
         waits = [asyncio.ensure_future(event.wait()) for event in (self._settled, self._urgent)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from controlplane.core.models import Cost, History
 from controlplane.core.names import Key, Reason
@@ -142,3 +142,22 @@ class Scaler:
     replacing: tuple[str, Reason] | None = None
     replaced_at: float = 0.0
     room: Room = Room()
+
+    def shifted(self, by: Callable[[float], float]) -> Scaler:
+        """The same after the clock was set: `by` says what a time is now."""
+        contest = replace(
+            self.contest,
+            compared_at=by(self.contest.compared_at),
+            open=tuple((by(at), said) for at, said in self.contest.open),
+        )
+        return replace(
+            self,
+            began=None if self.began is None else by(self.began),
+            at=by(self.at),
+            contest=contest,
+            adjusted_at=by(self.adjusted_at),
+            wants=tuple((by(at), count) for at, count in self.wants),
+            idle_since=None if self.idle_since is None else by(self.idle_since),
+            replaced_at=by(self.replaced_at),
+            room=replace(self.room, found_at=by(self.room.found_at)),
+        )

@@ -364,14 +364,11 @@ class _Planner:
         if rollout is None:
             return serving
         key = Key(model.name, rollout.target)
-        live = [
-            gateway.table
-            for gateway in self.snapshot.gateways.values()
-            if self.now - gateway.heard_at <= self.snapshot.settings.gateway_live_s
-        ]
+        tables = self._confirmed()
         state: Progress
-        if self.snapshot.settled or live:
-            state = progress(rollout, key, self._target_state(key, placements), live, self.now)
+        if self.snapshot.settled or tables:
+            known_s = self.now - self.snapshot.rollouts.get(rollout.id, self.now)
+            state = progress(rollout, key, self._target_state(key, placements), tables, known_s)
         else:
             state = Progress(reason=SETTLING)
         self.reasons[f"model/{model.name}"].append(state.reason)
@@ -394,6 +391,13 @@ class _Planner:
             aliased=serving.aliased,
             weight_percent=0 if state.end == "failed" else state.weight_percent,
         )
+
+    def _confirmed(self) -> list[RouteTable | None]:
+        """The tables of those gateways that are heard (None: not known yet). Where none is, of those that may be there
+        all the same: that nobody objects is no confirmation."""
+        settings, gateways = self.snapshot.settings, self.snapshot.gateways.values()
+        live = [each.table for each in gateways if self.now - each.heard_at <= settings.gateway_live_s]
+        return live or [None for each in gateways if self.now - each.heard_at <= settings.gateway_lost_s]
 
     def _target_state(self, key: Key, placements: Mapping[str, Placement]) -> TargetState:
         fleet = self.census.fleet(key)

@@ -38,11 +38,12 @@ class Progress:
 
 
 def progress(
-    rollout: Rollout, key: Key, target: TargetState, tables: Iterable[RouteTable | None], now: float
+    rollout: Rollout, key: Key, target: TargetState, tables: Iterable[RouteTable | None], known_s: float
 ) -> Progress:
     """Judge a running rollout.
 
-    `tables` are those that live gateways have confirmed (None: unknown yet). `now` is in seconds since 1970.
+    `tables` are those that live gateways have confirmed (None: unknown yet). `known_s`: for how many seconds it has
+    been tried; when somebody wrote it says less, as there may have been no controller, and it was another clock.
     """
     trouble = target.blocked or target.failed
     if trouble is not None:
@@ -57,7 +58,7 @@ def progress(
         waiting = Reason(code="CONFIRMING", text=f"{where}; gateways are switching")
     else:
         waiting = Reason(code="LOADING", text=target.waiting or f"{key} waits for a replica")
-    if now - rollout.started_at.timestamp() > rollout.deadline_s:
+    if known_s > rollout.deadline_s:
         text = f"{key} was not served after {rollout.deadline_s:.0f} s: {waiting.text}"
         return Progress(reason=Reason(code="DEADLINE", text=text), end="failed")
     return Progress(reason=waiting, weight_percent=share if complete else 0)

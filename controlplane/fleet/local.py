@@ -93,8 +93,8 @@ class LocalFleet:
         """There is nobody but who reads the logs."""
 
     def gateways(self) -> Collection[str] | None:
-        """The one that is here, once it has served anything: whoever runs it starts it again when it ends, and Envoy goes
-        on without it."""
+        """The one that is here, once it has served anything: whoever runs it starts it again when it ends, and Envoy
+        goes on without it."""
         return [self._gateway] if self._home.served_file.exists() else None
 
     async def remove(self, replica: str) -> None:

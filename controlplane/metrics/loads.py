@@ -140,7 +140,9 @@ class LoadMeter:
         if record.history is not None and not self._has_learned:
             self._seasons.learn(record.history)
             self._has_learned = True
-        past = self._remember(demand, start_s, slack_s, goal.share, now)
+        complete = serving <= fresh.keys()
+        least = 0.0 if complete or self.load is None else self.load.demand  # what is missing was not nothing
+        past = self._remember(max(demand, least), start_s, slack_s, goal.share, now)
         self._remember_models(each, asked, manifests)
         self._compare(manifests, now)
         if serving and not news and self.load is not None:
@@ -156,7 +158,7 @@ class LoadMeter:
             held=sum(held.values()),
             answered=answered,
             met=met / answered if answered and goal.in_flight is None else None,
-            complete=serving <= fresh.keys(),
+            complete=complete,
             start_s=start_s,
             started=bool(self.starts),
             slack_s=slack_s,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import structlog
 
@@ -28,6 +29,9 @@ BATCHES_EVERY = 5
 """At every so many readings their batch statistics are read, too: a larger page that changes slowly. A fleet that is
 asked for something whose cost is not known is read at once."""
 
+COMES_BACK: Final = ("starting", "down")
+"""How a server is that has served and ended unexpectedly."""
+
 
 class Measuring:
     """Keeps `memory.loads` current. `snapshot` gives the latest snapshot, `changed` is called when there is news."""
@@ -40,6 +44,7 @@ class Measuring:
         """By fleet."""
         self.problem = ""
         """Why measuring fails at present."""
+        self._have_served: set[str] = set()
         self._memory = memory
         self._snapshot = snapshot
         self._changed = changed
@@ -95,8 +100,12 @@ class Measuring:
         serving: dict[str, set[str]] = defaultdict(set)
         loaded: dict[str, set[Key]] = defaultdict(set)
         intervals: dict[str, dict[str, Interval]] = defaultdict(dict)
+        self._have_served &= self._memory.reports.keys()
         for name, (report, _) in self._memory.reports.items():
+            if name in self._have_served and report.server in COMES_BACK:
+                serving[report.fleet].add(name)  # what it would tell is missing: that is not zero
             if report.server == "ready":
+                self._have_served.add(name)
                 serving[report.fleet].add(name)
                 loaded[report.fleet] |= {Key(copy.model, copy.version) for copy in report.copies}
                 interval = self.scraper.intervals.get(name)

@@ -87,6 +87,8 @@ class Memory:
     starts: dict[str, Start] = field(default_factory=dict)
     """Of each replica, until it is measured how long its start took."""
     crashed_at: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    rollouts: dict[str, float] = field(default_factory=dict)
+    """Since when those that run are known, by id."""
     last_plan: Plan = field(default_factory=Plan)
     settled: bool = False
     may_order: bool = False
@@ -104,8 +106,15 @@ class Memory:
         self.reports = {name: (report, shifted(at)) for name, (report, at) in self.reports.items()}
         self.gateways = {name: replace(each, heard_at=shifted(each.heard_at)) for name, each in self.gateways.items()}
         self.started_at = shifted(self.started_at)
-        leaving = {place: at if at is None else shifted(at) for place, at in self.last_plan.leaving.items()}
-        self.last_plan = replace(self.last_plan, leaving=leaving)
+        self.demand = {key: shifted(at) for key, at in self.demand.items()}
+        self.used = {key: shifted(at) for key, at in self.used.items()}
+        self.rollouts = {name: shifted(at) for name, at in self.rollouts.items()}
+        self.crashed_at = {name: tuple(map(shifted, times)) for name, times in self.crashed_at.items()}
+        for start in self.starts.values():
+            start.began, start.idle_since = shifted(start.began), _each(shifted, start.idle_since)
+        leaving = {place: _each(shifted, at) for place, at in self.last_plan.leaving.items()}
+        scalers = {name: each.shifted(shifted) for name, each in self.last_plan.scalers.items()}
+        self.last_plan = replace(self.last_plan, leaving=leaving, scalers=scalers)
 
     def hear_replica(self, report: ReplicaReport, now: float) -> None:
         """Take an agent's report."""
@@ -171,6 +180,8 @@ class Memory:
     def snapshot(self, orders: Orders, clash: Callable[[Manifest, Manifest], str | None], now: float) -> Snapshot:
         """Everything known now. `clash` says why two versions can't be on one server, if they can't."""
         self._refresh_demand(now)
+        running = [each.running_rollout for each in self.models.values()]
+        self.rollouts = {each.id: self.rollouts.get(each.id, now) for each in running if each is not None}
         replicas = self._replicas(orders)
         self.settled = self.settled or self._has_settled(replicas, now)
         # A fleet's shape is the deployment's word; its record in the registry only adds what was learned.
@@ -197,6 +208,7 @@ class Memory:
             unread=frozenset(name for name in map(_model_of, self.problems) if name and name not in self.models),
             settled=self.settled,
             clashes=dict(self._clashes(clash)),
+            rollouts=dict(self.rollouts),
             settings=self.settings,
         )
 
@@ -311,6 +323,10 @@ class Memory:
                 why = clash(a, b) if a is not None and b is not None else None
                 if why is not None:
                     yield (one, other), why
+
+
+def _each(shifted: Callable[[float], float], at: float | None) -> float | None:
+    return None if at is None else shifted(at)
 
 
 def _leaving(replica: FleetReplica | None) -> str:

@@ -86,47 +86,47 @@ READY = TargetState(planned=("r0", "r1"), ready=("r0", "r1"))
 
 
 @pytest.mark.parametrize(
-    ("state", "tables", "now", "expected"),
+    ("state", "tables", "known_s", "expected"),
     [
-        pytest.param(READY, [SERVED], 1001, (100, "succeeded", "SERVED"), id="confirmed by all"),
-        pytest.param(READY, [], 1001, (100, "succeeded", "SERVED"), id="no gateway is there"),
-        pytest.param(READY, [SERVED, table()], 1001, (100, None, "CONFIRMING"), id="one has not switched"),
-        pytest.param(READY, [None], 1001, (100, None, "CONFIRMING"), id="one has not said"),
+        pytest.param(READY, [SERVED], 1, (100, "succeeded", "SERVED"), id="confirmed by all"),
+        pytest.param(READY, [], 1, (100, "succeeded", "SERVED"), id="no gateway is there"),
+        pytest.param(READY, [SERVED, table()], 1, (100, None, "CONFIRMING"), id="one has not switched"),
+        pytest.param(READY, [None], 1, (100, None, "CONFIRMING"), id="one has not said"),
         pytest.param(
-            READY, [table(Target(version=2, pool=None))], 1001, (100, None, "CONFIRMING"), id="led there, but cold"
+            READY, [table(Target(version=2, pool=None))], 1, (100, None, "CONFIRMING"), id="led there, but cold"
         ),
         pytest.param(
             TargetState(planned=("r0", "r1"), ready=("r0",), waiting="r1 loads"),
             [SERVED],
-            1001,
+            1,
             (0, None, "LOADING"),
             id="one replica is not ready",
         ),
-        pytest.param(READY, [None], 1061, (0, "failed", "DEADLINE"), id="never confirmed"),
-        pytest.param(TargetState(), [SERVED], 1001, (0, None, "LOADING"), id="nothing is planned"),
-        pytest.param(TargetState(waiting="disk"), [SERVED], 1061, (0, "failed", "DEADLINE"), id="too late"),
+        pytest.param(READY, [None], 61, (0, "failed", "DEADLINE"), id="never confirmed"),
+        pytest.param(TargetState(), [SERVED], 1, (0, None, "LOADING"), id="nothing is planned"),
+        pytest.param(TargetState(waiting="disk"), [SERVED], 61, (0, "failed", "DEADLINE"), id="too late"),
         pytest.param(
-            TargetState(failed=Reason(code="LOAD_FAILED", text="bad")), [], 1001, (0, "failed", "LOAD_FAILED"), id="bad"
+            TargetState(failed=Reason(code="LOAD_FAILED", text="bad")), [], 1, (0, "failed", "LOAD_FAILED"), id="bad"
         ),
         pytest.param(
             TargetState(blocked=Reason(code="TOO_LARGE", text="big")),
             [],
-            1001,
+            1,
             (0, "failed", "TOO_LARGE"),
             id="blocked",
         ),
     ],
 )
 def test_progress(
-    state: TargetState, tables: list[RouteTable | None], now: float, expected: tuple[int, str | None, str]
+    state: TargetState, tables: list[RouteTable | None], known_s: float, expected: tuple[int, str | None, str]
 ) -> None:
-    result = progress(ROLLOUT, KEY, state, tables, now)
+    result = progress(ROLLOUT, KEY, state, tables, known_s)
     assert (result.weight_percent, result.end, result.reason.code) == expected
 
 
 def test_a_step_of_less_than_all_does_not_end_the_rollout() -> None:
     canary = replace(ROLLOUT, steps=(Step(weight_percent=10), Step()))
-    result = progress(canary, KEY, READY, [SERVED], 1001)
+    result = progress(canary, KEY, READY, [SERVED], 1)
     assert (result.weight_percent, result.end) == (10, None)
 
 

@@ -154,3 +154,29 @@ def test_a_silent_replica_that_is_to_leave_stays_until_others_serve_what_it_serv
     world.run(60)
     assert world.served(key) == {"cpu-0"}
     assert set(world.replicas) == {"cpu-0"}
+
+
+def test_a_rollout_that_was_written_while_there_was_no_controller_has_all_of_its_time() -> None:
+    world = World(replicas=1)
+    world.run()
+    key = world.registry.register(manifest("m"), world.now - 7200)
+    world.registry.promote(key, world.now - 7200)  # or by a clock that is two hours slow
+    world.run()
+    assert world.stable("m") == 1 and world.served(key)
+
+
+def test_that_no_gateway_is_heard_confirms_nothing() -> None:
+    world = World(replicas=1)
+    world.run()
+    gateway, since = world.gateways["gw-0"], world.now
+    key = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(key, world.now)
+    while world.now < since + SETTINGS.gateway_lost_s - 1:
+        world.sync_replicas()
+        world.cycle()
+        world.work()
+        world.now += 0.5
+        assert world.stable("m") is None
+    world.now += 2
+    world.run()
+    assert world.stable("m") == 1 and "m" in gateway.table.routes

@@ -123,6 +123,16 @@ def test_an_empty_fleet_has_a_fresh_load_of_nothing() -> None:
     assert load.at == NOW and load.complete and not load.asked
 
 
+def test_what_is_missing_is_not_remembered_as_nothing() -> None:
+    meter = LoadMeter(step_s=2.0)
+    asked = interval(Counters(success=30), Counters(success=10))
+    whole = measure(meter, a=asked, b=asked)
+    later = interval(Counters(success=50), Counters(success=30), at=NOW + 2.0)
+    part = measure(meter, a=later, b=None, now=NOW + 6.0)
+    assert not part.complete and part.demand == pytest.approx(whole.demand / 2)
+    assert part.features == pytest.approx(whole.features), "the past has no gap"
+
+
 def test_counters_that_go_back_count_what_they_count_now() -> None:
     load = measure(LoadMeter(step_s=2.0), a=interval(Counters(success=4), Counters(success=900)))
     assert load.rate_per_s == 2

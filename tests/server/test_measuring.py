@@ -92,6 +92,26 @@ async def test_a_replica_of_whose_models_nothing_is_told_has_not_told(
     assert not measuring.problem and memory.loads["cpu"].complete is complete
 
 
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("server", ["down", "starting"])
+async def test_a_server_that_has_served_and_is_down_has_told_nothing(server: Any, served: bool) -> None:
+    """One that has never served has nothing to tell."""
+    memory = Memory(started_at=0.0, settings=Settings(), shapes={"cpu": FleetShape(name="cpu")})
+    memory.reports["cpu-0"] = (holds("cpu-0", 1), time.time())
+    told = Told({"cpu-0": Interval(at=time.time(), window_s=2.0, after={Key("m", 1): Counters()})})
+    turned = asyncio.Event()
+    measuring = Measuring(memory, Snapshot, turned.set, told)
+    if served:
+        await turn(measuring, turned)
+    told.intervals = {}
+    memory.reports["cpu-0"] = (replace(holds("cpu-0"), server=server), time.time())
+    before = memory.loads.get("cpu")
+    turned.clear()
+    await turn(measuring, turned)
+    load = memory.loads["cpu"]
+    assert load is before if served else load.complete, "what was measured grows old"
+
+
 MODEL = Key("m", 1)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from controlplane.core.load import Scaler
 from controlplane.core.messages import GatewayReport, ReplicaReport
 from controlplane.core.names import Key, Place
 from controlplane.core.plan import Plan
 from controlplane.core.routes import RouteTable
 from controlplane.core.snapshot import Settings
-from controlplane.server.memory import HeardGateway, Memory
+from controlplane.server.memory import HeardGateway, Memory, Start
 from controlplane.server.orders import Orders
 
 NOW = 1000.0
@@ -60,3 +61,23 @@ def test_a_clock_that_is_set_ages_nobody(step_s: float) -> None:
     assert step_s < 0 or ages["r-2"] == pytest.approx(501.0), "who was silent before still is"
     assert now - memory.gateways["gw"].heard_at == pytest.approx(6.0)
     assert memory.last_plan.leaving == {place: pytest.approx(now - 4.0), Place(Key("m", 1), "r-2"): None}
+
+
+@pytest.mark.parametrize("step_s", [7200.0, -7200.0])
+def test_a_clock_that_is_set_changes_no_decision_on_sizes(step_s: float) -> None:
+    """Idle for 100 of the 300 s; 4 replicas wanted 5 s ago; a start that has lasted for 8 s."""
+    memory = Memory(started_at=NOW - 500, settings=Settings(), shapes={})
+    scaler = Scaler(began=NOW - 400, at=NOW - 1, wants=((NOW - 5, 4),), idle_since=NOW - 100, replaced_at=NOW - 60)
+    memory.last_plan = Plan(scalers={"cpu": scaler})
+    memory.starts["cpu-0"] = Start(NOW - 8)
+    memory.crashed_at["cpu-0"] = (NOW - 3,)
+    memory.used[Key("m", 1)] = memory.demand[Key("m", 1)] = NOW - 2
+    now = NOW + step_s
+    memory.clock_stepped(step_s, now)
+    scaler = memory.last_plan.scalers["cpu"]
+    idle_since = scaler.idle_since
+    assert idle_since is not None and scaler.began is not None
+    ages = [scaler.began, scaler.at, scaler.wants[0][0], idle_since, scaler.replaced_at, memory.starts["cpu-0"].began]
+    assert [now - each for each in ages] == pytest.approx([400, 1, 5, 100, 60, 8])
+    assert [now - each for each in (*memory.crashed_at["cpu-0"], *memory.used.values())] == pytest.approx([3, 2])
+    assert memory.demand == memory.used
