@@ -122,6 +122,8 @@ class Envoy:
             if popen.poll() is not None:
                 raise Unavailable(f"Envoy ended with status {popen.returncode}: {self._last_words()}")
             if asyncio.get_running_loop().time() > end:
+                if (process := self._record.process()) is not None:  # or the next one would find its ports taken
+                    await asyncio.to_thread(stop, process, grace_s=1.0)
                 raise Unavailable(
                     f"Envoy did not get ready within {START_TIMEOUT_S:g} s", remedy=f"see {self.log_file}"
                 )

@@ -49,11 +49,17 @@ class Failures:
             if is_failure(code):
                 failed[key] += count
         if self._looks and any(failed[key] < count for key, count in self._looks[-1][1].items()):
-            self._looks.clear()  # Envoy has begun anew
-            self._looks.append((now, {}))
+            since, _ = self._looks[-1]
+            self._looks.clear()
+            self._looks.append((since, {}))  # Envoy has begun anew, after that
         self._looks.append((now, failed))
         while len(self._looks) > 2 and now - self._looks[1][0] >= WINDOW_S:
             self._looks.popleft()
+
+    def missed(self, now: float) -> None:
+        """There are no counts to be had, at `now`. What is too old says nothing any more."""
+        if self._looks and now - self._looks[-1][0] >= WINDOW_S:
+            self._looks.clear()
 
     @property
     def failing(self) -> tuple[Failing, ...]:

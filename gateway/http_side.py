@@ -120,7 +120,7 @@ class HttpSide:
     async def _send(self, request: Request, body: bytes, rest: str, destination: Destination) -> Response:
         endpoint, resolved = destination.endpoint, destination.resolved
         query = f"?{request.url.query}" if request.url.query else ""
-        url = f"http://{endpoint.host}:{endpoint.http_port}/v2/models/{resolved.model}/versions/{resolved.version}"
+        url = f"http://{endpoint.http}/v2/models/{resolved.model}/versions/{resolved.version}"
         headers = [(name, value) for name, value in request.headers.items() if _passed(name)]
         client = self._forwarding.replicas.http(endpoint)
         if endpoint.draining:

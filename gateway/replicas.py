@@ -97,7 +97,7 @@ class Replicas:
 
     def channel(self, endpoint: Endpoint) -> Any:
         """The channel to a replica's gRPC port."""
-        target = f"{endpoint.host}:{endpoint.grpc_port}"
+        target = endpoint.grpc
         if target not in self._channels:
             self._channels[target] = grpc.aio.insecure_channel(
                 target,
@@ -153,9 +153,10 @@ class Replicas:
         for name in (self._errors.keys() | self._away.keys()) - names:
             self._errors.pop(name, None)
             self._away.pop(name, None)
-        wanted = {f"{each.host}:{each.grpc_port}" for each in known}
-        for target in [target for target in self._channels if target not in wanted]:
-            await self._channels.pop(target).close(grace=60.0)
+        wanted = {each.grpc for each in known}
+        # Taken out before anything is waited for: meanwhile an address may come back, with a channel of its own.
+        gone = [self._channels.pop(target) for target in self._channels.keys() - wanted]
+        await asyncio.gather(*(channel.close(grace=60.0) for channel in gone))
 
     async def close(self) -> None:
         """Close everything."""

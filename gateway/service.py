@@ -261,8 +261,11 @@ class Gateway:
         """Look after which requests fail."""
         while True:
             before = self._failures.failing
-            with contextlib.suppress(OSError, httpx2.HTTPError):
-                self._failures.take(await self._admin.answered(), asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            try:
+                self._failures.take(await self._admin.answered(), now)
+            except (OSError, httpx2.HTTPError):
+                self._failures.missed(now)
             if self._failures.failing != before:
                 self._sync.poke()
             await asyncio.sleep(COUNT_EVERY_S)

@@ -57,13 +57,18 @@ class Stream:
         await self._unanswered.take(len(message))
         await self._answers.put(message)
 
+    def forget(self, lane: _Lane) -> None:
+        """It takes no more: the next message for its model begins another one."""
+        if self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
+
     async def _read(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         running: list[asyncio.Task[None]] = []
         while (message := await self.context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
             envelope = wire.read(message)
             key = (envelope.model, envelope.version)
             lane = self._lanes.get(key)
-            if lane is None or lane.refusal is not None:
+            if lane is None:
                 lane = self._lanes[key] = _Lane(self, envelope, len(message))
                 running = [task for task in running if not task.done()]
                 running.append(tasks.create_task(lane.run()))
@@ -107,7 +112,7 @@ class _Lane:
     """One (model, version) of a stream, and the replica's stream that serves it from its first message on.
 
     `refusal` is set when the lane ended because its messages can't go anywhere; each of them is answered with it, and
-    the stream goes on.
+    the stream goes on and forgets it: what models a client asks for is no number that anybody bounds.
     """
 
     def __init__(self, stream: Stream, first: wire.Envelope, size_bytes: int) -> None:
@@ -117,6 +122,11 @@ class _Lane:
         self._messages: asyncio.Queue[tuple[bytes, str] | None] = asyncio.Queue(QUEUED)
         self.refusal: str | None = None
         self._ended = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The model and the version, as the client has written them."""
+        return self._first.model, self._first.version
 
     async def put(self, message: bytes, request_id: str) -> None:
         await self._messages.put((message, request_id))
@@ -177,6 +187,7 @@ class _Lane:
 
     async def _refuse(self, text: str) -> None:
         self.refusal = text
+        self._stream.forget(self)
         while not self._messages.empty():
             item = self._messages.get_nowait()
             if item is not None:

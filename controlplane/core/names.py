@@ -16,6 +16,11 @@ class Key(NamedTuple):
         return f"{self.model}@{self.version}"
 
 
+def authority(host: str, port: int) -> str:
+    """``host:port``, as it stands in a URL: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Place(NamedTuple):
     """A version on a replica."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from controlplane.core.entry import Priority
+from controlplane.core.names import authority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,16 @@ class Endpoint:
     grpc_port: int
     http_port: int
     draining: bool = False
+
+    @property
+    def grpc(self) -> str:
+        """The address of its gRPC port."""
+        return authority(self.host, self.grpc_port)
+
+    @property
+    def http(self) -> str:
+        """The address of its HTTP port."""
+        return authority(self.host, self.http_port)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ class LoadMeter:
     known: frozenset[Key] = frozenset()
     """The versions whose executions' cost was known at the last measurement."""
     _past: Past | None = None
+    _remembered: float = 0.0
     _seasons: Seasons = field(default_factory=Seasons)
     _has_learned: bool = False
     """Whether it knows what a controller before this one has written down."""
@@ -141,8 +142,9 @@ class LoadMeter:
             self._seasons.learn(record.history)
             self._has_learned = True
         complete = serving <= fresh.keys()
-        least = 0.0 if complete or self.load is None else self.load.demand  # what is missing was not nothing
-        past = self._remember(max(demand, least), start_s, slack_s, goal.share, now)
+        # What is missing of an incomplete measurement was not nothing.
+        self._remembered = demand if complete else max(demand, self._remembered)
+        past = self._remember(self._remembered, start_s, slack_s, goal.share, now)
         self._remember_models(each, asked, manifests)
         self._compare(manifests, now)
         if serving and not news and self.load is not None:

@@ -36,7 +36,7 @@ async def read_pages(
                         answer = await http.get(url)
                     answer.raise_for_status()
                     found[name] = time.time(), parse(answer.text)
-                except (httpx2.HTTPError, TimeoutError, ValueError):
+                except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, ValueError):
                     return
 
         await asyncio.gather(*(one(name, url) for name, url in urls.items()))

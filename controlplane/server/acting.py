@@ -95,9 +95,13 @@ class Actor:
     async def _attempt(self, action: Action) -> None:
         try:
             await self._carry_out(action)
-        except (ControlPlaneError, OSError) as error:
-            log.warning("an action failed and will be tried again", action=repr(action), reason=str(error))
-            self._failures[_identity(action)] = _failure(action, str(error))
+        except Exception as error:
+            foreseen = isinstance(error, ControlPlaneError | OSError)
+            why = str(error) if foreseen else repr(error)
+            log.warning(
+                "an action failed and will be tried again", action=repr(action), reason=why, exc_info=not foreseen
+            )
+            self._failures[_identity(action)] = _failure(action, why)
             await asyncio.sleep(RETRY_S)
             self._done()
         else:

@@ -14,7 +14,7 @@ from controlplane.core.errors import ControlPlaneError
 from controlplane.core.fleets import fleet_of
 from controlplane.core.messages import ReplicaReport
 from controlplane.core.models import FleetRecord, Manifest
-from controlplane.core.names import Key
+from controlplane.core.names import Key, authority
 from controlplane.core.snapshot import Snapshot
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.readings import Interval
@@ -72,9 +72,9 @@ class Measuring:
         metrics: dict[str, str] = {}
         for name, (report, _) in self._memory.reports.items():
             if report.server == "ready" and report.endpoint is not None and report.metrics_port is not None:
-                host = report.endpoint.host
-                metrics[name] = f"http://{host}:{report.metrics_port}/metrics"
-                pages[report.fleet][name] = f"http://{host}:{report.endpoint.http_port}/v2/models/stats"
+                host, http_port = report.endpoint.host, report.endpoint.http_port
+                metrics[name] = f"http://{authority(host, report.metrics_port)}/metrics"
+                pages[report.fleet][name] = f"http://{authority(host, http_port)}/v2/models/stats"
         await self.scraper.scrape(metrics)
         told = self.scraper.intervals
         await asyncio.gather(

@@ -157,6 +157,19 @@ async def test_replicas_that_fail_are_put_away_but_never_most_of_them(monkeypatc
     await replicas.close()
 
 
+async def test_a_channel_that_is_taken_up_again_outlives_the_end_of_the_one_before() -> None:
+    replicas = Replicas(Settings())
+    before, other = replicas.channel(A), replicas.channel(B)
+    leaving = [asyncio.ensure_future(replicas.forget_others(())) for _ in range(2)]
+    while replicas.channel(A) is before:  # until the first has taken it out
+        await asyncio.sleep(0)
+    again = replicas.channel(A)
+    await replicas.forget_others((A,))
+    await asyncio.gather(*leaving)
+    assert replicas.channel(A) is again and replicas.channel(B) is not other
+    await replicas.close()
+
+
 def request(**parameters: Any) -> service_pb2.ModelInferRequest:
     message = service_pb2.ModelInferRequest(model_name="m", model_version="2", id="r")
     message.inputs.add(name="IN", datatype="FP32", shape=[1])

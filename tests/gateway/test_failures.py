@@ -48,4 +48,14 @@ def test_an_envoy_that_begins_anew_has_counted_from_zero() -> None:
     failures.take({(A, "INTERNAL"): 3}, 10.0)
     failures.take({(A, "INTERNAL"): 13}, 15.0)
     (failing,) = failures.failing
-    assert failing.errors_per_s == pytest.approx(13 / 5)
+    assert failing.errors_per_s == pytest.approx(13 / 10), "since the last look at the one before"
+
+
+def test_an_envoy_that_says_nothing_any_more_says_nothing_of_now() -> None:
+    failures = Failures()
+    failures.take({}, 0.0)
+    failures.take({(A, "INTERNAL"): 10}, 5.0)
+    failures.missed(5.0 + WINDOW_S - 1)
+    assert failures.failing, "a moment without an answer changes nothing"
+    failures.missed(5.0 + WINDOW_S)
+    assert not failures.failing

@@ -14,13 +14,14 @@ import pytest
 from grpc.aio._call import StreamStreamCall
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from controlplane.core.routes import Endpoint
+from controlplane.core.routes import Endpoint, RouteTable
 from gateway.forwarding import Forwarding
 from gateway.grpc_side import serve
 from gateway.holding import Holding
 from gateway.replicas import Replicas
 from gateway.sequences import Sequences
 from gateway.settings import Settings
+from gateway.streams import Stream
 from tests.gateway.asking import grpc_input
 from tests.gateway.running import route, table
 from tests.gateway.triton import Triton
@@ -212,3 +213,33 @@ async def test_who_waits_for_a_replica_whose_connection_is_closed_is_told() -> N
         for waiting in (one, many):
             assert await waiting.code() is grpc.StatusCode.UNAVAILABLE
             assert "was closed" in await waiting.details()
+
+
+async def test_models_that_are_not_there_leave_nothing_behind_in_a_stream() -> None:
+    names = [f"nobody-{number}" for number in range(500)]
+    known: list[int] = []
+
+    class Client:
+        """Sends a message for each name, and counts what the stream knows of them."""
+
+        def __init__(self) -> None:
+            self.answers: list[bytes] = []
+
+        async def read(self) -> Any:
+            await asyncio.sleep(0)
+            known.append(len(stream._lanes))
+            return request(names[len(known) - 1]).SerializeToString() if len(known) <= len(names) else grpc.aio.EOF
+
+        async def write(self, message: bytes) -> None:
+            self.answers.append(message)
+
+        def time_remaining(self) -> None:
+            return None
+
+    settings, client = Settings(), Client()
+    holding, replicas = Holding(settings, RouteTable(), lambda: None), Replicas(settings)
+    stream = Stream(Forwarding(settings, holding, replicas, Sequences(settings.sequences)), client)
+    await stream.run()
+    assert max(known) < 10
+    assert len(client.answers) == len(names), "each was refused"
+    await replicas.close()

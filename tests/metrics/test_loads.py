@@ -127,8 +127,9 @@ def test_what_is_missing_is_not_remembered_as_nothing() -> None:
     meter = LoadMeter(step_s=2.0)
     asked = interval(Counters(success=30), Counters(success=10))
     whole = measure(meter, a=asked, b=asked)
-    later = interval(Counters(success=50), Counters(success=30), at=NOW + 2.0)
-    part = measure(meter, a=later, b=None, now=NOW + 6.0)
+    for step in (2.0, 4.0):
+        later = interval(Counters(success=50), Counters(success=30), at=NOW + 4.0 + step)
+        part = measure(meter, a=later, b=None, now=NOW + 4.0 + step)
     assert not part.complete and part.demand == pytest.approx(whole.demand / 2)
     assert part.features == pytest.approx(whole.features), "the past has no gap"
 

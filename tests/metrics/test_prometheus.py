@@ -339,6 +339,13 @@ async def test_a_page_without_an_end_holds_no_other_up() -> None:
     good.close()
 
 
+async def test_an_address_that_is_none_holds_no_other_up() -> None:
+    good = Page(page(v1=10))
+    found = await read_pages({"bad": "http://fd00::1:8002/metrics", "good": good.url}, parse_counters, timeout_s=5)
+    assert found.keys() == {"good"}
+    good.close()
+
+
 def test_a_clock_ahead_is_not_believed(liar: Reader) -> None:
     liar.target.text = answer((time.time() + 600, "5"))
     assert liar.read() is None
