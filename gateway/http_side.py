@@ -7,7 +7,7 @@ import contextlib
 import re
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,7 @@ class HttpSide:
     def __init__(self, forwarding: Forwarding, settings: Settings) -> None:
         self._forwarding = forwarding
         self._settings = settings
+        self._received_bytes = 0
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -76,11 +77,11 @@ class HttpSide:
         try:
             if found["rest"] == "/ready" and not self._forwarding.loaded(found["model"], found["version"] or ""):
                 return _error(400, f"{found['model']} is not loaded")
-            body = await self._body(request)
-            mark = NO_SEQUENCE
-            if body:  # in a thread: unpacking a large body takes long
-                limit = self._settings.max_request_bytes
-                mark = await asyncio.to_thread(sequence_mark, request.headers, body, found["rest"] or "", limit)
+            async with self._received(request) as body:
+                mark = NO_SEQUENCE
+                if body:  # in a thread: unpacking a large body takes long
+                    limit = self._settings.max_request_bytes
+                    mark = await asyncio.to_thread(sequence_mark, request.headers, body, found["rest"] or "", limit)
             return await while_connected(request, self._answer(request, found, body, mark))
         except TooLarge as error:
             return _error(413, str(error))
@@ -89,14 +90,24 @@ class HttpSide:
         except ControlPlaneError as error:
             return _error(STATUS[error.code].http, str(error))
 
-    async def _body(self, request: Request) -> bytes:
+    @contextlib.asynccontextmanager
+    async def _received(self, request: Request) -> AsyncIterator[bytes]:
+        """The body. Until it is known where it goes, it counts among those that are being received: together they are
+        bounded, however slowly they come; one alone always may be larger."""
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._settings.max_request_bytes:
-                raise TooLarge(self._settings.max_request_bytes)
-            parts.append(part)
-        return b"".join(parts)
+        try:
+            async for part in request.stream():
+                size += len(part)
+                self._received_bytes += len(part)
+                if size > self._settings.max_request_bytes:
+                    raise TooLarge(self._settings.max_request_bytes)
+                if size < self._received_bytes > self._settings.held_bytes:
+                    text = f"the requests that are being received hold more than {self._settings.held_bytes} bytes"
+                    raise Overloaded(text, retry_after_s=1)
+                parts.append(part)
+            yield b"".join(parts)
+        finally:
+            self._received_bytes -= size
 
     async def _answer(self, request: Request, found: re.Match[str], body: bytes, mark: SequenceMark) -> Response:
         model, wish, rest = found["model"], found["version"] or "", found["rest"] or ""

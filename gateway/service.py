@@ -176,6 +176,7 @@ class Gateway:
             ready=not self.unready,
             reason=self._reason or self.unready,
             table=table if sent else None,
+            refused=self._refused or (0, 0),
             demand=self.holding.demand,
             failing=self._failures.failing,
             active=self._active,

@@ -106,7 +106,8 @@ class Failing:
 class GatewayReport:
     """A gateway's report. `epoch` and `generation` are those of the table that Envoy has confirmed it serves.
 
-    `table` is that table, sent when the controller asked for it. `active` counts, for each draining replica, the
+    `table` is that table, sent when the controller asked for it. `refused`: epoch and generation of the newest table
+    that it could not put into force; it takes up none that is older. `active` counts, for each draining replica, the
     requests still in flight there. `failing`: the versions whose requests failed in the last half minute. `ready`:
     clients may be sent there. `reason` says what keeps a newer table from being served, or it from being ready. `gone`:
     its last word; it has ended, and leads nobody anywhere any more.
@@ -120,6 +121,7 @@ class GatewayReport:
     gone: bool = False
     reason: str = ""
     table: RouteTable | None = None
+    refused: tuple[int, int] = (0, 0)
     demand: tuple[Demand, ...] = ()
     failing: tuple[Failing, ...] = ()
     active: Mapping[str, int] = field(default_factory=dict)

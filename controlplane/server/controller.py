@@ -170,11 +170,9 @@ class Controller:
         if self.memory.may_order:
             self.orders.issue(made)
         self.orders.keep_tables(
-            {
-                name: each.report.generation if each.report.epoch == self.orders.epoch else 0
-                for name, each in self.memory.gateways.items()
-                if now - each.heard_at <= self.memory.settings.gateway_lost_s  # nothing is kept for who is lost
-            }
+            each.report
+            for each in self.memory.gateways.values()
+            if now - each.heard_at <= self.memory.settings.gateway_lost_s  # nothing is kept for who is lost
         )
         self.actor.act(made.actions)
         self.planned_at = now

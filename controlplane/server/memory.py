@@ -305,12 +305,11 @@ class Memory:
         return {name: GatewayView(name=name, heard_at=self.started_at) for name in self.present_gateways}
 
     def _gateway(self, name: str, heard: HeardGateway, orders: Orders) -> GatewayView:
-        generation = heard.report.generation if heard.report.epoch == orders.epoch else 0
         return GatewayView(
             name=name,
             heard_at=heard.heard_at,
             table=heard.confirmed,
-            pending=orders.tables_since(generation),
+            pending=orders.pending(heard.report),
             active=heard.report.active,
         )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from controlplane.core.messages import Assignment, Wanted
+from controlplane.core.messages import Assignment, GatewayReport, Wanted
 from controlplane.core.names import Key
 from controlplane.core.plan import Plan
 from controlplane.core.routes import RouteTable
@@ -109,19 +109,29 @@ class Orders:
             if recipient.startswith("gateway/"):
                 event.set()
 
-    def tables_since(self, generation: int) -> tuple[RouteTable, ...]:
-        """Each table issued after `generation`."""
-        return tuple(table for table in self._tables if table.generation > generation)
+    def pending(self, report: GatewayReport) -> tuple[RouteTable, ...]:
+        """Each table that a gateway may be putting into force, after what it reports."""
+        confirmed, refused = self._known(report)
+        return tuple(each for each in self._tables if each.generation > confirmed and each.generation >= refused)
 
     def table_of(self, generation: int) -> RouteTable | None:
         """The table with this generation, while it is kept."""
         return next((table for table in self._tables if table.generation == generation), None)
 
-    def keep_tables(self, confirmed: Mapping[str, int]) -> None:
-        """Forget tables that are older than the oldest one that a gateway may still serve."""
+    def keep_tables(self, reports: Iterable[GatewayReport]) -> None:
+        """Forget tables that none of the gateways which report so serves, or may be putting into force."""
         if len(self._tables) > 1:
-            oldest = min(confirmed.values(), default=self._tables[-1].generation)
-            self._tables = [t for t in self._tables[:-1] if t.generation >= oldest] + self._tables[-1:]
+            known = {self._known(report) for report in reports}
+            self._tables = [
+                each
+                for each in self._tables[:-1]
+                if any(each.generation == of or each.generation >= max(of, refused) for of, refused in known)
+            ] + self._tables[-1:]
+
+    def _known(self, report: GatewayReport) -> tuple[int, int]:
+        """The generation of this epoch that a gateway serves, and the newest that it refused; 0 for none."""
+        epoch, refused = report.refused
+        return report.generation if report.epoch == self.epoch else 0, refused if epoch == self.epoch else 0
 
     # Waiting.
 

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 from tritonclient.grpc import service_pb2
 
 from controlplane.core.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from controlplane.core.messages import Demand
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from gateway import wire
+from gateway.forwarding import Forwarding
 from gateway.holding import Holding
-from gateway.http_side import TooLarge, sequence_mark
+from gateway.http_side import HttpSide, TooLarge, sequence_mark
 from gateway.replicas import ERRORS_IN_ROW, Replicas
 from gateway.resolving import Resolved, by_rendezvous, resolve, share
 from gateway.sequences import Seat, SequenceMark, Sequences
@@ -161,7 +163,7 @@ async def test_a_channel_that_is_taken_up_again_outlives_the_end_of_the_one_befo
     replicas = Replicas(Settings())
     before, other = replicas.channel(A), replicas.channel(B)
     leaving = [asyncio.ensure_future(replicas.forget_others(())) for _ in range(2)]
-    while replicas.channel(A) is before:  # until the first has taken it out
+    while replicas.channel(A) is before:  # noqa: ASYNC110 - until the first has taken it out
         await asyncio.sleep(0)
     again = replicas.channel(A)
     await replicas.forget_others((A,))
@@ -415,6 +417,41 @@ async def test_held_bytes_are_bounded() -> None:
     holding = Holding(Settings(held_bytes=10), TABLE, lambda: None)
     with pytest.raises(Overloaded, match="more than 10 bytes"):
         await holding.route("m", "3", size_bytes=11, remaining_s=None)
+
+
+async def test_bodies_that_come_slowly_are_bounded_before_they_wait() -> None:
+    settings, size, more, waiting = Settings(held_bytes=4000), 1000, asyncio.Event(), asyncio.Semaphore(0)
+    holding, replicas = Holding(settings, TABLE, lambda: None), Replicas(settings)
+    side = HttpSide(Forwarding(settings, holding, replicas, Sequences(10)), settings)
+
+    async def status(parts: int) -> int:
+        """Of the answer to so many parts of a body (which is no JSON), the end of which comes with `more`."""
+        left = parts
+
+        async def receive() -> Any:
+            nonlocal left
+            if left:
+                left -= 1
+                return {"type": "http.request", "body": b"x" * size, "more_body": True}
+            waiting.release()
+            await more.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        where = {"path": "/v2/models/nobody/infer", "query_string": b"", "headers": []}
+        return (await side(Request({"type": "http", "method": "POST", **where}, receive))).status_code
+
+    alone = asyncio.create_task(status(6))
+    await waiting.acquire()  # it is within bounds, however large
+    more.set()
+    assert await alone == 400
+    more.clear()
+    several = [asyncio.create_task(status(2)) for _ in range(10)]
+    refused = [await each for each in asyncio.as_completed(several[2:])]
+    assert refused == [429] * 8
+    more.set()
+    assert [await each for each in several[:2]] == [400, 400]
+    assert await status(4) == 400, "nothing of the others is left"
+    await replicas.close()
 
 
 def test_settings(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from tests.gateway.asking import grpc_input
 from tests.gateway.running import route, table
 from tests.gateway.triton import Triton
 
+EOF = grpc.aio.EOF  # type: ignore[attr-defined]
+
 
 @asynccontextmanager
 async def side(endpoint: Endpoint) -> AsyncIterator[tuple[str, Replicas]]:
@@ -228,7 +230,7 @@ async def test_models_that_are_not_there_leave_nothing_behind_in_a_stream() -> N
         async def read(self) -> Any:
             await asyncio.sleep(0)
             known.append(len(stream._lanes))
-            return request(names[len(known) - 1]).SerializeToString() if len(known) <= len(names) else grpc.aio.EOF
+            return request(names[len(known) - 1]).SerializeToString() if len(known) <= len(names) else EOF
 
         async def write(self, message: bytes) -> None:
             self.answers.append(message)
