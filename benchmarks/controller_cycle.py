@@ -82,7 +82,7 @@ class Simulation:
         generation = table.generation if table else 0
         report = GatewayReport(gateway="gw", incarnation="1", epoch=1 if table else 0, generation=generation)
         self.memory.hear_gateway(report, self.orders, now)
-        self.orders.keep_tables({"gw": generation})
+        self.orders.keep_tables([report])
 
     def cycle(self) -> tuple[Plan, float]:
         """One cycle; its plan and its time in seconds."""
