@@ -156,7 +156,8 @@ class Xds:
 
     def _write_routes(self, table: RouteTable, version: str) -> dict[str, str]:
         bases = {pool: pool_base(names) for pool, names in table.pools.items()}
-        for protocol, text in self._routes.write(table.routes, bases, version).items():
+        texts = self._routes.write(table.routes, bases, version, starting=not table.epoch)
+        for protocol, text in texts.items():
             replace_file(self._files.routes(protocol), text)
         return {f"http.{protocol}.rds.routes-{protocol}.version_text": version for protocol in PROTOCOLS}
 

@@ -162,7 +162,8 @@ local function stream(h, headers)
   local there = false
   if plain(model) and plain(version) then version, there = lead(h, headers, model, version) end
   if not there then
-    h:respond({[":status"] = "404"}, "unknown model or version")
+    local starting = h:metadata():get("starting")
+    h:respond({[":status"] = starting and "503" or "404"}, starting or "unknown model or version")
     return
   end
   if version == nil then return end

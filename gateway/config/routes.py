@@ -126,9 +126,16 @@ def _side(more: Json | None = None) -> Json:
     return _action(route, more)
 
 
-def _refusal(status: int, text: str) -> Json:
+UNKNOWN = (404, "unknown model or version")
+STARTING = (503, "the gateway has no route table yet: ask again in a moment")
+"""How what has no route is refused, and while there are none at all: its status and a sentence."""
+
+
+def _refusal(how: tuple[int, str]) -> Json:
+    status, text = how
     answer = {"status": status, "body": {"inline_string": text}}
-    action = typed("envoy.config.route.v3.Route", match={"prefix": "/"}, direct_response=answer)
+    told = {"metadata": {"filter_metadata": {LUA: {"starting": text}}}} if how == STARTING else {}
+    action = typed("envoy.config.route.v3.Route", match={"prefix": "/"}, direct_response=answer, **told)
     return {"action": {"name": "refusal", "typed_config": action}}
 
 
@@ -142,8 +149,12 @@ class RouteWriter:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Route, tuple[str | None, ...], Mapping[Protocol, str]]] = {}
 
-    def write(self, routes: Mapping[str, Route], bases: Mapping[str, str], version: str) -> Mapping[Protocol, str]:
-        """The text of both files. `bases` are the clusters of the pools, `version` is what Envoy will report."""
+    def write(
+        self, routes: Mapping[str, Route], bases: Mapping[str, str], version: str, *, starting: bool = False
+    ) -> Mapping[Protocol, str]:
+        """The text of both files. `bases` are the clusters of the pools, `version` is what Envoy will report.
+        `starting`: which models there are is not known yet."""
+        refusal = STARTING if starting else UNKNOWN
         kept: dict[str, tuple[Route, tuple[str | None, ...], Mapping[Protocol, str]]] = {}
         fragments: dict[Protocol, list[str]] = {protocol: [] for protocol in PROTOCOLS}
         for name, route in sorted(routes.items()):
@@ -157,7 +168,7 @@ class RouteWriter:
                 if text:
                     fragments[protocol].append(text)
         self._kept = kept
-        return {protocol: _file(fragments[protocol], protocol, version) for protocol in PROTOCOLS}
+        return {protocol: _file(fragments[protocol], protocol, version, refusal) for protocol in PROTOCOLS}
 
 
 def _fragments(route: Route, bases: Mapping[str, str]) -> Mapping[Protocol, str]:
@@ -170,7 +181,7 @@ def _fragments(route: Route, bases: Mapping[str, str]) -> Mapping[Protocol, str]
     }
 
 
-def _file(fragments: Iterable[str], protocol: Protocol, version: str) -> str:
+def _file(fragments: Iterable[str], protocol: Protocol, version: str, refusal: tuple[int, str]) -> str:
     """The discovery response that holds the route configuration."""
     by_key = {
         "matcher_tree": {
@@ -180,7 +191,7 @@ def _file(fragments: Iterable[str], protocol: Protocol, version: str) -> str:
             },
             "exact_match_map": {"map": {MARK: MARK}},
         },
-        "on_no_match": {"matcher": _by_path(protocol)},
+        "on_no_match": {"matcher": _by_path(protocol, refusal)},
     }
     host = {"name": "all", "domains": ["*"], "retry_policy": RETRIES, "matcher": by_key}
     resource = typed(
@@ -191,11 +202,11 @@ def _file(fragments: Iterable[str], protocol: Protocol, version: str) -> str:
         request_headers_to_remove=["accept-encoding", *(["content-length"] if protocol == "grpc" else [])],
     )
     before, after = _compact({"version_info": version, "resources": [resource]}).split(f'"{MARK}":"{MARK}"')
-    side = f"{json.dumps(SIDE_KEY)}:{_compact(_side())}"
+    side = f"{json.dumps(SIDE_KEY)}:{_compact(_side() if refusal == UNKNOWN else _refusal(refusal))}"
     return f"{before}{','.join((side, *fragments))}{after}"
 
 
-def _by_path(protocol: Protocol) -> Json:
+def _by_path(protocol: Protocol, refusal: tuple[int, str]) -> Json:
     """What has no route of its own: calls about the server, streams without a header, unknown models."""
     anywhere = _action({"cluster": any_cluster(protocol), "timeout": "10s"})
     paths: dict[str, Json]
@@ -205,8 +216,8 @@ def _by_path(protocol: Protocol) -> Json:
         paths = {
             **{SERVICE + call: anywhere for call in SERVER_CALLS},
             HEALTH_CALL: anywhere,
-            SERVICE + STREAM_CALL: _side(without(SIZE_LIMIT)),
-            **{SERVICE + call: _refusal(404, "unknown model or version") for call in MODEL_CALLS},
+            SERVICE + STREAM_CALL: _side(without(SIZE_LIMIT)) if refusal == UNKNOWN else _refusal(refusal),
+            **{SERVICE + call: _refusal(refusal) for call in MODEL_CALLS},
         }
     path_input = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=":path")
     return {
@@ -214,5 +225,5 @@ def _by_path(protocol: Protocol) -> Json:
             "input": {"name": "path", "typed_config": path_input},
             "exact_match_map": {"map": paths},
         },
-        "on_no_match": _refusal(404, "unknown model or version"),
+        "on_no_match": _refusal(refusal),
     }

@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc as grpclib
 import httpx2
 import pytest
 import tritonclient.grpc.aio as grpcaio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
@@ -89,6 +91,41 @@ def impatient(tmp_path: Path) -> Iterator[Running]:
         yield running
     finally:
         running.stop()
+
+
+def test_a_gateway_that_knows_no_models_yet_denies_none(tmp_path: Path, tritons: tuple[Triton, Triton]) -> None:
+    """A client takes NOT_FOUND for final; what has just started asks it to come back."""
+    running = Running(tmp_path)
+    try:
+        with running.grpc() as grpc, running.http() as http:
+            for headers in ({}, {"x-model-name": "echo"}):
+                with pytest.raises(InferenceServerException, match=r"UNAVAILABLE.*no route table yet"):
+                    ask(grpc, "echo", headers=headers)
+            with pytest.raises(InferenceServerException, match="no route table yet") as refused:
+                ask_http(http, "echo")
+            assert refused.value.status() == "503"
+            for each in ([], [("x-model-name", "echo")]):
+                assert "no route table yet" in streamed_error(running, each)
+            running.controller.put(table(tritons[0].endpoint, echo=route("echo", 2)))
+            assert ask(grpc, "echo") == 2
+            assert ask_http(http, "echo") == 2
+            with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+                ask(grpc, "nobody")
+    finally:
+        running.stop()
+
+
+def streamed_error(running: Running, metadata: list[tuple[str, str]]) -> str:
+    """What a stream with these headers ends with."""
+    with grpclib.insecure_channel(running.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpclib.RpcError) as ended:
+            list(
+                stub.ModelStreamInfer(
+                    iter([service_pb2.ModelInferRequest(model_name="echo")]), metadata=metadata, timeout=30
+                )
+            )
+        return f"{ended.value.code().name}: {ended.value.details()}"
 
 
 def test_promotion_under_load(gateway: Running, full_table: RouteTable) -> None:
