@@ -108,12 +108,14 @@ class Holding:
         """Where a request goes, as soon as it goes anywhere.
 
         `remaining_s` is what is left of the client's own deadline. Raises NotFound; Unavailable with the reason when
-        the wait is over; Overloaded when too many wait, or later when others have a better claim to the room.
+        the wait is over, or there is no use in it; Overloaded when too many wait, or later when others have a better
+        claim to the room.
         """
         chosen = random.uniform(0, 100) if draw is None else draw  # noqa: S311 - a share of traffic, not a secret
         resolved = resolve(self._table, model, wish, chosen)
         if resolved.members:
             return resolved
+        _check(resolved)
         wait_s = self._settings.cold_wait_s
         if remaining_s is not None:
             wait_s = min(wait_s, remaining_s - min(0.25, remaining_s / 10))  # the answer must still reach the client
@@ -124,6 +126,7 @@ class Holding:
             while not resolved.members:
                 if waiter.dropped is not None:
                     raise waiter.dropped
+                _check(resolved)
                 self._wait_for(waiter, (resolved.model, resolved.version))
                 await self._turn(waiter, resolved, end, wait_s)
                 resolved = resolve(self._table, model, wish, chosen)
@@ -219,6 +222,12 @@ class Holding:
         now = asyncio.get_running_loop().time()
         left_s = self._start_s - (now - self._since.get(key, now))
         return Overloaded(text, retry_after_s=math.ceil(min(max(left_s, 1.0), max(self._settings.cold_wait_s, 1.0))))
+
+
+def _check(resolved: Resolved) -> None:
+    """Raises Unavailable where there is no use in waiting."""
+    if resolved.refused:
+        raise Unavailable(f"{resolved.model} version {resolved.version} can't be loaded{_why(resolved)}")
 
 
 def _why(resolved: Resolved) -> str:

@@ -12,12 +12,14 @@ from controlplane.core.routes import Endpoint, Route, RouteTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """The version a request gets. `members` empty: it is loaded nowhere at present, and `reason` may say why."""
+    """The version a request gets. `members` empty: it is loaded nowhere at present, and `reason` may say why;
+    `refused`: there is no use in waiting for it."""
 
     model: str
     version: int
     members: tuple[Endpoint, ...] = ()
     reason: str = ""
+    refused: bool = False
     sequences: bool = False
     high: bool = False
     sequence_idle_s: float = 0.0
@@ -47,6 +49,7 @@ def resolve(table: RouteTable, model: str, wish: str, draw: float) -> Resolved:
         version=version,
         members=tuple(table.endpoints[name] for name in names if name in table.endpoints),
         reason=route.reasons.get(version, ""),
+        refused=version in route.refused,
         sequences=route.sequence_idle_s is not None,
         high=route.priority == "high",
         sequence_idle_s=route.sequence_idle_s or 0.0,

@@ -46,8 +46,9 @@ class Route:
     `targets` is for unversioned requests (weights add up to 100; empty: nothing is stable yet), `pinned` for requests
     that name a version: every version that may be asked for is in it, None where it is loaded nowhere yet. A version
     that is in neither is NOT_FOUND. `sequence_idle_s` is set for models with sequence batching, whose unary requests
-    take the Python side. `reasons` says by version why it is not served at present. Under overload, requests for models
-    of `high` priority are refused last.
+    take the Python side. `reasons` says by version why it is not served at present; those in `refused` no wait will
+    bring, so that requests for them are refused at once. Under overload, requests for models of `high` priority are
+    refused last.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Route:
     sequence_idle_s: float | None = None
     priority: Priority = "normal"
     reasons: Mapping[int, str] = field(default_factory=dict)
+    refused: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,9 @@ from controlplane.core.names import Key, Place, Reason
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from controlplane.core.snapshot import Snapshot
 
+HOPELESS = frozenset({"QUARANTINED", "TOO_LARGE"})
+"""Reasons for which a version is served nowhere that no time and no further replica changes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
@@ -74,17 +77,19 @@ def build_table(
         pinned = {number: pool_of(Key(name, number)) for number in allowed}
         if each.warm is not None and pinned[each.warm] is None and each.warm not in each.aliased:
             del pinned[each.warm]  # only what is kept warm may still be asked for; it is not loaded again for that
+        why = {
+            number: reasons[Key(name, number)]
+            for number, pool in pinned.items()
+            if pool is None and Key(name, number) in reasons
+        }
         routes[name] = Route(
             model=name,
             targets=_targets(each, pinned),
             pinned=pinned,
             sequence_idle_s=_sequence_idle_s(snapshot, each),
             priority=_priority(snapshot, each),
-            reasons={
-                number: reasons[Key(name, number)].text
-                for number, pool in pinned.items()
-                if pool is None and Key(name, number) in reasons
-            },
+            reasons={number: reason.text for number, reason in why.items()},
+            refused=tuple(number for number, reason in sorted(why.items()) if reason.code in HOPELESS),
         )
     for name in sorted(snapshot.unread):
         route = _as_before(name, snapshot)

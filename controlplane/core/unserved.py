@@ -15,11 +15,6 @@ def unserved(snapshot: Snapshot, census: Census, placements: Mapping[str, Placem
     why: dict[Key, Reason] = dict(census.blocked)
     for placement in placements.values():
         why.update(placement.unplaced)
-    for name, record in snapshot.fleets.items():
-        for each in record.quarantines:
-            key = Key(each.model, each.version)
-            text = f"{key} is quarantined on fleet {name}: {each.reason}"
-            why.setdefault(key, Reason(code="QUARANTINED", text=text))
     for key, replicas in census.copies.items():
         if census.ready.get(key):
             continue
@@ -30,4 +25,10 @@ def unserved(snapshot: Snapshot, census: Census, placements: Mapping[str, Placem
             else:
                 doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}"
                 why.setdefault(key, Reason(code="LOADING", text=f"{key} on {replica.name}: {doing}"))
+    for name, record in snapshot.fleets.items():
+        for each in record.quarantines:
+            key = Key(each.model, each.version)
+            if key in census.quarantined[name] and census.fleet(key) == name:
+                text = f"{key} is quarantined on fleet {name} (`ctl unquarantine {key}` lifts it): {each.reason}"
+                why[key] = Reason(code="QUARANTINED", text=text)
     return why

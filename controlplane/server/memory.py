@@ -22,6 +22,8 @@ from controlplane.server.orders import Orders
 log = structlog.get_logger(__name__)
 
 CRASHES_KEPT = 10
+ACCUSED_S = 3600.0
+"""For so long it is remembered that a version took a server down that was served by others."""
 UNREAD = "unread"
 """In place of a digest that can't be known because the model's document can't be read."""
 
@@ -87,6 +89,8 @@ class Memory:
     starts: dict[str, Start] = field(default_factory=dict)
     """Of each replica, until it is measured how long its start took."""
     crashed_at: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    accused: dict[tuple[str, Key], tuple[float, ...]] = field(default_factory=dict)
+    """When a version was said to have taken a server down, by fleet."""
     rollouts: dict[str, float] = field(default_factory=dict)
     """Since when those that run are known, by id."""
     last_plan: Plan = field(default_factory=Plan)
@@ -110,6 +114,7 @@ class Memory:
         self.used = {key: shifted(at) for key, at in self.used.items()}
         self.rollouts = {name: shifted(at) for name, at in self.rollouts.items()}
         self.crashed_at = {name: tuple(map(shifted, times)) for name, times in self.crashed_at.items()}
+        self.accused = {of: tuple(map(shifted, times)) for of, times in self.accused.items()}
         for start in self.starts.values():
             start.began, start.idle_since = shifted(start.began), _each(shifted, start.idle_since)
         leaving = {place: _each(shifted, at) for place, at in self.last_plan.leaving.items()}
@@ -122,6 +127,7 @@ class Memory:
         if before is not None and before[0].incarnation == report.incarnation and report.crashes > before[0].crashes:
             times = (now,) * (report.crashes - before[0].crashes)
             self.crashed_at[report.replica] = (*self.crashed_at.get(report.replica, ()), *times)[-CRASHES_KEPT:]
+        self._note_accused(report, before[0] if before is not None else None, now)
         self.reports[report.replica] = (report, now)
         if report.replica in self.starts and any(copy.state == "ready" for copy in report.copies):
             self.starts[report.replica].end(now)
@@ -129,6 +135,14 @@ class Memory:
             if copy.last_used_at is not None:
                 key = Key(copy.model, copy.version)
                 self.used[key] = max(copy.last_used_at, self.used.get(key, 0.0))
+
+    def _note_accused(self, report: ReplicaReport, before: ReplicaReport | None, now: float) -> None:
+        known = {(each.model, each.version) for each in before.copies if each.blames == "crash"} if before else set()
+        for each in report.copies:
+            if each.blames == "crash" and (each.model, each.version) not in known:
+                of = (report.fleet, Key(each.model, each.version))
+                recent = [at for at in self.accused.get(of, ()) if now - at < ACCUSED_S]
+                self.accused[of] = (*recent, now)[-CRASHES_KEPT:]
 
     def hear_gateway(self, report: GatewayReport, orders: Orders, now: float) -> HeardGateway:
         """Take a gateway's report. What it serves is known by its generation, or from the table it sent along."""
@@ -208,6 +222,7 @@ class Memory:
             unread=frozenset(name for name in map(_model_of, self.problems) if name and name not in self.models),
             settled=self.settled,
             clashes=dict(self._clashes(clash)),
+            accused={of: sum(now - at < ACCUSED_S for at in times) for of, times in self.accused.items()},
             rollouts=dict(self.rollouts),
             settings=self.settings,
         )

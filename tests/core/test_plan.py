@@ -82,8 +82,11 @@ def test_a_quarantine_takes_nothing_away_that_serves() -> None:
     world.run()
     assert world.served(key) == {"cpu-0", "cpu-1"}
     crashed = world.replicas["cpu-0"]
-    crashed.copies[key] = replace(crashed.copies[key], state="failed", blames="crash", reason="it died of it")
-    world.run()
+    for _ in range(2):
+        assert not world.registry.fleets["cpu"].quarantines, "it serves elsewhere: once may be chance"
+        assert crashed.copies[key].state == "ready"
+        crashed.copies[key] = replace(crashed.copies[key], state="failed", blames="crash", reason="it died of it")
+        world.run()
     assert [each.version for each in world.registry.fleets["cpu"].quarantines] == [1]
     assert world.served(key) == {"cpu-1"}
     assert key not in crashed.copies
@@ -93,6 +96,22 @@ def test_a_quarantine_takes_nothing_away_that_serves() -> None:
     world.registry.fleets["cpu"] = replace(world.registry.fleets["cpu"], quarantines=())
     world.run()
     assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+def test_a_version_that_nobody_else_serves_is_quarantined_at_once_and_refused_for_as_long() -> None:
+    world = World(replicas=1)
+    key = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(key, world.now)
+    world.run()
+    only = world.replicas["cpu-0"]
+    only.copies[key] = replace(only.copies[key], state="failed", blames="crash", reason="it died of it")
+    world.run()
+    assert [each.version for each in world.registry.fleets["cpu"].quarantines] == [1]
+    route = world.gateways["gw-0"].table.routes["m"]
+    assert route.refused == (1,) and "`ctl unquarantine m@1` lifts it" in route.reasons[1]
+    world.registry.fleets["cpu"] = replace(world.registry.fleets["cpu"], quarantines=())
+    world.run()
+    assert world.served(key) == {"cpu-0"} and not world.gateways["gw-0"].table.routes["m"].refused
 
 
 def test_an_environment_failure_waits_for_the_deadline() -> None:

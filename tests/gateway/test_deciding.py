@@ -413,6 +413,21 @@ async def test_when_to_ask_again_follows_the_last_start() -> None:
     await held.end()
 
 
+async def test_what_no_wait_will_bring_is_refused_at_once_also_while_it_is_waited_for() -> None:
+    waiting = Route(model="m", pinned={1: None}, reasons={1: "it loads"})
+    holding = Holding(Settings(), RouteTable(routes={"m": waiting}), lambda: None)
+    asked = asyncio.create_task(holding.route("m", "1", size_bytes=1, remaining_s=None))
+    while not holding.waiting:  # noqa: ASYNC110 - until it has begun
+        await asyncio.sleep(0)
+    refused = replace(waiting, reasons={1: "it is quarantined"}, refused=(1,))
+    holding.update(RouteTable(routes={"m": refused}))
+    with pytest.raises(Unavailable, match="can't be loaded: it is quarantined"):
+        await asked
+    with pytest.raises(Unavailable, match="can't be loaded: it is quarantined"):
+        await holding.route("m", "1", size_bytes=1, remaining_s=None)
+    assert not holding.waiting and not holding.demand
+
+
 async def test_held_bytes_are_bounded() -> None:
     holding = Holding(Settings(held_bytes=10), TABLE, lambda: None)
     with pytest.raises(Overloaded, match="more than 10 bytes"):

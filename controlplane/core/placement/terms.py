@@ -48,13 +48,15 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A replica as placement sees it. `failed` are versions that could not be loaded there, `banned` such as are not to
-    be loaded on this fleet (a copy that serves stays); `open` False: nothing new."""
+    """A replica as placement sees it. `failed` are versions that could not be loaded there, `suspected` those of them
+    that are to be tried anew, `banned` such as are not to be loaded on this fleet (a copy that serves stays); `open`
+    False: nothing new."""
 
     replica: str
     capacity_bytes: int
     held: frozenset[Key] = frozenset()
     failed: frozenset[Key] = frozenset()
+    suspected: frozenset[Key] = frozenset()
     banned: frozenset[Key] = frozenset()
     open: bool = True
     counts: bool = True
