@@ -83,14 +83,14 @@ class Snapshot:
     """What `plan` decides on. Everything in it was read before; nothing is looked up later.
 
     `manifests` holds those of all versions that are referred to, by digest. `demand`: when somebody last waited for a
-    cold version; `used`: when a version was last asked for, as far as this controller has heard. `leaving`: places that
-    the plan before wanted to give up, with the time since when no gateway can be leading there any more (None: one
-    still can). `stopping`: replicas on their way out, `stopped` those of them that were told to end. `loads` and
-    `scalers` (what the plan before knew of them) are by fleet. `unread`: models whose document can't be read and never
-    was by this controller: what they have, they keep. `settled` False: a new controller that has not heard from all
-    yet; it adds, but takes nothing away. `clashes`: pairs of versions of one model, lower first, that one server can't
-    hold at once, with the reason. `accused`: how often a version has lately been said to take a server down, by fleet.
-    `rollouts`: since when this controller knows of each that runs, by id.
+    cold version; `waiting`: since when somebody does; `used`: when a version was last asked for, as far as this
+    controller has heard. `leaving`: places that the plan before wanted to give up, with the time since when no gateway
+    can be leading there any more (None: one still can). `stopping`: replicas on their way out, `stopped` those of them
+    that were told to end. `loads` and `scalers` (what the plan before knew of them) are by fleet. `unread`: models
+    whose document can't be read and never was by this controller: what they have, they keep. `settled` False: a new
+    controller that has not heard from all yet; it adds, but takes nothing away. `clashes`: pairs of versions of one
+    model, lower first, that one server can't hold at once, with the reason. `accused`: how often a version has lately
+    been said to take a server down, by fleet. `rollouts`: since when this controller knows of each that runs, by id.
     """
 
     epoch: int = 0
@@ -100,6 +100,7 @@ class Snapshot:
     replicas: Mapping[str, ReplicaView] = field(default_factory=dict)
     gateways: Mapping[str, GatewayView] = field(default_factory=dict)
     demand: Mapping[Key, float] = field(default_factory=dict)
+    waiting: Mapping[Key, float] = field(default_factory=dict)
     used: Mapping[Key, float] = field(default_factory=dict)
     leaving: Mapping[Place, float | None] = field(default_factory=dict)
     stopping: frozenset[str] = frozenset()

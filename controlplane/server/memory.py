@@ -83,6 +83,8 @@ class Memory:
     ghosts: dict[str, tuple[Endpoint, set[Key]]] = field(default_factory=dict)
     """Replicas of tables that an earlier controller ordered: unknown is not gone."""
     demand: dict[Key, float] = field(default_factory=dict)
+    waiting: dict[Key, float] = field(default_factory=dict)
+    """Since when somebody waits for a cold version."""
     used: dict[Key, float] = field(default_factory=dict)
     """When versions were last asked for. Their replicas may be gone since."""
     loads: dict[str, Load] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class Memory:
         self.gateways = {name: replace(each, heard_at=shifted(each.heard_at)) for name, each in self.gateways.items()}
         self.started_at = shifted(self.started_at)
         self.demand = {key: shifted(at) for key, at in self.demand.items()}
+        self.waiting = {key: shifted(at) for key, at in self.waiting.items()}
         self.used = {key: shifted(at) for key, at in self.used.items()}
         self.rollouts = {name: shifted(at) for name, at in self.rollouts.items()}
         self.crashed_at = {name: tuple(map(shifted, times)) for name, times in self.crashed_at.items()}
@@ -213,6 +216,7 @@ class Memory:
             gateways=self._unheard()
             | {name: self._gateway(name, each, orders) for name, each in self.gateways.items()},
             demand=dict(self.demand),
+            waiting=dict(self.waiting),
             used=dict(self.used),
             leaving=self.last_plan.leaving,
             stopping=self.last_plan.stopping,
@@ -250,9 +254,10 @@ class Memory:
 
     def _refresh_demand(self, now: float) -> None:
         """What somebody still waits for is asked for now; the rest is forgotten after a while."""
-        for key, waiting in self.held(now).items():
-            if waiting:
-                self._hear_demand(key, now)
+        held = {key for key, waiting in self.held(now).items() if waiting}
+        for key in held:
+            self._hear_demand(key, now)
+        self.waiting = {key: self.waiting.get(key, now) for key in held}
         for key in [key for key, at in self.demand.items() if now - at > 10 * self.settings.demand_s]:
             del self.demand[key]
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from controlplane.core.fleets import copy_bytes
 from controlplane.core.names import Key
 from controlplane.core.scaling.capacity import instances_of
 from controlplane.core.scaling.limits import by_hand
+from controlplane.core.snapshot import ReplicaView, Snapshot
 from controlplane.metrics.signals import Signals, signals
 
 if TYPE_CHECKING:
     from controlplane.server.controller import Controller
+
+LOADED: Final = ("loading", "ready", "unloading")
 
 
 def top(controller: Controller, now: float) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def _fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
         "held": load.held if load else None,
         "met": _rounded(load.met if load else None),
         "measured_s_ago": _rounded(now - load.at if load else None),
-        "memory_bytes": sum(copy.memory_bytes or 0 for each in there for copy in each.copies.values()),
+        "memory_bytes": sum(_counted_bytes(controller.snapshot, each) for each in there),
         "capacity_bytes": memory.shapes[name].memory_bytes * len(there),
     }
 
@@ -63,8 +67,10 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
         record = snapshot.fleets.get(replica.fleet)
         for key, copy in replica.copies.items():
             copies[key] += copy.state == "ready"
-            memory_bytes[key] = max(memory_bytes.get(key, 0), copy.memory_bytes or 0)
             manifest = snapshot.manifest(key)
+            # Of a server that was there before its agent nothing was measured: then it is what it took another time.
+            known = record.measured_bytes.get(copy.digest, 0) if record is not None else 0
+            memory_bytes[key] = max(memory_bytes.get(key, 0), copy.memory_bytes or known)
             if interval is not None and key in interval.after and manifest is not None and record is not None:
                 cost = record.costs.get(snapshot.digest(key) or "")
                 found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities), cost=cost)
@@ -84,6 +90,16 @@ def _models(controller: Controller, now: float) -> list[dict[str, Any]]:
         }
         for key in sorted({*copies, *held, *failing})
     ]
+
+
+def _counted_bytes(snapshot: Snapshot, replica: ReplicaView) -> int:
+    """The memory of what a replica has loaded, as placement counts it."""
+    record, taken = snapshot.fleets.get(replica.fleet), 0
+    for copy in replica.copies.values():
+        manifest = snapshot.manifests.get(copy.digest)
+        if record is not None and manifest is not None and copy.state in LOADED:
+            taken += copy_bytes(manifest, copy.digest, record)
+    return taken
 
 
 def _together(parts: list[Signals], now: float) -> dict[str, Any]:

@@ -303,3 +303,21 @@ def test_an_ensemble_takes_its_steps_along() -> None:
     world.registry.promote(whole, world.now)
     world.run(30)
     assert world.stable("whole") == 1 and len(world.replicas) == 2
+
+
+def test_who_has_waited_longest_for_room_gets_it_however_seldom_it_is_asked_for() -> None:
+    """Twelve models share the room of five; somebody always asks for each of them, for some more than for others."""
+    world = World(1, memory_mib=100)
+    world.load = Load(at=world.now, step_s=2.0, rate_per_s=10.0, demand=0.5)
+    keys = [register(world, f"m{number:02}", 20, Serving(load="on_demand", max_copies=1)) for number in range(12)]
+    world.run(20)
+    world.load = replace(world.load, use={key: float(number) for number, key in enumerate(keys)})
+    gateway, waited, longest = world.gateways["gw-0"], dict.fromkeys(keys, 0), dict.fromkeys(keys, 0)
+    for _ in range(600):
+        cold = [key for key in keys if not world.served(key)]
+        gateway.demand = tuple(Demand(model=key.model, version=1, waiting=1) for key in cold)
+        for key in keys:
+            waited[key] = waited[key] + 1 if key in cold else 0
+            longest[key] = max(longest[key], waited[key])
+        world.run(1)
+    assert max(longest.values()) < 3 * min(longest.values()), longest

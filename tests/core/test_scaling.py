@@ -365,3 +365,10 @@ def test_what_must_always_be_loaded_has_room() -> None:
         SHAPE, LIMITS, Load(at=1000.0, step_s=STEP_S), Scaler(), present=1, needed=False, pinned=3, now=1000.0
     )
     assert decision.desired == 3 and "takes the memory of 3" in decision.reason.text
+    idle = Scaler(idle_since=900.0)
+    for pinned, next_desired in ((0, 0), (1, None)):
+        decision, _ = decide(
+            SHAPE, LIMITS, Load(at=950.0, step_s=STEP_S), idle, present=1, needed=False, pinned=pinned, now=950.0
+        )
+        assert (decision.desired, decision.next_desired) == (1, next_desired)
+        assert ("it goes to zero" in decision.reason.text) == (next_desired == 0)

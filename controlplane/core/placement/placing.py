@@ -72,7 +72,8 @@ class _Placer:
         clashes: Mapping[tuple[Key, Key], str],
     ) -> None:
         self.wants = {
-            want.key: want for want in sorted(wants, key=lambda w: (w.rank, not w.high, -w.use, -w.last_used_at, w.key))
+            want.key: want
+            for want in sorted(wants, key=lambda w: (w.rank, not w.high, w.waits_since, -w.use, -w.last_used_at, w.key))
         }
         self.sizes = sizes
         self.clash_texts = clashes
@@ -174,12 +175,13 @@ class _Placer:
                     self._leave(name, key, Reason(code="SUSPECTED", text=text))
 
     def _go_on_leaving(self) -> None:
-        """What was leaving goes on leaving, so that a decision does not waver, unless it is now asked for more."""
+        """What was leaving goes on leaving, so that a decision does not waver, unless it is now asked for more. What is
+        asked for again because it leaves stays only if nobody has waited longer for its room (`_revive`)."""
         for key, name in sorted(self.leaving_before):
             room = self.rooms.get(name)
             if room is None or key not in room.held or key in room.going or key not in self.wants:
                 continue
-            if self.wants[key].rank >= Rank.AUTO:
+            if self.wants[key].rank >= Rank.DEMAND:
                 self._leave(name, key, Reason(code="ROOM", text=f"{key} makes room on {name}"))
 
     # What comes.
@@ -213,7 +215,7 @@ class _Placer:
             room = self.rooms[name]
             if room.slot.counts and want.key not in room.slot.failed:
                 over = -room.free_soon + self.sizes.get(want.key, 0)
-                if over <= 0 or want.rank <= Rank.DEMAND:
+                if over <= 0 or want.rank < Rank.DEMAND:  # else it is for somebody who has waited longer
                     self._stay(name, want.key)
                     return True
         return False
@@ -448,7 +450,7 @@ class _Placer:
         return Reason(
             code="NO_ROOM",
             text=f"{key} needs {mib(size)}, the most that is free on a replica is {mib(free)}, "
-            "and nothing less important is there to leave",
+            "and nothing that is there has to leave for it",
         )
 
     def _spread(self) -> None:

@@ -26,7 +26,8 @@ class Want:
     `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
     asks for no new copy at all. Of one rank those of `high` priority come first and leave last: for another model's
     request not at all while they are `in_use` (asked for or promoted not long ago), unless that one is of high priority
-    too. Then who makes room is who is asked least (`use`), then who was asked longest ago. `hot`: its load needs more
+    too. What is waited for gets room in the order in which that began (`waits_since`). Who makes room is who is asked
+    least (`use`), then who was asked longest ago. `hot`: its load needs more
     copies than its entry asks for (`least`); spare copies of others may leave for them. `idle_s`: nobody has asked for
     it for so long, so it leaves and is not loaded before somebody does (None: it is not idle).
     """
@@ -40,6 +41,7 @@ class Want:
     requires: tuple[Key, ...] = ()
     last_used_at: float = 0.0
     use: float = 0.0
+    waits_since: float = float("inf")
     hot: bool = False
     high: bool = False
     in_use: bool = False

@@ -105,7 +105,7 @@ def decide(
         code = "ROOM" if code == "LOAD" and pinned > max(limits.least, scaler.need) else code
     if next_desired is not None:
         next_desired = min(max(next_desired, limits.least), limits.most)
-    if clamped == 1 == wanted and limits.least == 0 and scaler.idle_since is not None and not needed:
+    if clamped == 1 == wanted and limits.least == pinned == 0 and scaler.idle_since is not None and not needed:
         next_desired, next_at = 0, scaler.idle_since + shape.idle_s
         text += f"; it goes to zero at {_clock(next_at)} unless something is asked"
     decision = Decision(
