@@ -23,6 +23,7 @@ import stamina
 
 from controlplane.core.errors import InvalidInput, Unavailable
 from controlplane.core.models import ArtifactFile
+from controlplane.core.names import mib
 
 CHUNK_BYTES = 1 << 20
 PARTIAL = ".partial-"
@@ -183,7 +184,8 @@ class BlobStore:
                 if used + file.size_bytes > self._budget:
                     where, remedy = f"{used} of the fleet's {self._budget} are in use", "give the fleet more disk_bytes"
                 else:
-                    where = f"{max(0, disk_free)} are free on the file system beyond the {RESERVE_BYTES} that stay free"
+                    kept = f"the {mib(RESERVE_BYTES)} that stay free"
+                    where = f"{max(0, disk_free)} are free on the file system beyond {kept}"
                     remedy = "make room on that disk"
                 raise DiskFull(
                     f"there is no room for the {file.size_bytes} bytes of {file.path}: {where}",

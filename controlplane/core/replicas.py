@@ -44,6 +44,7 @@ def resize(
         if sum(is_up(each) for each in staying if each.name != out) < desired:
             desired += 1
     actions: list[Action] = []
+    later = 0
     if len(staying) < desired:
         may = {each.name for each in replicas if each.name in stopping and not each.leaving} - snapshot.stopped - lost
         back = [each.name for each in sorted(replicas, key=worth) if each.name in may][: desired - len(staying)]
@@ -51,7 +52,10 @@ def resize(
             del stopping[name]
         taken = {each.name for each in replicas}
         numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
-        for _ in range(desired - len(staying) - len(back)):
+        missing, most = desired - len(staying) - len(back), snapshot.settings.starts_at_once
+        begin = missing if most is None else min(missing, max(most - sum(map(_is_new, staying)), 0))
+        later = missing - begin
+        for _ in range(begin):
             name = f"{fleet}-{next(numbers)}"
             actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
     elif snapshot.settled:
@@ -65,6 +69,8 @@ def resize(
         elif each.name in lost and each.name in snapshot.stopped:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent, and was to stop"))
     text = f"{_shall(fleet, len(staying), desired)}: {decision.reason.text}"
+    if later:
+        text += f"; {later} of them start when those that are starting are up"
     if desired > decision.desired:
         text += f"; one more while {why.text}"
     return Changes(reason=Reason(code=decision.reason.code, text=text), actions=tuple(actions), stopping=stopping)
@@ -91,6 +97,11 @@ def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departu
         unrouted=frozenset(unrouted),
         stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
     )
+
+
+def _is_new(replica: ReplicaView) -> bool:
+    """Whether it starts for the first time."""
+    return replica.report is None or (replica.report.server == "starting" and not replica.crashed_at)
 
 
 def _shall(fleet: str, present: int, desired: int) -> str:

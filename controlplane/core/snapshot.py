@@ -20,14 +20,15 @@ class Settings:
     unary request. `replica_lost_s`, `gateway_live_s`: how old a report may be before its sender no longer counts;
     `gateway_lost_s`: how long a silent gateway's routes are still honoured. `warm_s`: how long what was stable before
     stays loaded. `demand_s`: how long a request for a cold model counts. `settle_s`: how long a new controller waits
-    for those that it knows only from gateways' tables. `max_replicas`, `max_gpus`: the budget of all fleets together
-    (None: none).
+    for those that it knows only from gateways' tables. `starts_at_once`: how many replicas of a fleet start at the same
+    time (None: whatever is missing). `max_replicas`, `max_gpus`: the budget of all fleets together (None: none).
     """
 
     drain_s: float = 30.0
     replica_lost_s: float = 45.0
     gateway_live_s: float = 45.0
     gateway_lost_s: float = 600.0
+    starts_at_once: int | None = None
     warm_s: float = 600.0
     demand_s: float = 5.0
     settle_s: float = 15.0

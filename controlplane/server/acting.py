@@ -139,7 +139,11 @@ class Actor:
         elif isinstance(action, StartReplica):
             log.info("replica starts", replica=action.replica, fleet=action.fleet, reason=action.reason)
             self._memory.starts.setdefault(action.replica, Start(time.time()))
-            await self._backend.start(self._memory.shapes[action.fleet], action.replica)
+            try:
+                await self._backend.start(self._memory.shapes[action.fleet], action.replica)
+            except Exception:
+                self._memory.starts.pop(action.replica, None)  # it has not begun: how long that takes, says nothing
+                raise
         elif isinstance(action, RemoveReplica):
             log.info("replica is removed", replica=action.replica, fleet=action.fleet, reason=action.reason)
             await self._backend.remove(action.replica)

@@ -23,6 +23,9 @@ from controlplane.metrics.signals import signals
 if TYPE_CHECKING:
     from controlplane.server.controller import Controller
 
+LEAST_RATE = 0.1
+"""Smaller rates are not told to the digit."""
+
 
 def status(controller: Controller, now: float) -> dict[str, Any]:
     """The controller itself."""
@@ -164,7 +167,8 @@ def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[
             yield Reason(code="SERVED", text=text)
     for key, errors_per_s in controller.memory.failing(now).items():
         if key.model == document.name:
-            text = f"{errors_per_s:.1f} requests a second for {key} failed in the last half minute"
+            rate = f"{errors_per_s:.1f}" if errors_per_s >= LEAST_RATE else f"less than {LEAST_RATE}"
+            text = f"{rate} requests a second for {key} failed in the last half minute"
             yield Reason(code="FAILING", text=text)
     last = document.rollout
     if last is not None and last.state in ("failed", "aborted"):

@@ -233,7 +233,7 @@ def _record(text: str, line: int, name: str) -> Mapping[str, float]:
     for each in MOONCAKE:
         value = record[each]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
-            what = f"{shown(repr(value))} in line {line} of {name} is no number of 0 or more"
+            what = f"{shown(repr(value))} in line {line} of {name} is no number from 0 to 10¹⁵"
             raise InvalidInput(what, field=each, remedy="milliseconds and tokens are plain numbers")
     return record
 

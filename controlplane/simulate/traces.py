@@ -74,7 +74,8 @@ def trace_of(
     if early:
         order = np.argsort(at, kind="stable")
         at, work_s, model = at[order], work_s[order], model[order]
-        notes.append(f"{early} requests were earlier than the one above them: sorted by time")
+        were = "request was" if early == 1 else "requests were"
+        notes.append(f"{early} {were} earlier than the one above: sorted by time")
     first = float(at[0])
     arrival_s = at - first
     if arrival_s[-1] > MOST_DAYS * 86_400:

@@ -38,3 +38,25 @@ def test_a_replacement_waits_for_the_budget(budget: int, most: int) -> None:
             told += "; ".join(each.text for each in world.plan.reasons["fleet/cpu"])
     assert max(seen) == most
     assert ("once the budget leaves room for the new one" in told) == (budget == 2)
+
+
+def test_so_many_start_at_the_same_time_and_no_more() -> None:
+    world = World(replicas=0)
+    world.memory.settings = replace(SETTINGS, starts_at_once=3)
+    world.resize(8)
+    world.cycle()
+    assert len(world.replicas) == 3
+    assert "5 of them start when those that are starting are up" in world.plan.reasons["fleet/cpu"][0].text
+    for replica in world.replicas.values():
+        replica.silent = True
+    world.run(5)
+    assert len(world.replicas) == 3, "nobody has heard that one of them is up"
+    for replica in world.replicas.values():
+        replica.silent = False
+    world.run()
+    assert len(world.replicas) == 8
+    world.replicas["cpu-0"].crash()
+    world.turn()
+    world.resize(12)
+    world.cycle()
+    assert len(world.replicas) == 11, "one that starts anew holds nobody up"

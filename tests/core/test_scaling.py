@@ -338,7 +338,7 @@ def test_a_hand_comes_before_the_schedule_and_the_schedule_before_the_deployment
     )
     by_hand = limits_of(replace(record, manual=manual), at("2026-11-23 10:00"))
     assert (by_hand.least, by_hand.most) == (5, 5)
-    assert by_hand.why == "ann has set it to 5 until 2026-11-23 11:00 UTC: a launch"
+    assert by_hand.why == "ann has set it to 5 until 2026-11-23 11:00:00 UTC: a launch"
     assert limits_of(replace(record, manual=manual), at("2026-11-23 11:01")) == office, "it ends by itself"
 
 

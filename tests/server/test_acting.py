@@ -37,6 +37,7 @@ async def test_an_action_that_fails_is_told_and_not_tried_again_at_once(error: E
         actor.act([StartReplica(fleet="cpu", replica="cpu-0", reason="it is needed")])
         await asyncio.sleep(0)
     assert backend.started == 1
+    assert not memory.starts, "what has not begun tells nothing of how long a start takes"
     (reason,) = actor.failures()["fleet cpu"]
     assert "starting one more replica fails" in reason.text
     await actor.close()

@@ -139,7 +139,7 @@ def test_what_is_odd_is_told(tmp_path: Path) -> None:
     assert trace.notes == (
         "the trace says nothing of work: each request is taken to be 0.5 s of it",
         "columns not used: colour",
-        "1 requests were earlier than the one above them: sorted by time",
+        "1 request was earlier than the one above: sorted by time",
         "no request for 301 s, 99 s after the first: taken as no traffic",
     )
 

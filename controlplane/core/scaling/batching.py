@@ -67,8 +67,9 @@ def _advice(entry: Entry, measured: Batching, cost: Cost, *, mean: float, alike:
     if batching is None:
         if not busy:
             return keep
-        how = "dynamic_batching: {}" if largest > 1 else "max_batch_size and dynamic_batching: {}, if it takes batches"
-        text = f"it is not batched, and {load}: try `{how}` and look again, or more `instances` or replicas"
+        how = "`dynamic_batching: {}`"
+        how = how if largest > 1 else f"`max_batch_size` and {how}, if it takes batches,"
+        text = f"it is not batched, and {load}: try {how} and look again, or more `instances` or replicas"
         return Reason(code="TRY_BATCHING", text=text)
     if not alike and _gain(cost, largest) < HELPS:
         if batching.max_queue_delay_us:

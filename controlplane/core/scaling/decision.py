@@ -193,7 +193,8 @@ def _text(
         if load.backlog_s > load.slack_s:
             text += f"; {load.backlog_s:.1f} s of work wait"
         if load.held:
-            text += f"; {load.held} requests wait for a model that is not loaded"
+            waits = "request waits" if load.held == 1 else "requests wait"
+            text += f"; {load.held} {waits} for a model that is not loaded"
     if code == "INCOMPLETE":
         text += "; not every replica has told its metrics, so it gets no fewer"
     elif code == "JUST_STARTED":

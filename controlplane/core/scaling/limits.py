@@ -29,7 +29,7 @@ def limits_of(record: FleetRecord, now: float) -> Limits:
     """What holds now (seconds since 1970): a manual setting before the schedule, the schedule before the deployment."""
     shape, manual = record.shape, by_hand(record, now)
     if manual is not None:
-        until = f" until {manual.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if manual.until is not None else ""
+        until = f" until {manual.until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if manual.until is not None else ""
         why = f"{manual.actor} has set it to {manual.replicas}{until}{': ' + manual.reason if manual.reason else ''}"
         return Limits(least=manual.replicas, most=manual.replicas, why=why)
     least, most = shape.min_replicas, shape.max_replicas
