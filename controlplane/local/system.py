@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +34,6 @@ def _bytes(value: object) -> object:
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Ge(1)]
 Port = Annotated[int, Ge(0), Le(65535)]
-
-LEAST_STARTS = 4
-"""So many replicas of a fleet start at the same time, or as many as there are CPUs: more would all be late."""
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -90,11 +86,7 @@ class ControllerSettings:
     def settings(self) -> Settings:
         """The times and budgets as the rest of the program knows them."""
         return Settings(
-            drain_s=self.drain_s,
-            warm_s=self.warm_s,
-            max_replicas=self.max_replicas,
-            max_gpus=self.max_gpus,
-            starts_at_once=max(LEAST_STARTS, os.cpu_count() or 1),
+            drain_s=self.drain_s, warm_s=self.warm_s, max_replicas=self.max_replicas, max_gpus=self.max_gpus
         )
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -35,6 +36,8 @@ from controlplane.server.listening import listen
 log = structlog.get_logger(__name__)
 
 HOST = "127.0.0.1"
+LEAST_STARTS = 4
+"""So many replicas of a fleet start at the same time, or as many as there are CPUs: more would all be late."""
 
 
 async def serve(home: Home, system: System) -> None:
@@ -48,7 +51,7 @@ async def serve(home: Home, system: System) -> None:
         epoch=epoch,
         shapes=shapes,
         backend=LocalFleet(home, str(system.gateway.get("name", GATEWAY))),
-        settings=system.controller.settings(),
+        settings=replace(system.controller.settings(), starts_at_once=max(LEAST_STARTS, os.cpu_count() or 1)),
         poll_s=system.controller.poll_s,
         clash=compatible,
         source=source_of(system.metrics, home),
