@@ -33,7 +33,7 @@ from controlplane.simulate.traces import Trace, trace_of
 from examples.interrupts import interruptible
 
 WORK_S, GOAL_S = 0.05, 0.2
-PHASES = ((40.0, 2.0), (60.0, 58.0), (70.0, 2.0))
+PHASES = ((40.0, 4.0), (60.0, 58.0), (70.0, 4.0))
 """Seconds, and requests a second."""
 SYSTEM = """\
 gateway: {grpc_port: 0, http_port: 0}
