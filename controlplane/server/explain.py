@@ -159,8 +159,8 @@ def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[
     for target in route.targets if route else ():
         key = Key(document.name, target.version)
         if target.pool is None:
-            why = route.reasons.get(target.version) if route else None
-            yield Reason(code="COLD", text=f"{key} is loaded nowhere; {why or 'the first request loads it'}")
+            told = route is not None and target.version in route.reasons  # as a reason of the version's
+            yield Reason(code="COLD", text=f"{key} is loaded nowhere{'' if told else '; the first request loads it'}")
         else:
             names = ", ".join(table.pools[target.pool])
             text = f"{key} gets {target.weight_percent} % of unversioned requests, served by {names}"
