@@ -11,7 +11,6 @@ from annotated_types import Ge, Gt, Le
 from pydantic import TypeAdapter, ValidationError
 
 from controlplane.core.errors import InvalidInput
-from controlplane.local.home import GATEWAY
 
 FILE = "settings.json"
 MOST_IN_FLIGHT = 1_000_000_000
@@ -40,7 +39,7 @@ class Settings:
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
-    name: str = GATEWAY
+    name: str = "gateway"
     address: str = "127.0.0.1"
     grpc_port: Annotated[int, Ge(0), Le(65535)] = 8001
     http_port: Annotated[int, Ge(0), Le(65535)] = 8000

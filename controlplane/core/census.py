@@ -10,10 +10,6 @@ from controlplane.core.fleets import copy_bytes, fleet_of, is_lost, is_up
 from controlplane.core.names import Key, Reason
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
-CONVICTED = 2
-"""So often a version that others serve has to take a server down before it is kept off the fleet: it has shown that it
-can be served, so the first time may have been chance."""
-
 
 class Census:
     """An index over a snapshot.
@@ -21,7 +17,6 @@ class Census:
     `lost`: replicas that have been silent too long. `copies`: who has a version in whatever state, `ready`: who has
     proved it, by name. `blocked`: versions that have no fleet, with the reason.
     `quarantined`: by fleet, what may not be loaded there; `crashed` of these have just taken a server down.
-    `suspected`: by replica, what seems to have taken its server down, but serves on others: it is tried once more.
     """
 
     def __init__(self, snapshot: Snapshot, now: float) -> None:
@@ -35,7 +30,6 @@ class Census:
         self.ready: dict[Key, list[str]] = defaultdict(list)
         self.blocked: dict[Key, Reason] = {}
         self.quarantined: dict[str, set[Key]] = defaultdict(set)
-        self.suspected: dict[str, set[Key]] = defaultdict(set)
         self.crashed: list[QuarantineVersion] = []
         self._fleets: dict[Key, str] = {}
         self._index_copies()
@@ -58,15 +52,12 @@ class Census:
                     self.quarantined[name].add(key)
         for replica in self.snapshot.replicas.values():
             for key, copy in replica.copies.items():
-                if copy.blames != "crash" or key in self.quarantined[replica.fleet]:
-                    continue
-                serves = any(self.snapshot.replicas[name].fleet == replica.fleet for name in self.ready.get(key, ()))
-                if serves and self.snapshot.accused.get((replica.fleet, key), 0) < CONVICTED:
-                    self.suspected[replica.name].add(key)
-                    continue
-                self.quarantined[replica.fleet].add(key)
-                reason = f"{copy.reason} (on {replica.name})"
-                self.crashed.append(QuarantineVersion(fleet=replica.fleet, key=key, digest=copy.digest, reason=reason))
+                if copy.blames == "crash" and key not in self.quarantined[replica.fleet]:
+                    self.quarantined[replica.fleet].add(key)
+                    reason = f"{copy.reason} (on {replica.name})"
+                    self.crashed.append(
+                        QuarantineVersion(fleet=replica.fleet, key=key, digest=copy.digest, reason=reason)
+                    )
 
     def fleet(self, key: Key) -> str | None:
         """The fleet of a version; None (with the reason kept) when it has none."""
@@ -116,14 +107,8 @@ class Census:
 
     def is_bad(self, key: Key) -> bool:
         """Whether the version itself was found wanting somewhere: trying it elsewhere is no use."""
-        return any(
-            replica.copies[key].state == "failed"
-            and (
-                replica.copies[key].blames == "model"
-                or (replica.copies[key].blames == "crash" and key in self.quarantined[replica.fleet])
-            )
-            for replica in self.copies.get(key, ())
-        )
+        found = (replica.copies[key] for replica in self.copies.get(key, ()))
+        return any(copy.state == "failed" and copy.blames in ("model", "crash") for copy in found)
 
     def has_failed(self, key: Key, replica: str) -> bool:
         """Whether the version could not be loaded there."""

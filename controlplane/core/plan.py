@@ -265,7 +265,6 @@ class _Planner:
                 key for key, copy in replica.copies.items() if copy.state == "failed" and copy.blames != "environment"
             ),
             banned=banned,
-            suspected=frozenset(self.census.suspected.get(replica.name, ())),
             open=self._is_open(replica, stopping),
             counts=replica.name not in stopping and replica.name not in self.census.lost,
         )

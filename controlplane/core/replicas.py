@@ -53,7 +53,8 @@ def resize(
         taken = {each.name for each in replicas}
         numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
         missing, most = desired - len(staying) - len(back), snapshot.settings.starts_at_once
-        begin = missing if most is None else min(missing, max(most - sum(map(_is_new, staying)), 0))
+        starting = sum(each.name in snapshot.starting and _is_new(each) for each in staying)
+        begin = missing if most is None else min(missing, max(most - starting, 0))
         later = missing - begin
         for _ in range(begin):
             name = f"{fleet}-{next(numbers)}"
@@ -91,7 +92,9 @@ class Departures:
 
 def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departures:
     """Judge those who leave and whose versions are served elsewhere by now (`replaced`)."""
-    unrouted = {name for name in replaced if _nothing_in_flight(name, snapshot, now)}
+    unrouted = {
+        name for name in replaced if _is_given_up(name, snapshot, now) or _nothing_in_flight(name, snapshot, now)
+    }
     return Departures(
         draining=frozenset(replaced),
         unrouted=frozenset(unrouted),
@@ -113,6 +116,12 @@ def worth(replica: ReplicaView) -> tuple[bool, int, str]:
     """Who stays longest comes first: those whose server answers; then by number, so that the highest leaves first."""
     _, _, number = replica.name.rpartition("-")
     return (not is_up(replica), int(number) if number.isdigit() else 1 << 30, replica.name)
+
+
+def _is_given_up(replica: str, snapshot: Snapshot, now: float) -> bool:
+    """Whether it has been silent for so long that what seems to be in flight there is not waited for any more."""
+    heard_at = snapshot.replicas[replica].heard_at
+    return heard_at is not None and now - heard_at > snapshot.settings.gateway_lost_s
 
 
 def _nothing_in_flight(replica: str, snapshot: Snapshot, now: float) -> bool:

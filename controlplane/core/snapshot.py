@@ -90,8 +90,8 @@ class Snapshot:
     that were told to end. `loads` and `scalers` (what the plan before knew of them) are by fleet. `unread`: models
     whose document can't be read and never was by this controller: what they have, they keep. `settled` False: a new
     controller that has not heard from all yet; it adds, but takes nothing away. `clashes`: pairs of versions of one
-    model, lower first, that one server can't hold at once, with the reason. `accused`: how often a version has lately
-    been said to take a server down, by fleet. `rollouts`: since when this controller knows of each that runs, by id.
+    model, lower first, that one server can't hold at once, with the reason. `starting`: replicas whose start was seen
+    not long ago, and has not ended. `rollouts`: since when this controller knows of each that runs, by id.
     """
 
     epoch: int = 0
@@ -111,7 +111,7 @@ class Snapshot:
     unread: frozenset[str] = frozenset()
     settled: bool = True
     clashes: Mapping[tuple[Key, Key], str] = field(default_factory=dict)
-    accused: Mapping[tuple[str, Key], int] = field(default_factory=dict)
+    starting: frozenset[str] = frozenset()
     rollouts: Mapping[str, float] = field(default_factory=dict)
     settings: Settings = Settings()
 

@@ -33,7 +33,7 @@ ATTEMPTS, PAUSE_S = 10, 0.1
 """How often a size is set that was just changed otherwise, if only by whoever counts a Deployment's pods."""
 FIRST_S = 20.0
 """How long the first look at the cluster may take."""
-ENDED = ("Failed", "Succeeded")
+PENDING, ENDED = "Pending", ("Failed", "Succeeded")
 
 
 @dataclass(slots=True)
@@ -229,10 +229,11 @@ class KubernetesFleet:
             self._events.tell(about, kind, reason, news.text, warning=news.warning)
 
     def gateways(self) -> Collection[str] | None:
-        """Those that have a pod which has not ended. While the cluster can't be looked at, nothing new is known."""
+        """Those that have a pod which has begun and not ended. While the cluster can't be looked at, nothing new is
+        known."""
         if self._gateways.problem is not None:
             return None
-        return [name for name, pod in self._gateways.objects().items() if pod.status.phase not in ENDED]
+        return [name for name, pod in self._gateways.objects().items() if pod.status.phase not in (PENDING, *ENDED)]
 
     # What there is.
 

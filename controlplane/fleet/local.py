@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from controlplane.backoff import backoff_s
 from controlplane.core.models import FleetShape
 from controlplane.fleet.protocol import FleetReplica, News
 from controlplane.local import processes
-from controlplane.local.home import GATEWAY, Home, replace_file
+from controlplane.local.home import Home, replace_file
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +48,8 @@ class LocalFleet:
     """All local replicas of a home. Agents run in sessions of their own and are found again by their records, so they
     outlive the controller, and the next one takes them over."""
 
-    def __init__(self, home: Home, gateway: str = GATEWAY) -> None:
-        """`gateway` is the name of the one that is here."""
+    def __init__(self, home: Home) -> None:
         self._home = home
-        self._gateway = gateway
         self._ends: dict[str, _Ends] = {}
         self._unread: set[str] = set()
 
@@ -92,10 +90,9 @@ class LocalFleet:
     def tell(self, news: News) -> None:
         """There is nobody but who reads the logs."""
 
-    def gateways(self) -> Collection[str] | None:
-        """The one that is here, once it has served anything: whoever runs it starts it again when it ends, and Envoy
-        goes on without it."""
-        return [self._gateway] if self._home.served_file.exists() else None
+    def gateways(self) -> None:
+        """Whoever runs a gateway here starts it again when it ends."""
+        return
 
     async def remove(self, replica: str) -> None:
         """End what still runs of it and delete its folder."""

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from controlplane.core.errors import InvalidInput
 
-GATEWAY = "gateway"
-"""The name of a gateway whose settings give it none."""
 _NOT_FOR_SHELLS = re.compile(r"[^\w./+@%:,=-]")
 """Triton's Python backend starts its processes through a shell, with paths below the home as plain words of a line."""
 

@@ -46,7 +46,6 @@ class LoadMeter:
     known: frozenset[Key] = frozenset()
     """The versions whose executions' cost was known at the last measurement."""
     _past: Past | None = None
-    _remembered: float = 0.0
     _seasons: Seasons = field(default_factory=Seasons)
     _has_learned: bool = False
     """Whether it knows what a controller before this one has written down."""
@@ -87,19 +86,21 @@ class LoadMeter:
         serving: frozenset[str],
         held: Mapping[Key, int],
         now: float,
+        down: bool = False,
     ) -> Load:
         """Take in the latest intervals of the fleet's servers.
 
         `manifests` (with their digests) are those of the versions that are loaded or waited for; `serving` replicas
-        should have been read; `held` requests wait at gateways. A server that is read seldom (`every_s`) is taken to go
-        on as it was until then. Where none has told anything new, the load stays what it was, and grows old.
+        should have been read (`down`: some that have served can't be, just now); `held` requests wait at gateways. A
+        server that is read seldom (`every_s`) is taken to go on as it was until then. Where none has told anything new,
+        the load stays what it was, and grows old.
         """
         served = {name: each for name, each in intervals.items() if name in serving and each.window_s > 0}
         news = {name: each for name, each in served.items() if each.at > self._seen.get(name, 0.0)}
         fresh = {name: each for name, each in served.items() if now - each.at <= FRESH * self._every_s(each)}
         told = fresh | news
         self._seen = {name: each.at for name, each in intervals.items()}
-        if serving and not told and self.load is not None:
+        if (serving or down) and not told and self.load is not None:
             return self.load
         costs, goal = self.costs(record, manifests), record.shape.goal
 
@@ -141,13 +142,13 @@ class LoadMeter:
         if record.history is not None and not self._has_learned:
             self._seasons.learn(record.history)
             self._has_learned = True
-        complete = serving <= fresh.keys()
-        # What is missing of an incomplete measurement was not nothing.
-        self._remembered = demand if complete else max(demand, self._remembered)
-        past = self._remember(self._remembered, start_s, slack_s, goal.share, now)
+        # Those who have told before and are silent now have not nothing to do, but about as much as the others.
+        silent = (served.keys() & serving) - fresh.keys()
+        remembered = demand * (1 + len(silent) / len(fresh)) if fresh else demand
+        past = self._remember(remembered, start_s, slack_s, goal.share, now)
         self._remember_models(each, asked, manifests)
         self._compare(manifests, now)
-        if serving and not news and self.load is not None:
+        if (serving or down) and not news and self.load is not None:
             return self.load
         self.load = Load(
             at=now,
@@ -160,7 +161,7 @@ class LoadMeter:
             held=sum(held.values()),
             answered=answered,
             met=met / answered if answered and goal.in_flight is None else None,
-            complete=complete,
+            complete=serving <= fresh.keys() and not down,
             start_s=start_s,
             started=bool(self.starts),
             slack_s=slack_s,

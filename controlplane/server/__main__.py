@@ -20,7 +20,7 @@ from controlplane.client.access import ControllerAddress
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput
 from controlplane.fleet.local import LocalFleet
 from controlplane.local import processes
-from controlplane.local.home import GATEWAY, Home, write_private
+from controlplane.local.home import Home, write_private
 from controlplane.local.serving import QuietServer
 from controlplane.local.system import System, load_system
 from controlplane.logs import configure
@@ -50,7 +50,7 @@ async def serve(home: Home, system: System) -> None:
         registry=registry,
         epoch=epoch,
         shapes=shapes,
-        backend=LocalFleet(home, str(system.gateway.get("name", GATEWAY))),
+        backend=LocalFleet(home),
         settings=replace(system.controller.settings(), starts_at_once=max(LEAST_STARTS, os.cpu_count() or 1)),
         poll_s=system.controller.poll_s,
         clash=compatible,

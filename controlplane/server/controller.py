@@ -256,7 +256,7 @@ class Controller:
         """Take a report; answer with a newer table, with a request for the one it serves, or None after `wait_s`."""
         self._check_epoch(report.epoch)
         if report.gone:
-            self.memory.gateways.pop(report.gateway, None)
+            self.memory.gateway_ended(report.gateway)
             self.wake()
             return None
         before = self.memory.gateways.get(report.gateway)

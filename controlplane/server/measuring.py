@@ -15,6 +15,7 @@ from controlplane.core.fleets import fleet_of
 from controlplane.core.messages import ReplicaReport
 from controlplane.core.models import FleetRecord, Manifest
 from controlplane.core.names import Key, authority
+from controlplane.core.scaling.fitness import FLAPS, FLAPS_WITHIN_S
 from controlplane.core.snapshot import Snapshot
 from controlplane.metrics.loads import LoadMeter
 from controlplane.metrics.readings import Interval
@@ -31,6 +32,8 @@ asked for something whose cost is not known is read at once."""
 
 COMES_BACK: Final = ("starting", "down")
 """How a server is that has served and ended unexpectedly."""
+DOWN_S = 60.0
+"""For so long what it had to do is not taken to be over, while others serve."""
 
 
 class Measuring:
@@ -44,7 +47,7 @@ class Measuring:
         """By fleet."""
         self.problem = ""
         """Why measuring fails at present."""
-        self._have_served: set[str] = set()
+        self._ready_at: dict[str, float] = {}
         self._memory = memory
         self._snapshot = snapshot
         self._changed = changed
@@ -100,12 +103,13 @@ class Measuring:
         serving: dict[str, set[str]] = defaultdict(set)
         loaded: dict[str, set[Key]] = defaultdict(set)
         intervals: dict[str, dict[str, Interval]] = defaultdict(dict)
-        self._have_served &= self._memory.reports.keys()
+        self._ready_at = {name: at for name, at in self._ready_at.items() if name in self._memory.reports}
+        down: dict[str, set[str]] = defaultdict(set)
         for name, (report, _) in self._memory.reports.items():
-            if name in self._have_served and report.server in COMES_BACK:
-                serving[report.fleet].add(name)  # what it would tell is missing: that is not zero
+            if name in self._ready_at and report.server in COMES_BACK:
+                down[report.fleet].add(name)
             if report.server == "ready":
-                self._have_served.add(name)
+                self._ready_at[name] = now
                 serving[report.fleet].add(name)
                 loaded[report.fleet] |= {Key(copy.model, copy.version) for copy in report.copies}
                 interval = self.scraper.intervals.get(name)
@@ -123,7 +127,14 @@ class Measuring:
                 serving=frozenset(serving[name]),
                 held=asked,
                 now=now,
+                # What those would tell is missing, and not zero. Where others serve, they have it by and by.
+                down=any(not serving[name] or self._comes_back(each, now) for each in down[name]),
             )
+
+    def _comes_back(self, replica: str, now: float) -> bool:
+        """Whether a server that is down will probably go on in a moment."""
+        crashes = sum(now - at <= FLAPS_WITHIN_S for at in self._memory.crashed_at.get(replica, ()))
+        return now - self._ready_at[replica] <= DOWN_S and crashes < FLAPS
 
 
 def _is_of(interval: Interval, report: ReplicaReport) -> bool:

@@ -22,8 +22,8 @@ from controlplane.server.orders import Orders
 log = structlog.get_logger(__name__)
 
 CRASHES_KEPT = 10
-ACCUSED_S = 3600.0
-"""For so long it is remembered that a version took a server down that was served by others."""
+LONGEST_START_S = 300.0
+"""A replica that is not up after that holds nobody else's start up."""
 UNREAD = "unread"
 """In place of a digest that can't be known because the model's document can't be read."""
 
@@ -78,7 +78,8 @@ class Memory:
     reports: dict[str, tuple[ReplicaReport, float]] = field(default_factory=dict)
     gateways: dict[str, HeardGateway] = field(default_factory=dict)
     present_gateways: frozenset[str] = frozenset()
-    """Those that the backend has, heard of or not."""
+    """Those that the backend has and that have not said that they have ended, heard of or not."""
+    ended_gateways: set[str] = field(default_factory=set)
     backend_replicas: dict[str, FleetReplica] = field(default_factory=dict)
     ghosts: dict[str, tuple[Endpoint, set[Key]]] = field(default_factory=dict)
     """Replicas of tables that an earlier controller ordered: unknown is not gone."""
@@ -91,8 +92,6 @@ class Memory:
     starts: dict[str, Start] = field(default_factory=dict)
     """Of each replica, until it is measured how long its start took."""
     crashed_at: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    accused: dict[tuple[str, Key], tuple[float, ...]] = field(default_factory=dict)
-    """When a version was said to have taken a server down, by fleet."""
     rollouts: dict[str, float] = field(default_factory=dict)
     """Since when those that run are known, by id."""
     last_plan: Plan = field(default_factory=Plan)
@@ -117,7 +116,6 @@ class Memory:
         self.used = {key: shifted(at) for key, at in self.used.items()}
         self.rollouts = {name: shifted(at) for name, at in self.rollouts.items()}
         self.crashed_at = {name: tuple(map(shifted, times)) for name, times in self.crashed_at.items()}
-        self.accused = {of: tuple(map(shifted, times)) for of, times in self.accused.items()}
         for start in self.starts.values():
             start.began, start.idle_since = shifted(start.began), _each(shifted, start.idle_since)
         leaving = {place: _each(shifted, at) for place, at in self.last_plan.leaving.items()}
@@ -130,7 +128,6 @@ class Memory:
         if before is not None and before[0].incarnation == report.incarnation and report.crashes > before[0].crashes:
             times = (now,) * (report.crashes - before[0].crashes)
             self.crashed_at[report.replica] = (*self.crashed_at.get(report.replica, ()), *times)[-CRASHES_KEPT:]
-        self._note_accused(report, before[0] if before is not None else None, now)
         self.reports[report.replica] = (report, now)
         if report.replica in self.starts and any(copy.state == "ready" for copy in report.copies):
             self.starts[report.replica].end(now)
@@ -139,16 +136,9 @@ class Memory:
                 key = Key(copy.model, copy.version)
                 self.used[key] = max(copy.last_used_at, self.used.get(key, 0.0))
 
-    def _note_accused(self, report: ReplicaReport, before: ReplicaReport | None, now: float) -> None:
-        known = {(each.model, each.version) for each in before.copies if each.blames == "crash"} if before else set()
-        for each in report.copies:
-            if each.blames == "crash" and (each.model, each.version) not in known:
-                of = (report.fleet, Key(each.model, each.version))
-                recent = [at for at in self.accused.get(of, ()) if now - at < ACCUSED_S]
-                self.accused[of] = (*recent, now)[-CRASHES_KEPT:]
-
     def hear_gateway(self, report: GatewayReport, orders: Orders, now: float) -> HeardGateway:
         """Take a gateway's report. What it serves is known by its generation, or from the table it sent along."""
+        self.ended_gateways.discard(report.gateway)
         before = self.gateways.get(report.gateway)
         confirmed = report.table
         if confirmed is None and report.epoch == orders.epoch:
@@ -168,6 +158,11 @@ class Memory:
             self._hear_demand(Key(each.model, each.version), now)
         return heard
 
+    def gateway_ended(self, name: str) -> None:
+        """It has said so, and leads nobody anywhere, whether the backend has it still or not."""
+        self.gateways.pop(name, None)
+        self.ended_gateways.add(name)
+
     def forget_replica(self, name: str) -> None:
         """The replica is gone."""
         self.reports.pop(name, None)
@@ -186,7 +181,8 @@ class Memory:
     def take_gateways(self, present: Collection[str] | None, now: float) -> None:
         """Take those that the backend has (None: it can't tell). Of the others, those that are silent are gone: it may
         not have seen yet one that has just begun to speak."""
-        self.present_gateways = frozenset(present or ())
+        self.ended_gateways &= set(present or ())
+        self.present_gateways = frozenset(present or ()) - self.ended_gateways
         for name in self.gateways.keys() - set(self.gateways if present is None else present):
             if now - self.gateways[name].heard_at > self.settings.gateway_live_s:
                 log.info("a gateway is gone", gateway=name)
@@ -226,7 +222,7 @@ class Memory:
             unread=frozenset(name for name in map(_model_of, self.problems) if name and name not in self.models),
             settled=self.settled,
             clashes=dict(self._clashes(clash)),
-            accused={of: sum(now - at < ACCUSED_S for at in times) for of, times in self.accused.items()},
+            starting=frozenset(name for name, each in self.starts.items() if now - each.began < LONGEST_START_S),
             rollouts=dict(self.rollouts),
             settings=self.settings,
         )
@@ -257,9 +253,17 @@ class Memory:
         held = {key for key, waiting in self.held(now).items() if waiting}
         for key in held:
             self._hear_demand(key, now)
+        # Who asks again a moment later has not lost its place.
+        again = {key for key in self.waiting if now - self.demand[key] <= self.settings.demand_s}
+        held |= {key for key in again if not self._leads(key)}
         self.waiting = {key: self.waiting.get(key, now) for key in held}
         for key in [key for key, at in self.demand.items() if now - at > 10 * self.settings.demand_s]:
             del self.demand[key]
+
+    def _leads(self, key: Key) -> bool:
+        """Whether requests for a version go somewhere."""
+        route = self.last_plan.table.routes.get(key.model)
+        return route is not None and route.pinned.get(key.version) is not None
 
     def _hear_demand(self, key: Key, now: float) -> None:
         self.demand[key] = self.used[key] = now

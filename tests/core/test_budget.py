@@ -60,3 +60,12 @@ def test_so_many_start_at_the_same_time_and_no_more() -> None:
     world.resize(12)
     world.cycle()
     assert len(world.replicas) == 11, "one that starts anew holds nobody up"
+    for replica in world.replicas.values():
+        replica.silent = True
+    world.restart_controller()
+    world.cycle()
+    world.now += SETTINGS.settle_s + 1
+    world.cycle()
+    world.resize(20)
+    world.cycle()
+    assert len(world.replicas) > 11, "nor do those that a new controller has not heard"

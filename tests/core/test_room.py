@@ -321,3 +321,21 @@ def test_who_has_waited_longest_for_room_gets_it_however_seldom_it_is_asked_for(
             longest[key] = max(longest[key], waited[key])
         world.run(1)
     assert max(longest.values()) < 3 * min(longest.values()), longest
+
+
+def test_who_asks_again_and_again_with_short_deadlines_keeps_the_place() -> None:
+    world = World(1, memory_mib=20)
+    world.load = Load(at=world.now, step_s=2.0, rate_per_s=10.0, demand=0.5)
+    keys = []
+    for name in "abc":
+        keys.append(register(world, name, 20, Serving(load="on_demand", max_copies=1)))
+        world.run(20)
+    gateway, served = world.gateways["gw-0"], dict.fromkeys(keys, 0)
+    for turn in range(400):
+        cold = [key for key in keys if not world.served(key)]
+        patient = [key for key in cold if key.model != "a" or turn % 8]  # its clients give up and come back
+        gateway.demand = tuple(Demand(model=key.model, version=1, waiting=1) for key in patient)
+        world.run(1)
+        for key in keys:
+            served[key] += bool(world.served(key))
+    assert min(served.values()) > max(served.values()) / 3, served

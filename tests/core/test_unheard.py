@@ -180,3 +180,35 @@ def test_that_no_gateway_is_heard_confirms_nothing() -> None:
     world.now += 2
     world.run()
     assert world.stable("m") == 1 and "m" in gateway.table.routes
+
+
+def test_a_gateway_that_has_said_that_it_ends_is_waited_for_no_more() -> None:
+    world = World(replicas=2, gateways=2)
+    old = promoted(world)
+    world.run()
+    world.restart_controller()
+    world.memory.gateway_ended("gw-1")  # its pod is still listed
+    new = world.registry.register(manifest("m"), world.now)
+    world.registry.promote(new, world.now)
+    for _ in range(120):
+        world.sync_replicas()
+        world.sync_gateways("gw-0")
+        world.cycle()
+        world.gateways["gw-0"].apply()
+        world.work()
+        world.now += 0.5
+    assert all(old not in replica.copies for replica in world.replicas.values())
+
+
+def test_a_silent_replica_with_a_request_that_never_ends_leaves_in_the_end() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.replicas["cpu-1"].silent = True
+    world.gateways["gw-0"].in_flight = {"cpu-1": 1}
+    world.resize(1)
+    since = world.now
+    while world.now < since + SETTINGS.gateway_lost_s + SETTINGS.replica_lost_s + 10:
+        world.turn()
+        if world.now < since + SETTINGS.gateway_lost_s - 5:
+            assert "cpu-1" in world.replicas
+    assert set(world.replicas) == {"cpu-0"} and world.served(key) == {"cpu-0"}

@@ -27,7 +27,7 @@ from controlplane.core.plan import Plan, plan
 from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.core.snapshot import Settings
 from controlplane.fleet.protocol import FleetReplica
-from controlplane.server.memory import Memory
+from controlplane.server.memory import Memory, Start
 from controlplane.server.orders import Orders
 
 MIB = 1 << 20
@@ -191,6 +191,7 @@ class Gateway:
     table: RouteTable = field(default_factory=RouteTable)
     ordered: RouteTable | None = None
     demand: Any = ()
+    in_flight: dict[str, int] = field(default_factory=dict)
     asked: bool = False
 
     def apply(self) -> None:
@@ -205,7 +206,7 @@ class Gateway:
             generation=self.table.generation,
             table=self.table if self.asked else None,
             demand=self.demand,
-            active={name: 0 for name, each in self.table.endpoints.items() if each.draining},
+            active={n: self.in_flight.get(n, 0) for n, each in self.table.endpoints.items() if each.draining},
         )
 
 
@@ -327,6 +328,7 @@ class World:
             self.registry.finish(action, self.now)
         elif isinstance(action, StartReplica):
             self.started += 1
+            self.memory.starts.setdefault(action.replica, Start(self.now))
             self.replicas[action.replica] = Replica(action.replica, action.fleet, len(self.replicas))
         elif isinstance(action, RemoveReplica):
             self._remove(action.replica)

@@ -100,11 +100,3 @@ async def test_nothing_is_left_of_a_removed_replica(home: Home) -> None:
     assert not home.replica("cpu-0").exists()
     prefix = processes.shared_memory_prefix(home.root)
     assert not [each for each in os.listdir("/dev/shm") if each.startswith(prefix)]  # noqa: PTH208
-
-
-def test_a_gateway_is_there_once_it_has_served(home: Home) -> None:
-    fleet = LocalFleet(home, "edge")
-    assert fleet.gateways() is None, "nothing is known of any"
-    home.gateway.mkdir(exist_ok=True)
-    home.served_file.write_text("{}")
-    assert fleet.gateways() == ["edge"]

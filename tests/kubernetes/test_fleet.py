@@ -205,6 +205,10 @@ async def test_which_gateways_there_are(make: Made) -> None:
     for release in ("serving", "another"):
         labels = f"--labels={INSTANCE}={release},{GATEWAY}"
         make.kubectl("run", f"{release}-gateway", "--image=gateway:none", labels)
+    assert backend.gateways() == [], "what has not begun leads nowhere"
+    for release in ("serving", "another"):
+        status = '--patch={"status": {"phase": "Running"}}'
+        make.kubectl("patch", "pod", f"{release}-gateway", "--subresource=status", "--type=merge", status)
     await true(lambda: backend.gateways() == ["serving-gateway"])
     make.kubectl("delete", "pod", "serving-gateway", "--now")
     await true(lambda: backend.gateways() == [])

@@ -129,7 +129,7 @@ def test_what_is_missing_is_not_remembered_as_nothing() -> None:
     whole = measure(meter, a=asked, b=asked)
     for step in (2.0, 4.0):
         later = interval(Counters(success=50), Counters(success=30), at=NOW + 4.0 + step)
-        part = measure(meter, a=later, b=None, now=NOW + 4.0 + step)
+        part = measure(meter, a=later, b=asked, now=NOW + 4.0 + step)
     assert not part.complete and part.demand == pytest.approx(whole.demand / 2)
     assert part.features == pytest.approx(whole.features), "the past has no gap"
 

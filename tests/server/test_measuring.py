@@ -15,10 +15,11 @@ from controlplane.core.messages import Copy, ReplicaReport
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Key
 from controlplane.core.plan import Plan
+from controlplane.core.scaling.fitness import FLAPS
 from controlplane.core.snapshot import Settings, Snapshot
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
-from controlplane.server.measuring import Measuring
+from controlplane.server.measuring import DOWN_S, Measuring
 from controlplane.server.memory import Memory, Start
 
 
@@ -110,6 +111,31 @@ async def test_a_server_that_has_served_and_is_down_has_told_nothing(server: Any
     await turn(measuring, turned)
     load = memory.loads["cpu"]
     assert load is before if served else load.complete, "what was measured grows old"
+
+
+@pytest.mark.parametrize(
+    ("down_s", "crashes", "complete"),
+    [
+        pytest.param(5.0, 1, False, id="it comes back in a moment"),
+        pytest.param(DOWN_S + 1, 1, True, id="the others have had its part for long"),
+        pytest.param(5.0, FLAPS, True, id="it keeps ending: it must not keep a fleet large for ever"),
+    ],
+)
+async def test_what_one_that_is_down_had_to_do_is_not_over_at_once(down_s: float, crashes: int, complete: bool) -> None:
+    memory = Memory(started_at=0.0, settings=Settings(), shapes={"cpu": FleetShape(name="cpu")})
+    now = time.time()
+    told = {name: Interval(at=now, window_s=2.0, after={Key("m", 1): Counters()}) for name in ("cpu-0", "cpu-1")}
+    memory.reports = {name: (holds(name, 1), now) for name in told}
+    turned = asyncio.Event()
+    measuring = Measuring(memory, Snapshot, turned.set, Told(told))
+    await turn(measuring, turned)
+    measuring._ready_at["cpu-1"] -= down_s
+    memory.reports["cpu-1"] = (replace(holds("cpu-1"), server="down"), now)
+    memory.crashed_at["cpu-1"] = (now,) * crashes
+    measuring.scraper.intervals["cpu-0"] = replace(told["cpu-0"], at=time.time())
+    turned.clear()
+    await turn(measuring, turned)
+    assert memory.loads["cpu"].complete is complete
 
 
 MODEL = Key("m", 1)

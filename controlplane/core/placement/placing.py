@@ -170,9 +170,6 @@ class _Placer:
                     self._leave(name, key, Reason(code="IDLE", text=f"{key} was not asked for {idle_s:g} s and leaves"))
                 elif key in room.slot.failed & room.slot.banned:
                     self._leave(name, key, Reason(code="QUARANTINED", text=f"{key} is quarantined and leaves {name}"))
-                elif key in room.slot.suspected:
-                    text = f"{key} may have taken the server of {name} down, but serves elsewhere: once more"
-                    self._leave(name, key, Reason(code="SUSPECTED", text=text))
 
     def _go_on_leaving(self) -> None:
         """What was leaving goes on leaving, so that a decision does not waver, unless it is now asked for more. What is

@@ -23,13 +23,13 @@ class Rank(IntEnum):
 class Want:
     """A version that a fleet shall serve, on `minimum` to `maximum` replicas (None: wherever there is room).
 
-    `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP
-    asks for no new copy at all. Of one rank those of `high` priority come first and leave last: for another model's
-    request not at all while they are `in_use` (asked for or promoted not long ago), unless that one is of high priority
-    too. What is waited for gets room in the order in which that began (`waits_since`). Who makes room is who is asked
-    least (`use`), then who was asked longest ago. `hot`: its load needs more
-    copies than its entry asks for (`least`); spare copies of others may leave for them. `idle_s`: nobody has asked for
-    it for so long, so it leaves and is not loaded before somebody does (None: it is not idle).
+    `requires` are versions that must be on the same replica (an ensemble's steps). AUTO takes only free room, KEEP asks
+    for no new copy at all. Of one rank those of `high` priority come first and leave last: for another model's request
+    not at all while they are `in_use` (asked for or promoted not long ago), unless that one is of high priority too.
+    What is waited for gets room in the order in which that began (`waits_since`). Who makes room is who is asked least
+    (`use`), then who was asked longest ago. `hot`: its load needs more copies than its entry asks for (`least`); spare
+    copies of others may leave for them. `idle_s`: nobody has asked for it for so long, so it leaves and is not loaded
+    before somebody does (None: it is not idle).
     """
 
     key: Key
@@ -50,15 +50,13 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A replica as placement sees it. `failed` are versions that could not be loaded there, `suspected` those of them
-    that are to be tried anew, `banned` such as are not to be loaded on this fleet (a copy that serves stays); `open`
-    False: nothing new."""
+    """A replica as placement sees it. `failed` are versions that could not be loaded there, `banned` such as are not to
+    be loaded on this fleet (a copy that serves stays); `open` False: nothing new."""
 
     replica: str
     capacity_bytes: int
     held: frozenset[Key] = frozenset()
     failed: frozenset[Key] = frozenset()
-    suspected: frozenset[Key] = frozenset()
     banned: frozenset[Key] = frozenset()
     open: bool = True
     counts: bool = True
