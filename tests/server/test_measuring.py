@@ -127,12 +127,13 @@ async def test_what_one_that_is_down_had_to_do_is_not_over_at_once(down_s: float
     told = {name: Interval(at=now, window_s=2.0, after={Key("m", 1): Counters()}) for name in ("cpu-0", "cpu-1")}
     memory.reports = {name: (holds(name, 1), now) for name in told}
     turned = asyncio.Event()
-    measuring = Measuring(memory, Snapshot, turned.set, Told(told))
+    source = Told(told)
+    measuring = Measuring(memory, Snapshot, turned.set, source)
     await turn(measuring, turned)
     measuring._ready_at["cpu-1"] -= down_s
     memory.reports["cpu-1"] = (replace(holds("cpu-1"), server="down"), now)
     memory.crashed_at["cpu-1"] = (now,) * crashes
-    measuring.scraper.intervals["cpu-0"] = replace(told["cpu-0"], at=time.time())
+    source.intervals = {**told, "cpu-0": replace(told["cpu-0"], at=time.time())}
     turned.clear()
     await turn(measuring, turned)
     assert memory.loads["cpu"].complete is complete
