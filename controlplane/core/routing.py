@@ -86,10 +86,10 @@ def build_table(
             model=name,
             targets=_targets(each, pinned),
             pinned=pinned,
-            sequence_idle_s=_sequence_idle_s(snapshot, each),
-            priority=_priority(snapshot, each),
+            sequence_idle_s=_sequence_idle_s(snapshot, name, allowed),
+            priority=_priority(snapshot, each, allowed),
             reasons={number: reason.text for number, reason in why.items()},
-            refused=tuple(number for number, reason in sorted(why.items()) if reason.code in HOPELESS),
+            refused=tuple(number for number, reason in sorted(why.items()) if reason.code in HOPELESS) if why else (),
         )
     for name in sorted(snapshot.unread):
         route = _as_before(name, snapshot)
@@ -126,18 +126,18 @@ def _targets(serving: Serving, pinned: Mapping[int, str | None]) -> tuple[Target
     return tuple(Target(version=number, pool=pinned[number], weight_percent=weight) for number, weight in shares)
 
 
-def _sequence_idle_s(snapshot: Snapshot, serving: Serving) -> float | None:
+def _sequence_idle_s(snapshot: Snapshot, model: str, allowed: Sequence[int]) -> float | None:
     """The idle time-out of the model's sequences, if any of its versions has sequence batching."""
-    for number in serving.allowed():
-        manifest = snapshot.manifest(Key(serving.model, number))
+    for number in allowed:
+        manifest = snapshot.manifest(Key(model, number))
         if manifest is not None and manifest.entry.sequence_batching is not None:
             return manifest.entry.sequence_batching.max_sequence_idle_us / 1e6
     return None
 
 
-def _priority(snapshot: Snapshot, serving: Serving) -> Priority:
+def _priority(snapshot: Snapshot, serving: Serving, allowed: Sequence[int]) -> Priority:
     """The model's priority: the stable version says it; where none is stable, the rollout's target, then the newest."""
-    roles = (serving.stable, serving.target, *reversed(serving.allowed()))
+    roles = (serving.stable, serving.target, *reversed(allowed))
     for number in (number for number in roles if number is not None):
         manifest = snapshot.manifest(Key(serving.model, number))
         if manifest is not None:

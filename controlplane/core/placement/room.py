@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from controlplane.core.load import Room
 from controlplane.core.names import Key, Place
@@ -145,7 +144,15 @@ class Needs:
         """As wants for a trial: the large ones first, since they are the hardest to place."""
         wants = ((self._wants[key], count) for key, count in copies.items())
         return [
-            replace(want, rank=Rank.DEMAND, use=float(want.size_bytes), minimum=count, maximum=count)
+            Want(
+                key=want.key,
+                size_bytes=want.size_bytes,
+                rank=Rank.DEMAND,
+                minimum=count,
+                maximum=count,
+                requires=want.requires,
+                use=float(want.size_bytes),
+            )
             for want, count in wants
         ]
 
