@@ -14,6 +14,7 @@ import httpx2
 import psutil
 import structlog
 
+from controlplane.backoff import backoff_s
 from controlplane.core.errors import Conflict, Unavailable
 from controlplane.local.home import Home, replace_file
 from controlplane.local.processes import ProcessRecord, read_record, scrubbed_environment, start, stop
@@ -25,7 +26,7 @@ from gateway.settings import Settings
 log = structlog.get_logger(__name__)
 
 START_TIMEOUT_S = 60.0
-BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+RESTART_MIN_S, RESTART_MAX_S = 0.2, 5.0
 """Pauses before a new start, by how often Envoy has ended soon after its start."""
 STEADY_S = 10.0
 
@@ -138,18 +139,17 @@ class Envoy:
             await self._ended()
             if self._stopping:
                 return
-            failures = (
-                0 if asyncio.get_running_loop().time() - began > STEADY_S else min(failures + 1, len(BACKOFF_S) - 1)
-            )
+            failures = 0 if asyncio.get_running_loop().time() - began > STEADY_S else failures + 1
             log.warning("Envoy ended unexpectedly; starting it again", failures=failures)
             while True:
-                await asyncio.sleep(BACKOFF_S[max(failures - 1, 0)])
+                if failures > 1:  # at once the first time: nobody is served meanwhile
+                    await asyncio.sleep(backoff_s(failures - 1, RESTART_MIN_S, RESTART_MAX_S))
                 try:
                     await self.start()
                     self.restarts += 1
                     break
                 except (Conflict, Unavailable, OSError) as error:
-                    failures = min(failures + 1, len(BACKOFF_S) - 1)
+                    failures += 1
                     log.error("Envoy does not start", reason=str(error))
 
     async def stop(self, grace_s: float) -> None:

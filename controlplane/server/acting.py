@@ -102,6 +102,8 @@ class Actor:
                 "an action failed and will be tried again", action=repr(action), reason=why, exc_info=not foreseen
             )
             self._failures[_identity(action)] = _failure(action, why)
+            if isinstance(action, StartReplica):  # it has not begun: how long that takes, says nothing of a start
+                self._memory.starts.pop(action.replica, None)
             await asyncio.sleep(RETRY_S)
             self._done()
         else:
@@ -139,11 +141,7 @@ class Actor:
         elif isinstance(action, StartReplica):
             log.info("replica starts", replica=action.replica, fleet=action.fleet, reason=action.reason)
             self._memory.starts.setdefault(action.replica, Start(time.time()))
-            try:
-                await self._backend.start(self._memory.shapes[action.fleet], action.replica)
-            except Exception:
-                self._memory.starts.pop(action.replica, None)  # it has not begun: how long that takes, says nothing
-                raise
+            await self._backend.start(self._memory.shapes[action.fleet], action.replica)
         elif isinstance(action, RemoveReplica):
             log.info("replica is removed", replica=action.replica, fleet=action.fleet, reason=action.reason)
             await self._backend.remove(action.replica)

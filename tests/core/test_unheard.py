@@ -122,12 +122,7 @@ def test_what_a_gateway_leads_to_that_nobody_hears_stays_as_long_as_with_the_con
     new = world.registry.register(manifest("m"), world.now)
     world.registry.promote(new, world.now)
     while world.now < since + SETTINGS.gateway_lost_s - 1:
-        world.sync_replicas()
-        world.sync_gateways("gw-0")
-        world.cycle()
-        world.gateways["gw-0"].apply()
-        world.work()
-        world.now += 0.5
+        world.turn_hearing("gw-0")
         assert all(old in replica.copies for replica in world.replicas.values())
         world.check_table(cut_off.table)
     assert world.served(new) == {"cpu-0", "cpu-1"}
@@ -172,10 +167,7 @@ def test_that_no_gateway_is_heard_confirms_nothing() -> None:
     key = world.registry.register(manifest("m"), world.now)
     world.registry.promote(key, world.now)
     while world.now < since + SETTINGS.gateway_lost_s - 1:
-        world.sync_replicas()
-        world.cycle()
-        world.work()
-        world.now += 0.5
+        world.turn_hearing()
         assert world.stable("m") is None
     world.now += 2
     world.run()
@@ -191,12 +183,7 @@ def test_a_gateway_that_has_said_that_it_ends_is_waited_for_no_more() -> None:
     new = world.registry.register(manifest("m"), world.now)
     world.registry.promote(new, world.now)
     for _ in range(120):
-        world.sync_replicas()
-        world.sync_gateways("gw-0")
-        world.cycle()
-        world.gateways["gw-0"].apply()
-        world.work()
-        world.now += 0.5
+        world.turn_hearing("gw-0")
     assert all(old not in replica.copies for replica in world.replicas.values())
 
 

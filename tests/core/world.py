@@ -360,6 +360,17 @@ class World:
         self.work()
         self.now += seconds
 
+    def turn_hearing(self, *gateways: str, seconds: float = 0.5) -> None:
+        """The same, but that the controller can speak to no other gateway than these."""
+        self.sync_replicas()
+        if gateways:
+            self.sync_gateways(*gateways)
+        self.cycle()
+        for name in gateways:
+            self.gateways[name].apply()
+        self.work()
+        self.now += seconds
+
     def run(self, turns: int = 40, seconds: float = 0.5) -> None:
         for _ in range(turns):
             self.turn(seconds)
