@@ -59,7 +59,7 @@ def synthetic() -> Mapping[str, Trace]:
     return {
         "diurnal, 20/s": diurnal(7200, 20.0),
         "bursts, 10/s": bursts(7200, 10.0),
-        "Zipf, 100 models, 20/s": zipf(1800, 20.0, 100),
+        "Zipf, 1,000 models, 20/s": zipf(1800, 20.0, 1000),
     }
 
 

@@ -13,11 +13,12 @@ from controlplane.core.models import Cost, FleetRecord, Manifest
 from controlplane.core.names import Key
 from controlplane.core.placement.popularity import Popularity
 from controlplane.core.scaling.analogs import Past
-from controlplane.core.scaling.capacity import all_it_can, at_once, fit, instances_of, per_s
+from controlplane.core.scaling.capacity import MOST_USED, all_it_can, at_once, fit, instances_of, per_s
 from controlplane.core.scaling.seasons import Seasons
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
 from controlplane.metrics.readings import Interval
+from controlplane.metrics.signals import busy_s
 from controlplane.metrics.slowness import Slowness
 
 START_S = 10.0
@@ -112,6 +113,7 @@ class LoadMeter:
         asked: dict[Key, float] = defaultdict(float)
         waiting: dict[Key, float] = defaultdict(float, held)
         copies = Counter(key for name in serving if name in intervals for key in intervals[name].after)
+        computed: dict[Key, float] = defaultdict(float)
         in_flight = answered = met = 0.0
         for name, interval in told.items():
             for key in interval.after:
@@ -121,6 +123,8 @@ class LoadMeter:
                 arrived[key] += came / interval.window_s
                 waiting[key] += interval.after[key].pending
                 in_flight += counted.request_us / interval.window_s / 1e6
+                if key not in costs:
+                    computed[key] += busy_s(counted, None) / interval.window_s
                 if name in news:
                     asked[key] += came
                     answered += counted.success
@@ -132,9 +136,13 @@ class LoadMeter:
             for key in known
             if arrived[key]
         }
+        # Of what is asked so seldom that its cost is not known, many together are a load: what they kept busy just now.
+        each |= {key: busy / copy_of(key)[1] / MOST_USED for key, busy in computed.items() if busy and key in manifests}
         demand = sum(each.values()) if goal.in_flight is None else in_flight / goal.in_flight
         together = {
-            key: max(at_once(arrived[key] / count, costs[key], *copy_of(key)), 1.0) for key, count in each.items()
+            key: max(at_once(arrived[key] / count, costs[key], *copy_of(key)), 1.0)
+            for key, count in each.items()
+            if key in costs
         }
         backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
         start_s = self.start_s(record)

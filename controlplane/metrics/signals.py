@@ -52,12 +52,14 @@ def signals(interval: Interval, key: Key, *, instances: int = 1, cost: Cost | No
         queue_ms=counted.queue_us / success / 1e3 if success else None,
         latency_ms=counted.request_us / success / 1e3 if success else None,
         batch_size=counted.inferences / executions if executions else None,
-        duty_cycle=_busy_s(counted, cost) / interval.window_s / instances if executions and executed > 0 else None,
+        duty_cycle=busy_s(counted, cost) / interval.window_s / instances if executions and executed > 0 else None,
     )
 
 
-def _busy_s(counted: Counters, cost: Cost | None) -> float:
-    """How long its instances computed, in seconds."""
+def busy_s(counted: Counters, cost: Cost | None) -> float:
+    """How long a version's instances computed, in seconds."""
+    if counted.success <= counted.cache_hits:
+        return 0.0
     if cost is not None:
         return counted.executions * cost.fixed_s + counted.inferences * cost.each_s
     # Triton adds a batch's compute time to each request of it. Divided by the mean batch size that is right where all

@@ -85,6 +85,18 @@ def test_a_model_whose_cost_is_not_known_is_asked_for_all_the_same() -> None:
     assert load.demand == 0 and load.asked
 
 
+def test_many_that_are_asked_too_seldom_to_know_their_cost_are_a_load_together() -> None:
+    """Each of 200 models was asked once, in two seconds, and computed for 50 ms; a replica has one instance of each."""
+    keys = [Key(f"m{number}", 1) for number in range(200)]
+    once = Counters(success=1, executions=1, inferences=1, compute_us=50_000, request_us=60_000)
+    batched = replace(once, success=4, inferences=4, compute_us=4 * 50_000)  # a batch's time counts for each of it
+    made = {key: (key.model, manifest(key.model)) for key in keys}
+    for counted in (once, batched):
+        asked = Interval(at=NOW, window_s=2.0, before={}, after=dict.fromkeys(keys, counted))
+        load = measure(LoadMeter(step_s=2.0), record=replace(RECORD, costs={}), made=made, a=asked)
+        assert load.demand == pytest.approx(200 * 0.05 / 2.0 / MOST_USED)
+
+
 def test_a_goal_of_requests_in_flight() -> None:
     record = replace(RECORD, shape=replace(RECORD.shape, goal=Goal(in_flight=4)))
     load = measure(LoadMeter(step_s=2.0), record=record, a=interval(Counters(success=8, request_us=16e6)))
