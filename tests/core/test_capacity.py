@@ -83,6 +83,16 @@ def test_batching_is_what_it_does_with_full_batches() -> None:
     assert all_it_can(COST, BATCHED, 3) == pytest.approx(3 * 8 / 0.026)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "delay_us", "full"),
+    [((4,), 0, 4), ((4, 8), 0, 4), ((4,), 500, 5), ((4, 6), 500, 7), ((4, 8), 500, 8)],
+)
+def test_preferred_sizes_limit_what_can_be_done(sizes: tuple[int, ...], delay_us: int, full: int) -> None:
+    batching = DynamicBatching(preferred_batch_size=sizes, max_queue_delay_us=delay_us)
+    preferring = Entry(name="m", backend="python", max_batch_size=8, dynamic_batching=batching)
+    assert all_it_can(COST, preferring, 1) == pytest.approx(full / COST.of(full))
+
+
 costs = st.builds(Cost, fixed_s=st.floats(0.0, 1.0), each_s=st.floats(1e-4, 1.0))
 
 

@@ -93,12 +93,12 @@ def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: float
 
 def all_it_can(cost: Cost, entry: Entry, instances: int) -> float:
     """Requests a second that one copy does when it is always busy."""
-    return saturated_per_s(cost, max_batch=_max_batch(entry), instances=instances)
+    return saturated_per_s(cost, max_batch=full_batch(entry), instances=instances)
 
 
 def at_once(rate_per_s: float, cost: Cost, entry: Entry, instances: int) -> float:
     """How many requests one copy executes at the same time in the mean, at a steady rate."""
-    return rate_per_s * cost.of(gathered(rate_per_s, cost, max_batch=_max_batch(entry), instances=instances))
+    return rate_per_s * cost.of(gathered(rate_per_s, cost, max_batch=full_batch(entry), instances=instances))
 
 
 def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int, *, copies: int = 1) -> float:
@@ -117,11 +117,24 @@ def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int, *, copies: int =
     else:
         return all_it_can(cost, entry, instances)
     shared = math.sqrt(copies)
-    return within_per_s(cost, limit_s, max_batch=_max_batch(entry), instances=instances * shared) / shared
+    return within_per_s(cost, limit_s, max_batch=full_batch(entry), instances=instances * shared) / shared
 
 
-def _max_batch(entry: Entry) -> int:
-    return max(entry.max_batch_size, 1) if entry.dynamic_batching is not None else 1
+def full_batch(entry: Entry) -> int:
+    """The size of the batches where there is always enough to do, of requests that bring one item.
+
+    Of several preferred sizes Triton takes the smallest as soon as it is there, if there is no delay; with a delay the
+    largest decides, and one more comes in (measured on 2.51 with `tests/render/test_preferred_sizes.py`; for the former
+    see also triton-inference-server/server#3116).
+    """
+    batching, largest = entry.dynamic_batching, max(entry.max_batch_size, 1)
+    if batching is None:
+        return 1
+    if not batching.preferred_batch_size:
+        return largest
+    if not batching.max_queue_delay_us:
+        return min(batching.preferred_batch_size)
+    return min(max(batching.preferred_batch_size) + 1, largest)
 
 
 def instances_of(entry: Entry, capabilities: Capabilities | None) -> int:
