@@ -12,6 +12,7 @@ BENCHMARKS = (
     "kubernetes_scale",
     "artifact_sync",
     "throughput",
+    "batching_advice",
     "gateway_cpu",
     "gateway_routes",
     "outages",

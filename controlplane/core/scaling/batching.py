@@ -82,7 +82,7 @@ class _Case:
     def load(self) -> str:
         if self.measured.duty is None:
             return "its load is low"
-        return f"its instances compute {self.measured.duty:.0%} of the time"
+        return f"its instances compute {min(self.measured.duty, 1.0):.0%} of the time"
 
     @property
     def batching(self) -> DynamicBatching:
