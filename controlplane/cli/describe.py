@@ -16,10 +16,12 @@ from controlplane.cli.output import (
     print_fields,
     print_table,
     show_one,
+    show_rows,
     size,
     structured,
     when,
 )
+from controlplane.cli.top import COPIES
 from controlplane.core.errors import ControlPlaneError, Unavailable
 
 
@@ -61,8 +63,8 @@ def model(context: Context, name: str, output: str) -> None:
         if served is None:
             note(f"where it is served is not known: {why_not}")
             return
-        for copy in served["copies"]:
-            click.echo(f"{name}@{copy['version']} on {copy['replica']}: {copy['state']} {copy['reason']}".rstrip())
+        show_rows([{**copy, **(copy["signals"] or {})} for copy in served["copies"]], COPIES, output)
+        click.echo()
         for reason in {each["text"]: each for each in served["reasons"]}.values():
             click.echo(f"{reason['code'] + ': ' if output == 'wide' else ''}{reason['text']}")
 

@@ -46,23 +46,38 @@ FLEETS = Kind(
         Column("NEXT", _next),
     )
 )
+SIGNALS = (
+    Column("REQ/S", lambda row: _number(row.get("requests_per_s"))),
+    Column("QUEUE", lambda row: _ms(row.get("queue_ms"))),
+    Column("LATENCY", lambda row: _ms(row.get("latency_ms"))),
+    Column("IN FLIGHT", lambda row: _number(row.get("in_flight"))),
+    Column("WAITING", lambda row: _number(row.get("waiting"), 0)),
+    Column("BATCH", lambda row: _number(row.get("batch_size"))),
+    Column("DUTY", lambda row: None if row.get("duty_cycle") is None else f"{row['duty_cycle']:.0%}"),
+)
+"""What is measured of a version, on one replica or on all."""
 MODELS = Kind(
     columns=(
         Column("MODEL", lambda row: f"{row['model']}@{row['version']}"),
         Column("COPIES", lambda row: row["copies"]),
-        Column("REQ/S", lambda row: _number(row["requests_per_s"])),
-        Column("ERR/S", lambda row: _number(row["errors_per_s"])),
-        Column("QUEUE", lambda row: _ms(row["queue_ms"])),
-        Column("LATENCY", lambda row: _ms(row["latency_ms"])),
-        Column("IN FLIGHT", lambda row: _number(row["in_flight"])),
-        Column("WAITING", lambda row: _number(row["waiting"], 0)),
         Column("HELD", lambda row: row["held"]),
-        Column("BATCH", lambda row: _number(row["batch_size"])),
-        Column("DUTY", lambda row: None if row["duty_cycle"] is None else f"{row['duty_cycle']:.0%}"),
+        Column("ERR/S", lambda row: _number(row["errors_per_s"])),
+        *SIGNALS,
         Column("MEMORY", lambda row: size(row["memory_bytes"])),
     ),
     name=lambda row: f"{row['model']}@{row['version']}",
     empty="nothing is loaded, and nobody waits",
+)
+COPIES = Kind(
+    columns=(
+        Column("COPY", lambda row: f"{row['model']}@{row['version']} on {row['replica']}"),
+        Column("STATE", lambda row: f"{row['state']} {row['reason']}".rstrip()),
+        Column("FAILED/S", lambda row: _number(row.get("failures_per_s"))),
+        *SIGNALS,
+        Column("MEMORY", lambda row: size(row["memory_bytes"])),
+    ),
+    name=lambda row: f"{row['model']}@{row['version']} on {row['replica']}",
+    empty="it is loaded nowhere",
 )
 
 

@@ -15,6 +15,7 @@ from controlplane.core.names import Key
 
 FIELDS = {
     "nv_inference_request_success": "success",
+    "nv_inference_request_failure": "failures",
     "nv_inference_count": "inferences",
     "nv_inference_exec_count": "executions",
     "nv_inference_request_duration_us": "request_us",
@@ -32,11 +33,14 @@ FIELDS = {
 class Counters:
     """One model version's counters on one server, since the version was loaded. `…_us` in microseconds.
 
-    `inferences` counts items (a batch of 8 counts 8), `executions` what the model was run; `compute_us` is input,
-    infer and output together. `pending` is no counter: how many requests wait in the queue now.
+    `failures` misses what a model answers with an error, and what never got to it
+    (triton-inference-server/server#8521). `inferences` counts items (a batch of 8 counts 8), `executions` what the
+    model was run; `compute_us` is input, infer and output together. `pending` is no counter: how many requests wait in
+    the queue now.
     """
 
     success: float = 0.0
+    failures: float = 0.0
     inferences: float = 0.0
     executions: float = 0.0
     request_us: float = 0.0

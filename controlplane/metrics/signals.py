@@ -16,12 +16,14 @@ class Signals:
 
     `batch_size` is items per execution, `queue_ms` the mean wait of a request, `in_flight` the mean number of requests
     inside the server (Little's law), `duty_cycle` the share of the time that its instances computed (0 to 1);
-    `waiting` requests are in the queue now. None: nothing was executed, so nothing is known; that is not zero.
+    `waiting` requests are in the queue now; `failures_per_s` is what the server itself counts. None: nothing was
+    executed, so nothing is known; that is not zero.
     """
 
     at: float
     window_s: float
     requests_per_s: float
+    failures_per_s: float
     in_flight: float
     queue_length: float
     waiting: float
@@ -46,6 +48,7 @@ def signals(interval: Interval, key: Key, *, instances: int = 1, cost: Cost | No
         at=interval.at,
         window_s=interval.window_s,
         requests_per_s=success / interval.window_s,
+        failures_per_s=counted.failures / interval.window_s,
         in_flight=counted.request_us / window_us,
         queue_length=counted.queue_us / window_us,
         waiting=interval.after[key].pending,

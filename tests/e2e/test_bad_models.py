@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +65,16 @@ def test_a_model_that_answers_errors_is_told(system: System) -> None:
     eventually(lambda: {each["model"] for each in system.told("/v1/top")["models"] if each["errors_per_s"]} == {"sour"})
     assert "requests a second for sour@1 failed" in system.ok("explain", "sour").out
     assert "failed" not in system.ok("explain", "good").out
+
+    def counted() -> bool:
+        """What the server itself counted of late."""
+        with contextlib.suppress(InferenceServerException):
+            system.ask("sour")
+        signals = [each["signals"] for each in system.told("/v1/models/sour/explain")["copies"]]
+        return any(each["failures_per_s"] for each in signals if each)
+
+    eventually(counted)
+    assert re.search(r"COPY .* FAILED/S .*\nsour@1 on cpu-\d +ready ", system.ok("describe", "model", "sour").out)
 
 
 def test_a_model_that_never_comes_up_is_given_up(system: System) -> None:

@@ -17,6 +17,8 @@ PAGE = """\
 # TYPE nv_inference_request_success counter
 nv_inference_request_success{model="m",version="2"} 80
 nv_inference_request_success{model="m",version="1"} 5
+nv_inference_request_failure{model="m",version="2",reason="REJECTED"} 3
+nv_inference_request_failure{model="m",version="2",reason="OTHER"} 1
 # TYPE nv_inference_exec_count counter
 nv_inference_exec_count{model="m",version="2",gpu_uuid="GPU-a"} 6
 nv_inference_exec_count{model="m",version="2",gpu_uuid="GPU-b"} 4
@@ -32,13 +34,20 @@ nv_gpu_utilization{gpu_uuid="GPU-a"} 0.5
 def test_a_page_becomes_counters_by_version_with_gpus_added_up() -> None:
     counters = parse_counters(PAGE)
     assert set(counters) == {Key("m", 1), Key("m", 2)}
-    assert counters[Key("m", 2)] == Counters(success=80, executions=10, compute_us=110)
+    assert counters[Key("m", 2)] == Counters(success=80, failures=4, executions=10, compute_us=110)
 
 
 # 8 closed-loop clients on one instance that takes 20 ms for a batch of 4, for 10 s: 500 executions, 2,000 requests, of
 # which each waits for one other batch.
 AFTER = Counters(
-    success=2000, inferences=2000, executions=500, request_us=80e6, queue_us=40e6, compute_us=2000 * 20e3, cache_hits=0
+    success=2000,
+    failures=20,
+    inferences=2000,
+    executions=500,
+    request_us=80e6,
+    queue_us=40e6,
+    compute_us=2000 * 20e3,
+    cache_hits=0,
 )
 
 
@@ -51,6 +60,7 @@ def test_the_formulas() -> None:
     made = between(Counters(), AFTER)
     assert made is not None
     assert made.requests_per_s == 200
+    assert made.failures_per_s == 2
     assert made.batch_size == 4
     assert made.queue_ms == 20
     assert made.latency_ms == 40
