@@ -31,6 +31,8 @@ FRESH = 2
 """What a server told says something of now for so many times as long as it takes to be told anew."""
 ENOUGH, ENOUGH_S = 20.0, 10.0
 """So many executions tell what one costs, or so many seconds of them: the first after a load are slow."""
+FORGET = 0.95
+"""What is kept of the past at each step of how many items a request brings."""
 A_FEW = 4.0
 """What fewer requests than these, since the reading before, would tell can wait: what is asked seldom needs little."""
 
@@ -54,6 +56,8 @@ class LoadMeter:
     _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
     _slowness: Slowness = field(default_factory=Slowness)
+    _brought: dict[Key, tuple[float, float]] = field(default_factory=dict)
+    """Items, and the requests that brought them; the past counts ever less."""
 
     def costs(self, record: FleetRecord, manifests: Mapping[Key, tuple[str, Manifest]]) -> dict[Key, Cost]:
         """What executions cost, as measured, or as the fleet's record remembers. Too few tell nothing."""
@@ -65,6 +69,11 @@ class LoadMeter:
             elif digest in record.costs:
                 found[key] = record.costs[digest]
         return found
+
+    def items(self, key: Key) -> float:
+        """How many items a request brings, in the mean. Triton's batches and their costs are of items."""
+        items, requests = self._brought.get(key, (0.0, 0.0))
+        return max(items / requests, 1.0) if requests else 1.0
 
     def is_curious(self, intervals: Iterable[Interval]) -> bool:
         """Whether so much was asked of something whose cost is not known yet that batch statistics would soon tell."""
@@ -129,10 +138,12 @@ class LoadMeter:
                     asked[key] += came
                     answered += counted.success
                     met += counted.success if _is_met(counted, record) else 0.0
+                    self._take_items(key, counted)
         known = [key for key in {*arrived, *waiting} if key in costs]
         self.known = frozenset(costs)
         each = {
-            key: arrived[key] / per_s(costs[key], goal, *copy_of(key), copies=max(copies[key], 1))
+            key: arrived[key]
+            / per_s(costs[key], goal, *copy_of(key), copies=max(copies[key], 1), items=self.items(key))
             for key in known
             if arrived[key]
         }
@@ -140,11 +151,13 @@ class LoadMeter:
         each |= {key: busy / copy_of(key)[1] / MOST_USED for key, busy in computed.items() if busy and key in manifests}
         demand = sum(each.values()) if goal.in_flight is None else in_flight / goal.in_flight
         together = {
-            key: max(at_once(arrived[key] / count, costs[key], *copy_of(key)), 1.0)
+            key: max(at_once(arrived[key] / count, costs[key], *copy_of(key), items=self.items(key)), 1.0)
             for key, count in each.items()
             if key in costs
         }
-        backlog_s = sum(waiting[key] / all_it_can(costs[key], *copy_of(key)) for key in known if waiting[key])
+        backlog_s = sum(
+            waiting[key] / all_it_can(costs[key], *copy_of(key), items=self.items(key)) for key in known if waiting[key]
+        )
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
         if record.history is not None and not self._has_learned:
@@ -186,6 +199,12 @@ class LoadMeter:
         )
         return self.load
 
+    def _take_items(self, key: Key, counted: Counters) -> None:
+        executed = counted.success - counted.cache_hits
+        if executed > 0 and counted.inferences > 0:
+            items, requests = self._brought.get(key, (0.0, 0.0))
+            self._brought[key] = items * FORGET + counted.inferences, requests * FORGET + executed
+
     def _every_s(self, interval: Interval) -> float:
         """How often a server is read."""
         return max(self.step_s, interval.every_s)
@@ -198,6 +217,7 @@ class LoadMeter:
         faded = {key: most * PEAK_FADES for key, most in self._copies.items()}
         most = {key: max(faded.get(key, 0.0), demand.get(key, 0.0)) for key in {*faded, *demand}}
         self._copies = {key: count for key, count in most.items() if count > A_LITTLE}
+        self._brought = {key: each for key, each in self._brought.items() if key in manifests}
 
     def _compare(self, manifests: Mapping[Key, tuple[str, Manifest]], now: float) -> None:
         """Find the replicas that are slower than others. A sequence stays where it began, so its model's executions

@@ -48,7 +48,7 @@ def combined(versions: Mapping[int, Manifest]) -> Entry:
     limit = min(manifest.entry.max_batch_size for manifest in versions.values())
     batching = highest.dynamic_batching
     if batching is not None:
-        sizes = tuple(size for size in batching.preferred_batch_size if size <= limit)
+        sizes = tuple(dict.fromkeys(min(size, limit) for size in batching.preferred_batch_size))
         if limit < highest.max_batch_size:
             batching = dataclasses.replace(batching, preferred_batch_size=sizes)
     warmup = highest.warmup

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from controlplane.core.entry import Entry
 from controlplane.core.errors import NotFound
 from controlplane.core.fleets import memory_told
 from controlplane.core.messages import Copy
@@ -19,10 +20,13 @@ from controlplane.core.scaling.capacity import instances_of
 from controlplane.core.scaling.limits import by_hand
 from controlplane.core.snapshot import ReplicaView
 from controlplane.metrics.signals import signals
+from controlplane.render.sharing import combined
 
 if TYPE_CHECKING:
     from controlplane.server.controller import Controller
 
+FRESH_S = 30.0
+"""Older signals say nothing of now."""
 LEAST_RATE = 0.1
 """Smaller rates are not told to the digit."""
 
@@ -117,14 +121,15 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             {"code": reason.code, "text": reason.text}
             for reason in _memory(controller, controller.snapshot.models[name])
         ],
+        "batches": list(_executed(controller, controller.snapshot.models[name])),
         "batching": [
             {"code": reason.code, "text": reason.text}
-            for reason in _batching(controller, controller.snapshot.models[name])
+            for reason in _batching(controller, controller.snapshot.models[name], now)
         ],
     }
 
 
-def _batching(controller: Controller, document: Model) -> Iterator[Reason]:
+def _batching(controller: Controller, document: Model, now: float) -> Iterator[Reason]:
     """Which batches the stable version is executed in, and whether they should be others."""
     if document.stable is None:
         return
@@ -138,16 +143,44 @@ def _batching(controller: Controller, document: Model) -> Iterator[Reason]:
         costs = meter.costs(record, {key: (digest, manifest)})
         duties = [
             found["duty_cycle"]
-            for replica in controller.snapshot.replicas
-            if (found := _signals(controller, replica, key, 0.0)) is not None and "duty_cycle" in found
+            for name, replica in controller.snapshot.replicas.items()
+            if replica.fleet == fleet
+            and (found := _signals(controller, name, key, now)) is not None
+            and "duty_cycle" in found
+            and found["age_s"] <= FRESH_S
         ]
         measured = Batching(
             executions=tuple(executions.values()),
             cost=costs.get(key),
             duty=sum(duties) / len(duties) if duties else None,
             limit_ms=goal.queue_ms or goal.latency_ms or math.inf,
+            items=meter.items(key),
         )
-        yield from explain_batching(manifest.entry, measured)
+        yield from explain_batching(_in_force(controller, fleet, key), measured)
+
+
+def _in_force(controller: Controller, fleet: str, key: Key) -> Entry:
+    """The settings that a version is executed with: versions on one server have one configuration."""
+    manifests = controller.snapshot.manifests
+    together = {key.version: manifests[controller.snapshot.digest(key) or ""]}
+    for replica in controller.snapshot.replicas.values():
+        if replica.fleet == fleet and key in replica.copies:
+            copies = [copy for other, copy in replica.copies.items() if other.model == key.model]
+            together |= {copy.version: manifests[copy.digest] for copy in copies if copy.digest in manifests}
+    return combined(together)
+
+
+def _executed(controller: Controller, document: Model) -> Iterator[dict[str, Any]]:
+    """Which batches were executed of late, and how long one took in the mean."""
+    for fleet, meter in controller.measuring.meters.items():
+        for each in document.versions:
+            executions = meter.batches.totals.get(Key(document.name, each.number), {})
+            count = sum(size.count for size in executions.values())
+            for size in sorted(executions.values(), key=lambda size: size.size):
+                if size.count >= 1:
+                    share, mean_ms = size.count / count, size.total_s / size.count * 1e3
+                    told = {"size": size.size, "share": round(share, 4), "mean_ms": round(mean_ms, 3)}
+                    yield {"fleet": fleet, "version": each.number, **told}
 
 
 def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[Reason]:

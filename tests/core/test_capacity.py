@@ -77,6 +77,14 @@ def test_fits_at_the_edge(executions: list[Executions], expected: tuple[float, f
         assert (made.fixed_s, made.each_s) == pytest.approx(expected)
 
 
+def test_requests_of_several_items() -> None:
+    assert all_it_can(COST, BATCHED, 1, items=4) == pytest.approx(2 / 0.026), "two to a batch"
+    assert all_it_can(COST, BATCHED, 1, items=8) == pytest.approx(1 / 0.026)
+    assert all_it_can(COST, SINGLE, 1, items=8) == pytest.approx(1 / 0.026), "one is executed whole, always"
+    goal = Goal(queue_ms=50)
+    assert per_s(COST, goal, BATCHED, 1, items=4) < per_s(COST, goal, BATCHED, 1) / 2
+
+
 def test_batching_is_what_it_does_with_full_batches() -> None:
     assert all_it_can(COST, BATCHED, 1) == pytest.approx(8 / 0.026)
     assert all_it_can(COST, SINGLE, 1) == pytest.approx(1 / 0.012)

@@ -76,6 +76,9 @@ def test_replicas_follow_the_load_up_and_down_to_zero(system: System) -> None:
     with Load(system.client, "slow", clients=16) as load:
         eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas under load")
         assert "keeps" in why(system) and "busy" in why(system)
+        explained = system.told("/v1/models/slow/explain")
+        assert sum(each["share"] for each in explained["batches"]) == pytest.approx(1.0, abs=0.1)
+        assert explained["batching"][0]["text"].startswith("slow is executed in batches of")
         load.more(200)
     assert not load.failures
     with Load(system.client, "slow", clients=1, pause_s=0.3) as load:

@@ -63,6 +63,16 @@ def test_demand_is_what_arrives_of_all_replicas_in_replicas() -> None:
     assert load.complete
 
 
+def test_requests_that_bring_several_items_need_more() -> None:
+    """A request of five items takes five times as long as one, where nothing is fixed."""
+    one, five = (interval(Counters(success=20, inferences=20 * items, executions=20)) for items in (1, 5))
+    single, several = measure(LoadMeter(step_s=2.0), a=one), measure(LoadMeter(step_s=2.0), a=five)
+    assert several.rate_per_s == single.rate_per_s
+    assert several.demand == pytest.approx(5 * single.demand, rel=0.01)
+    waiting = interval(Counters(success=20, inferences=100, executions=20, pending=10))
+    assert measure(LoadMeter(step_s=2.0), a=waiting).backlog_s == pytest.approx(5.0)
+
+
 def test_how_many_requests_a_replica_executes_at_once() -> None:
     asked = interval(Counters(success=20), Counters(success=10))
     assert measure(LoadMeter(step_s=2.0), a=asked).at_once == 1.0, "it has one instance"

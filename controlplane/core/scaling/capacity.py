@@ -7,11 +7,12 @@ and how much. It is fitted to what the server measured (Triton counts executions
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from controlplane.core.entry import Entry
+from controlplane.core.entry import DynamicBatching, Entry, QueuePolicy
 from controlplane.core.models import Capabilities, Cost, Goal
 
 MOST_USED = 0.95
@@ -33,9 +34,12 @@ def fit(measured: Iterable[Executions]) -> Cost | None:
     """Least squares over the mean times of the batch sizes, weighted by their counts. None: nothing was measured.
 
     Neither part can be negative. Where one size only was seen, nothing is taken to be fixed: batching has to show that
-    it helps.
+    it helps. A size of which not even one execution is left counts only beside its likes: however little it weighs, it
+    would decide about the slope all the same.
     """
-    seen = [(each.size, each.count, each.total_s / each.count) for each in measured if each.count > 0]
+    told = [each for each in measured if each.count > 0]
+    whole = [each for each in told if each.count >= 1]
+    seen = [(each.size, each.count, each.total_s / each.count) for each in whole or told]
     weight = sum(count for _, count, _ in seen)
     if not weight:
         return None
@@ -49,19 +53,19 @@ def fit(measured: Iterable[Executions]) -> Cost | None:
     return Cost(fixed_s=mean_s - each_s * mean_size, each_s=each_s, executions=weight)
 
 
-def saturated_per_s(cost: Cost, *, max_batch: int, instances: float) -> float:
+def saturated_per_s(cost: Cost, *, max_batch: float, instances: float) -> float:
     """Requests a second when every instance is always busy with full batches."""
     return instances * max_batch / max(cost.of(max_batch), 1e-9)
 
 
-def gathered(rate_per_s: float, cost: Cost, *, max_batch: int, instances: float) -> float:
+def gathered(rate_per_s: float, cost: Cost, *, max_batch: float, instances: float) -> float:
     """The size of the batches at a steady rate."""
     free = instances - rate_per_s * cost.each_s
     size = rate_per_s * cost.fixed_s / free if free > 0 else max_batch
     return min(max(size, 1.0), max_batch)
 
 
-def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: float) -> float:
+def queue_s(rate_per_s: float, cost: Cost, *, max_batch: float, instances: float) -> float:
     """The mean time in the queue at a steady rate.
 
     While an instance computes, the next batch gathers: at this rate one of b = rate · time(b) / instances. What arrives
@@ -79,7 +83,7 @@ def queue_s(rate_per_s: float, cost: Cost, *, max_batch: int, instances: float) 
     return cost.of(size) / 2 / instances * waiting
 
 
-def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: float) -> float:
+def within_per_s(cost: Cost, limit_s: float, *, max_batch: float, instances: float) -> float:
     """The highest rate at which the mean time in the queue stays within `limit_s`."""
     low, high = 0.0, MOST_USED * saturated_per_s(cost, max_batch=max_batch, instances=instances)
     for _ in range(STEPS):
@@ -91,17 +95,19 @@ def within_per_s(cost: Cost, limit_s: float, *, max_batch: int, instances: float
     return low
 
 
-def all_it_can(cost: Cost, entry: Entry, instances: int) -> float:
-    """Requests a second that one copy does when it is always busy."""
-    return saturated_per_s(cost, max_batch=full_batch(entry), instances=instances)
+def all_it_can(cost: Cost, entry: Entry, instances: int, *, items: float = 1.0) -> float:
+    """Requests a second that one copy does when it is always busy. Each brings so many `items`, in the mean."""
+    each, most = _of_requests(cost, entry, items)
+    return saturated_per_s(each, max_batch=most, instances=instances)
 
 
-def at_once(rate_per_s: float, cost: Cost, entry: Entry, instances: int) -> float:
+def at_once(rate_per_s: float, cost: Cost, entry: Entry, instances: int, *, items: float = 1.0) -> float:
     """How many requests one copy executes at the same time in the mean, at a steady rate."""
-    return rate_per_s * cost.of(gathered(rate_per_s, cost, max_batch=full_batch(entry), instances=instances))
+    each, most = _of_requests(cost, entry, items)
+    return rate_per_s * each.of(gathered(rate_per_s, each, max_batch=most, instances=instances))
 
 
-def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int, *, copies: int = 1) -> float:
+def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int, *, copies: int = 1, items: float = 1.0) -> float:
     """Requests a second that each of `copies` can take within the goal; for a goal of requests in flight, all that it
     can do. The more copies there are, the more each can, since a request goes to one that has little to do; but not as
     much as if all had one queue, so only the square root of their number counts.
@@ -109,32 +115,46 @@ def per_s(cost: Cost, goal: Goal, entry: Entry, instances: int, *, copies: int =
     A goal for the whole latency leaves to the queue what one execution does not take; one that no execution can meet
     is taken as a tenth of an execution, or nothing would ever be enough.
     """
-    alone_s = cost.of(1)
+    each, most = _of_requests(cost, entry, items)
     if goal.queue_ms is not None:
         limit_s = goal.queue_ms / 1e3
     elif goal.latency_ms is not None:
-        limit_s = max(goal.latency_ms / 1e3 - alone_s, alone_s / 10)
+        limit_s = max(goal.latency_ms / 1e3 - each.of(1), each.of(1) / 10)
     else:
-        return all_it_can(cost, entry, instances)
+        return all_it_can(cost, entry, instances, items=items)
     shared = math.sqrt(copies)
-    return within_per_s(cost, limit_s, max_batch=full_batch(entry), instances=instances * shared) / shared
+    return within_per_s(each, limit_s, max_batch=most, instances=instances * shared) / shared
+
+
+def _of_requests(cost: Cost, entry: Entry, items: float) -> tuple[Cost, float]:
+    """What a request costs that brings so many items, and how many of these a full batch holds. Triton counts items,
+    and executes the smallest batch that holds a whole request."""
+    return dataclasses.replace(cost, each_s=cost.each_s * items), max(full_batch(entry) / items, 1.0)
 
 
 def full_batch(entry: Entry) -> int:
     """The size of the batches where there is always enough to do, of requests that bring one item.
 
-    Of several preferred sizes Triton takes the smallest as soon as it is there, if there is no delay; with a delay the
-    largest decides, and one more comes in (measured on 2.51 with `tests/render/test_preferred_sizes.py`; for the former
-    see also triton-inference-server/server#3116).
+    Where Triton prepares the next batch while one is executed, the smallest of several preferred sizes is taken as soon
+    as it is there (triton-inference-server/server#3116); with a delay the largest decides, and one more comes in. It
+    prepares none where requests have priorities or may wait for a limited time only, and looks at all that waits.
+    Measured on 2.51, with the rate limiter that every server here has: `tests/render/test_batch_sizes.py`.
     """
     batching, largest = entry.dynamic_batching, max(entry.max_batch_size, 1)
     if batching is None:
         return 1
-    if not batching.preferred_batch_size:
+    preferred, waits = batching.preferred_batch_size, batching.max_queue_delay_us > 0
+    if not preferred:
         return largest
-    if not batching.max_queue_delay_us:
-        return min(batching.preferred_batch_size)
-    return min(max(batching.preferred_batch_size) + 1, largest)
+    if _is_prepared(batching):
+        return min(max(preferred) + 1, largest) if waits else min(preferred)
+    return largest if waits else max(preferred)
+
+
+def _is_prepared(batching: DynamicBatching) -> bool:
+    policy = batching.default_queue_policy or QueuePolicy()
+    limited = policy.default_timeout_us or policy.allow_timeout_override or policy.max_queue_size
+    return not (batching.priority_levels or limited)
 
 
 def instances_of(entry: Entry, capabilities: Capabilities | None) -> int:
