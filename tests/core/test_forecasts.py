@@ -55,6 +55,17 @@ def test_a_forecast_counts_only_where_it_beats_foreseeing_nothing() -> None:
     assert len(contest.judged) <= KEPT and len(contest.open) < 5
 
 
+@pytest.mark.parametrize(("tends", "believed"), [(-0.15, NONE), (0.15, ANALOGS)], ids=["worse", "better"])
+def test_moments_alike_are_not_believed_where_they_are_worse_than_nothing(tends: float, believed: str) -> None:
+    contest = Contest()
+    for step in range(2 * ENOUGH):
+        at, need = 1e9 + step * EVERY_S, (9.0, 2.0)[step % 2]
+        sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
+        said = {NONE: 5.5, ANALOGS: 5.5 + (tends if need == 2.0 else -tends)}  # the next need is the other one
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
+    assert contest.believed == believed
+
+
 def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
     contest = Contest()
     for step in range(2 * ENOUGH):

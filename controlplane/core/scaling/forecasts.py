@@ -25,7 +25,8 @@ AGAIN_S = 300.0
 ENOUGH = 720
 """With fewer notes, two hours of them, a comparison says nothing."""
 MARGIN = 0.9
-"""Moments like this one are believed unless another forecast would have cost so much less."""
+"""Moments like this one, if they cost no more than to foresee nothing, and else that, are believed unless another
+forecast would have cost so much less."""
 TINY = 1e-3
 """Less than this is no capacity."""
 
@@ -82,8 +83,9 @@ def _best(contest: Contest, share: float) -> str:
             parts[name] = _cost(both, name, share) / max(_cost(both, NONE, share), TINY)
     if ANALOGS not in parts:
         return ANALOGS  # not judged yet
+    usual = ANALOGS if parts[ANALOGS] <= parts[NONE] else NONE
     best = min(sorted(parts), key=parts.__getitem__)
-    return best if parts[best] < parts[ANALOGS] * MARGIN else ANALOGS
+    return best if parts[best] < parts[usual] * MARGIN else usual
 
 
 def _lack(judged: Sequence[Judged], name: str, share: float) -> float:
