@@ -33,7 +33,7 @@ def explain(context: Context, what: tuple[str, ...], output: str) -> None:
     def text() -> None:
         if told.get("problem"):
             click.echo(f"problem: {told['problem']}")
-        reasons = [*told["reasons"], *told.get("memory", ()), *told.get("batching", ())]
+        reasons = [reason for kind in ("reasons", "memory", "capacity", "batching") for reason in told.get(kind, ())]
         if output != "wide":  # what a rollout waits for is often what its version waits for, too
             reasons = list({each["text"]: each for each in reasons}.values())
         show_rows(reasons, REASONS, output)

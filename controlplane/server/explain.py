@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from controlplane.core.entry import Entry
 from controlplane.core.errors import NotFound
 from controlplane.core.fleets import memory_told
 from controlplane.core.messages import Copy
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Reason
 from controlplane.core.plan import SETTLING
-from controlplane.core.scaling.batching import Batching
-from controlplane.core.scaling.batching import explain as explain_batching
-from controlplane.core.scaling.capacity import instances_of
 from controlplane.core.scaling.limits import by_hand
 from controlplane.core.snapshot import ReplicaView
-from controlplane.metrics.signals import signals
-from controlplane.render.sharing import combined
+from controlplane.server.executions import batches, batching, capacity, signals_of, too_tight
 
 if TYPE_CHECKING:
     from controlplane.server.controller import Controller
 
-FRESH_S = 30.0
-"""Older signals say nothing of now."""
 LEAST_RATE = 0.1
 """Smaller rates are not told to the digit."""
 
@@ -100,7 +91,7 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
     subjects = [f"model/{name}"]
     subjects += [f"version/{Key(name, each.number)}" for each in controller.snapshot.models[name].versions]
     copies = [
-        {**_copy(copy, now), "replica": replica.name, "signals": _signals(controller, replica.name, key, now)}
+        {**_copy(copy, now), "replica": replica.name, "signals": signals_of(controller, replica.name, key, now)}
         for replica in controller.snapshot.replicas.values()
         for key, copy in sorted(replica.copies.items())
         if key.model == name
@@ -121,66 +112,16 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             {"code": reason.code, "text": reason.text}
             for reason in _memory(controller, controller.snapshot.models[name])
         ],
-        "batches": list(_executed(controller, controller.snapshot.models[name])),
+        "batches": list(batches(controller, controller.snapshot.models[name])),
+        "capacity": [
+            {"code": reason.code, "text": reason.text}
+            for reason in capacity(controller, controller.snapshot.models[name])
+        ],
         "batching": [
             {"code": reason.code, "text": reason.text}
-            for reason in _batching(controller, controller.snapshot.models[name], now)
+            for reason in batching(controller, controller.snapshot.models[name], now)
         ],
     }
-
-
-def _batching(controller: Controller, document: Model, now: float) -> Iterator[Reason]:
-    """Which batches the stable version is executed in, and whether they should be others."""
-    if document.stable is None:
-        return
-    key = Key(document.name, document.stable)
-    manifest = controller.snapshot.manifest(key)
-    for fleet, meter in controller.measuring.meters.items():
-        record, executions = controller.snapshot.fleets.get(fleet), meter.batches.totals.get(key)
-        if manifest is None or record is None or not executions:
-            continue
-        goal, digest = record.shape.goal, controller.snapshot.digest(key) or ""
-        costs = meter.costs(record, {key: (digest, manifest)})
-        duties = [
-            found["duty_cycle"]
-            for name, replica in controller.snapshot.replicas.items()
-            if replica.fleet == fleet
-            and (found := _signals(controller, name, key, now)) is not None
-            and "duty_cycle" in found
-            and found["age_s"] <= FRESH_S
-        ]
-        measured = Batching(
-            executions=tuple(executions.values()),
-            cost=costs.get(key),
-            duty=sum(duties) / len(duties) if duties else None,
-            limit_ms=goal.queue_ms or goal.latency_ms or math.inf,
-            items=meter.items(key),
-        )
-        yield from explain_batching(_in_force(controller, fleet, key), measured)
-
-
-def _in_force(controller: Controller, fleet: str, key: Key) -> Entry:
-    """The settings that a version is executed with: versions on one server have one configuration."""
-    manifests = controller.snapshot.manifests
-    together = {key.version: manifests[controller.snapshot.digest(key) or ""]}
-    for replica in controller.snapshot.replicas.values():
-        if replica.fleet == fleet and key in replica.copies:
-            copies = [copy for other, copy in replica.copies.items() if other.model == key.model]
-            together |= {copy.version: manifests[copy.digest] for copy in copies if copy.digest in manifests}
-    return combined(together)
-
-
-def _executed(controller: Controller, document: Model) -> Iterator[dict[str, Any]]:
-    """Which batches were executed of late, and how long one took in the mean."""
-    for fleet, meter in controller.measuring.meters.items():
-        for each in document.versions:
-            executions = meter.batches.totals.get(Key(document.name, each.number), {})
-            count = sum(size.count for size in executions.values())
-            for size in sorted(executions.values(), key=lambda size: size.size):
-                if size.count >= 1:
-                    share, mean_ms = size.count / count, size.total_s / size.count * 1e3
-                    told = {"size": size.size, "share": round(share, 4), "mean_ms": round(mean_ms, 3)}
-                    yield {"fleet": fleet, "version": each.number, **told}
 
 
 def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[Reason]:
@@ -217,20 +158,6 @@ def _memory(controller: Controller, document: Model) -> Iterator[Reason]:
             continue
         told = (memory_told(key, manifest, digest, record) for record in controller.snapshot.fleets.values())
         yield from (each for each in told if each is not None)
-
-
-def _signals(controller: Controller, replica: str, key: Key, now: float) -> dict[str, Any] | None:
-    interval = controller.measuring.scraper.intervals.get(replica)
-    manifest = controller.snapshot.manifest(key)
-    if interval is None or manifest is None or key not in interval.after:
-        return None
-    record = controller.snapshot.fleets[controller.snapshot.replicas[replica].fleet]
-    cost = record.costs.get(controller.snapshot.digest(key) or "")
-    found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities), cost=cost)
-    if found is None:
-        return None
-    shown = {name: value for name, value in asdict(found).items() if name != "at" and value is not None}
-    return {"age_s": round(now - found.at, 1), **{name: round(value, 3) for name, value in shown.items()}}
 
 
 def replicas(controller: Controller, now: float) -> list[dict[str, Any]]:
@@ -347,6 +274,7 @@ def fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
         *controller.actor.failures().get(f"fleet {name}", ()),
         *(Reason(code="NOT_KNOWN", text=why) for why in controller.backend.problems().values()),
     ]
+    reasons_why += too_tight(controller, name)
     if (note := controller.backend.notes().get(name)) is not None:
         reasons_why.append(Reason(code="BY_HAND", text=note))
     if (note := controller.backend.past().get(name)) is not None:

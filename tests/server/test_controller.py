@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from controlplane.core.errors import NotLeader
 from controlplane.core.messages import GatewayReport, ReplicaReport
-from controlplane.core.models import FleetRecord, FleetShape
+from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal
 from controlplane.registry import Registry
 from tests.server.conftest import TOKEN, FixedFleet, Pretender, Service, register
 from tests.waiting import until
@@ -101,6 +101,23 @@ def test_the_fleet_is_published(registry: Registry, pretender: Pretender) -> Non
     capabilities = registry.fleet("cpu").capabilities
     assert capabilities is not None and capabilities.server_version == "2.51.0"
     assert registry.fleet("cpu").shape.memory_bytes == 1 << 30
+
+
+@pytest.mark.parametrize("shape", [FleetShape(name="cpu", memory_bytes=1 << 30, goal=Goal(latency_ms=20))])
+def test_a_goal_that_no_size_meets_is_told(
+    registry: Registry, tmp_path: Path, pretender: Pretender, http: httpx2.Client, shape: FleetShape
+) -> None:
+    register(registry, tmp_path, "m")
+    registry.promote("m", 1, actor="test")
+    until(lambda: pretender.turn() and registry.model("m").stable == 1)
+    (version,) = registry.model("m").versions
+    costs = {version.digest: Cost(fixed_s=0.04, each_s=0.01, executions=100)}
+    registry.update_fleet("cpu", lambda known: replace(known or FleetRecord(shape=shape), costs=costs))
+    until(lambda: pretender.turn() and http.get("/v1/models/m/explain").json()["capacity"])
+    told = {each["code"]: each["text"] for each in http.get("/v1/models/m/explain").json()["capacity"]}
+    assert "answers 20 requests a second at most" in told["CAPACITY"] and "within `latency_ms: 20`" in told["CAPACITY"]
+    assert "takes 50 ms when nothing else is asked" in told["GOAL_TOO_TIGHT"]
+    assert "GOAL_TOO_TIGHT" in {each["code"] for each in http.get("/v1/fleets/cpu/explain").json()["reasons"]}
 
 
 def test_a_memory_that_is_not_as_stated_is_told(

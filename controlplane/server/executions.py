@@ -1,0 +1,166 @@
+"""What is told of how models are executed: signals of each copy, batches and advice on them, what a copy can do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from controlplane.core.entry import Entry
+from controlplane.core.models import Cost, FleetRecord, Goal, Manifest, Model
+from controlplane.core.names import Key, Reason
+from controlplane.core.scaling.batching import Batching, explain
+from controlplane.core.scaling.capacity import all_it_can, instances_of, per_s
+from controlplane.metrics.loads import LoadMeter
+from controlplane.metrics.signals import signals
+from controlplane.render.sharing import combined
+
+if TYPE_CHECKING:
+    from controlplane.server.controller import Controller
+
+FRESH_S = 30.0
+"""Older signals say nothing of now."""
+
+
+def signals_of(controller: Controller, replica: str, key: Key, now: float) -> dict[str, Any] | None:
+    """What was measured of a copy, and how long ago (`age_s`); None where nothing was."""
+    interval = controller.measuring.scraper.intervals.get(replica)
+    manifest = controller.snapshot.manifest(key)
+    if interval is None or manifest is None or key not in interval.after:
+        return None
+    record = controller.snapshot.fleets[controller.snapshot.replicas[replica].fleet]
+    cost = record.costs.get(controller.snapshot.digest(key) or "")
+    found = signals(interval, key, instances=instances_of(manifest.entry, record.capabilities), cost=cost)
+    if found is None:
+        return None
+    shown = {name: value for name, value in asdict(found).items() if name != "at" and value is not None}
+    return {"age_s": round(now - found.at, 1), **{name: round(value, 3) for name, value in shown.items()}}
+
+
+def batches(controller: Controller, document: Model) -> Iterator[dict[str, Any]]:
+    """Which batches were executed of late, and how long one took in the mean."""
+    for fleet, meter in controller.measuring.meters.items():
+        for each in document.versions:
+            executions = meter.batches.totals.get(Key(document.name, each.number), {})
+            count = sum(size.count for size in executions.values())
+            for size in sorted(executions.values(), key=lambda size: size.size):
+                if size.count >= 1:
+                    share, mean_ms = size.count / count, size.total_s / size.count * 1e3
+                    told = {"size": size.size, "share": round(share, 4), "mean_ms": round(mean_ms, 3)}
+                    yield {"fleet": fleet, "version": each.number, **told}
+
+
+def batching(controller: Controller, document: Model, now: float) -> Iterator[Reason]:
+    """Which batches the stable version is executed in, and whether they should be others."""
+    for case in _measured(controller, document):
+        executions = case.meter.batches.totals.get(case.key)
+        if not executions:
+            continue
+        duties = [
+            found["duty_cycle"]
+            for name, replica in controller.snapshot.replicas.items()
+            if replica.fleet == case.fleet
+            and (found := signals_of(controller, name, case.key, now)) is not None
+            and "duty_cycle" in found
+            and found["age_s"] <= FRESH_S
+        ]
+        measured = Batching(
+            executions=tuple(executions.values()),
+            cost=case.cost,
+            duty=sum(duties) / len(duties) if duties else None,
+            limit_ms=case.goal.queue_ms or case.goal.latency_ms or math.inf,
+            items=case.meter.items(case.key),
+        )
+        yield from explain(case.entry, measured)
+
+
+def capacity(controller: Controller, document: Model) -> Iterator[Reason]:
+    """What one copy of the stable version can do."""
+    for case in _measured(controller, document):
+        if case.cost is None:
+            continue
+        instances = instances_of(case.entry, case.record.capabilities)
+        most = all_it_can(case.cost, case.entry, instances, items=case.items)
+        text = f"a copy of {case.key} on fleet {case.fleet} answers {most:.3g} requests a second at most"
+        if (goal := _told(case.goal)) is not None:
+            within = per_s(case.cost, case.goal, case.entry, instances, items=case.items)
+            text += f", {within:.3g} within {goal} if it is the only one"
+        yield Reason(code="CAPACITY", text=text)
+        if (tight := _too_tight(case)) is not None:
+            yield tight
+
+
+def too_tight(controller: Controller, fleet: str) -> Iterator[Reason]:
+    """Where a fleet's goal is shorter than an execution of what it serves, so that no size of it is enough."""
+    record = controller.snapshot.fleets.get(fleet)
+    if record is None or record.shape.goal.latency_ms is None:
+        return
+    for document in controller.snapshot.models.values():
+        for case in _measured(controller, document):
+            if case.fleet == fleet and (tight := _too_tight(case)) is not None:
+                yield tight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """The stable version of a model on a fleet, and the settings that it is executed with there."""
+
+    fleet: str
+    record: FleetRecord
+    meter: LoadMeter
+    key: Key
+    entry: Entry
+    cost: Cost | None
+
+    @property
+    def goal(self) -> Goal:
+        return self.record.shape.goal
+
+    @property
+    def items(self) -> float:
+        return self.meter.items(self.key)
+
+
+def _measured(controller: Controller, document: Model) -> Iterator[_Measured]:
+    if document.stable is None:
+        return
+    key = Key(document.name, document.stable)
+    manifest, digest = controller.snapshot.manifest(key), controller.snapshot.digest(key) or ""
+    for fleet, meter in controller.measuring.meters.items():
+        record = controller.snapshot.fleets.get(fleet)
+        if manifest is None or record is None or manifest.entry.fleet not in (None, fleet):
+            continue
+        entry = _in_force(controller, fleet, key, manifest)
+        cost = meter.costs(record, {key: (digest, manifest)}).get(key)
+        yield _Measured(fleet=fleet, record=record, meter=meter, key=key, entry=entry, cost=cost)
+
+
+def _in_force(controller: Controller, fleet: str, key: Key, manifest: Manifest) -> Entry:
+    """The settings that a version is executed with: versions on one server have one configuration."""
+    together = {key.version: manifest}
+    for replica in controller.snapshot.replicas.values():
+        if replica.fleet == fleet and key in replica.copies:
+            for other, copy in replica.copies.items():
+                if other.model == key.model and (found := controller.snapshot.manifests.get(copy.digest)) is not None:
+                    together[copy.version] = found
+    return combined(together)
+
+
+def _too_tight(case: _Measured) -> Reason | None:
+    if case.goal.latency_ms is None or case.cost is None:
+        return None
+    alone_ms = (case.cost.fixed_s + case.cost.each_s * case.items) * 1e3
+    if alone_ms <= case.goal.latency_ms:
+        return None
+    text = (
+        f"a request for {case.key} takes {alone_ms:.3g} ms when nothing else is asked: no number of replicas meets "
+        f"`latency_ms: {case.goal.latency_ms:g}` of fleet {case.fleet}"
+    )
+    return Reason(code="GOAL_TOO_TIGHT", text=text)
+
+
+def _told(goal: Goal) -> str | None:
+    if goal.queue_ms is not None:
+        return f"`queue_ms: {goal.queue_ms:g}`"
+    return f"`latency_ms: {goal.latency_ms:g}`" if goal.latency_ms is not None else None
