@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import is_animated, note, output_option, print_table, structured
 from controlplane.core.errors import InvalidInput
 from controlplane.core.models import FleetShape
+from controlplane.core.snapshot import Settings
 
 if TYPE_CHECKING:
     from controlplane.simulate.comparison import Comparison
@@ -133,7 +135,8 @@ def _shape(context: Context, file: Path | None, name: str | None) -> FleetShape:
         if name is not None:
             raise InvalidInput(f"no file defines a fleet {name!r}", field="--fleet", remedy="name the file with -f")
         return DEFAULT_FLEET
-    shapes = [each.shape() for each in read_system(file, context.home).fleets]
+    system = read_system(file, context.home)
+    shapes = [_within(each.shape(), system.controller.settings()) for each in system.fleets]
     known = ", ".join(each.name for each in shapes)
     if name is not None:
         for each in shapes:
@@ -144,6 +147,14 @@ def _shape(context: Context, file: Path | None, name: str | None) -> FleetShape:
     if not chosen:
         raise InvalidInput(f"{file} defines several fleets", field="--fleet", remedy=f"name one of {known}")
     return chosen[0]
+
+
+def _within(shape: FleetShape, budget: Settings) -> FleetShape:
+    """The fleet, if it has the budget of all fleets to itself."""
+    left = [shape.max_replicas]
+    left += [budget.max_replicas] if budget.max_replicas is not None else []
+    left += [budget.max_gpus // shape.gpus] if budget.max_gpus is not None and shape.gpus else []
+    return replace(shape, max_replicas=min(left))
 
 
 def _describe(trace: Trace, setting: Setting) -> None:

@@ -46,6 +46,13 @@ FLEETS = Kind(
         Column("NEXT", _next),
     )
 )
+
+
+def _age(row: Mapping[str, Any]) -> str | None:
+    age_s = row.get("age_s", row.get("measured_s_ago"))
+    return None if age_s is None else f"{max(age_s, 0.0):.0f} s"
+
+
 SIGNALS = (
     Column("REQ/S", lambda row: _number(row.get("requests_per_s"))),
     Column("QUEUE", lambda row: _ms(row.get("queue_ms"))),
@@ -54,6 +61,7 @@ SIGNALS = (
     Column("WAITING", lambda row: _number(row.get("waiting"), 0)),
     Column("BATCH", lambda row: _number(row.get("batch_size"))),
     Column("DUTY", lambda row: None if row.get("duty_cycle") is None else f"{row['duty_cycle']:.0%}"),
+    Column("AGE", _age),
 )
 """What is measured of a version, on one replica or on all."""
 MODELS = Kind(

@@ -127,7 +127,7 @@ def read_system(path: Path | None, home: Home) -> System:
     except ValidationError as error:
         problems = tuple(problem_of(each, document.lines, _SystemFile) for each in error.errors(include_url=False))
         raise InvalidEntry(subject, problems) from error
-    _check_fleets(file.fleets, subject)
+    _check_fleets(file.fleets, file.controller, subject)
     measured = metrics.located(file.metrics, path.parent if path is not None else Path())
     if found := tuple(metrics.problems(measured)):
         raise InvalidEntry(subject, found)
@@ -139,7 +139,7 @@ def read_system(path: Path | None, home: Home) -> System:
     )
 
 
-def _check_fleets(fleets: tuple[FleetSettings, ...], subject: str) -> None:
+def _check_fleets(fleets: tuple[FleetSettings, ...], controller: ControllerSettings, subject: str) -> None:
     names = [fleet.name for fleet in fleets]
     problems = [
         InvalidInput(
@@ -162,6 +162,13 @@ def _check_fleets(fleets: tuple[FleetSettings, ...], subject: str) -> None:
         problems.append(
             InvalidInput("more than one fleet is the default", field="fleets", remedy="mark one `default: true`")
         )
+    for name, what, budget, least in (
+        ("max_replicas", "replicas", controller.max_replicas, sum(each.replicas.min for each in fleets)),
+        ("max_gpus", "GPUs", controller.max_gpus, sum(each.replicas.min * each.gpus for each in fleets)),
+    ):
+        if budget is not None and least > budget:
+            text = f"{budget} {what} are less than the fleets' `min` needs, {least} in all"
+            problems.append(InvalidInput(text, field=f"controller.{name}", remedy="raise it, or lower `replicas.min`"))
     if problems:
         raise InvalidEntry(subject, tuple(problems))
 

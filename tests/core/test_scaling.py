@@ -139,6 +139,9 @@ def test_limits_hold_and_are_told() -> None:
     assert least.run(300) == 2
     fixed = Fleet(limits=Limits(least=3, most=3, why="ann has set it to 3"))
     assert fixed.step(demand=50.0) == 3 and fixed.why == "ann has set it to 3"
+    old = Load(at=fixed.now - 100, step_s=STEP_S)
+    decision, _ = decide(SHAPE, fixed.limits, old, fixed.scaler, present=3, needed=False, now=fixed.now)
+    assert decision.reason.text == "ann has set it to 3 (the last measurement is 100 s old)"
 
 
 def test_the_share_that_may_be_late_is_corrected_by_what_was_measured() -> None:

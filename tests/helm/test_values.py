@@ -68,6 +68,17 @@ def test_mistyped_values_are_refused_with_their_place(given: dict[str, Any], tol
         (tiny(fleets=[{"name": "a", "default": True}, {"name": "b", "default": True}]), "a, b are all the default"),
         (tiny(fleets=[{"name": "cpu", "replicas": {"min": 2, "max": 1}}]), "fleets[0].replicas: min is more than max"),
         (tiny(fleets=[{"name": "cpu", "replicas": {"max": 0}}]), "fleets[0].replicas: min is more than max"),
+        (
+            tiny(
+                fleets=[{"name": "a", "replicas": 2}, {"name": "b", "replicas": {"min": 2, "max": 4}}],
+                controller={"settings": {"max_replicas": 3}},
+            ),
+            "3 replicas are less than the fleets' min needs, 4 in all",
+        ),
+        (
+            tiny(fleets=[{"name": "a", "replicas": 2, "gpus": 2}], controller={"settings": {"max_gpus": 3}}),
+            "3 GPUs are less than the fleets' min needs, 4 in all",
+        ),
         (tiny(gateway={"autoscaling": {"enabled": True, "maxReplicas": 1}}), "minReplicas is more than maxReplicas"),
         (tiny(gateway={"resources": {"limits": {"memory": "1Gi"}}}), "gateway.settings.max_heap_bytes"),
         (tiny(gatewayApi={"grpc": {"enabled": True}}), "gatewayApi.parentRefs"),

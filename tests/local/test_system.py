@@ -60,6 +60,16 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         ),
         pytest.param("fleet: []", "fleet: there is no such field (line 1)", id="an unknown section"),
         pytest.param("controller: [1]", "poll_s", id="a section that is a list"),
+        pytest.param(
+            "fleets: [{name: a, replicas: 2}, {name: b, replicas: {min: 2, max: 3}}]\ncontroller: {max_replicas: 3}",
+            "controller.max_replicas",
+            id="a budget that is less than what must be",
+        ),
+        pytest.param(
+            "fleets: [{name: a, replicas: 2, gpus: 2}]\ncontroller: {max_gpus: 3}",
+            "controller.max_gpus",
+            id="fewer GPUs than must be",
+        ),
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets[0].replicas", id="a negative count"),
         pytest.param("fleets: [{name: a, replicas: {min: 3, max: 2}}]", "let min be no more", id="min above max"),
         pytest.param("fleets: [{name: a, replicas: true}]", "fleets[0].replicas", id="a truth for a count"),

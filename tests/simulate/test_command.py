@@ -62,6 +62,14 @@ def test_a_comparison_as_data_with_a_picture(ctl: Ctl, tmp_path: Path) -> None:
     assert len(picture) < 300_000
 
 
+def test_the_budget_of_all_fleets_holds(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "budget.yaml").write_text(
+        "fleets: [{name: a, replicas: {min: 0, max: 9}}]\ncontroller: {max_replicas: 3}"
+    )
+    _, _, err = ctl("--trace", "trace.csv", "-f", "budget.yaml")
+    assert "fleet a: 0 to 3 replicas" in err
+
+
 def test_forms_of_the_data(ctl: Ctl) -> None:
     _, wide, _ = ctl("--trace", "trace.csv", "-o", "wide")
     assert "UNSERVED" in wide

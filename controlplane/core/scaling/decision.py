@@ -67,12 +67,13 @@ def decide(
     if needed and scaler.idle_since is not None:
         scaler = replace(scaler, idle_since=max(now, scaler.idle_since))  # what was waited for is to be of use
     if limits.least == limits.most:
-        return Decision(desired=limits.least, reason=Reason(code="SIZE", text=limits.why)), scaler
+        text = limits.why if load is None or fresh else f"{limits.why} (the last measurement is {_age(load, now)})"
+        return Decision(desired=limits.least, reason=Reason(code="SIZE", text=text)), scaler
     floor = max(limits.least, 1 if needed else 0, pinned)
     told = f"; {pinned_why or f'what must always be loaded takes the memory of {pinned}'}"
     if load is None or not fresh:
         desired = min(max(present, floor), limits.most)
-        age = f"the last is {now - load.at:.0f} s old" if load is not None else "there is none yet"
+        age = f"the last is {_age(load, now)}" if load is not None else "there is none yet"
         text = f"without a fresh measurement ({age}) it gets no fewer replicas; {limits.why}"
         text += told if pinned and desired <= pinned else ""
         return Decision(desired=desired, reason=Reason(code="NO_METRICS", text=text)), scaler
@@ -207,6 +208,10 @@ def _text(
     elif clamped < desired:
         text += f"; that would take {desired}, but {limits.why}"
     return text
+
+
+def _age(load: Load, now: float) -> str:
+    return f"{now - load.at:.0f} s old"
 
 
 def _clock(at: float) -> str:
