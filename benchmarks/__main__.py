@@ -17,6 +17,7 @@ BENCHMARKS = (
     "gateway_routes",
     "outages",
     "held_requests",
+    "from_zero",
     "density",
     "simulated_and_real",
     "autoscaling",
