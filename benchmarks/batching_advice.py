@@ -2,8 +2,8 @@
 
 Run ``python -m benchmarks.batching_advice``. One replica of one instance serves models whose settings do not suit them;
 clients ask through the gateway without a pause. Under that load the advice is taken as `ctl explain` tells it, a
-version with these settings is registered and promoted, and the same clients ask that. Work takes no CPU. Limit: each
-advised version answers at least 1.2 times as many requests a second.
+version with these settings is registered and promoted, and the same clients ask that. Work takes no CPU. Limits: each
+advised version answers at least 1.2 times as many requests a second, and nobody advises another preferred size for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.ending import scratch
 from benchmarks.throughput import ctl
 from examples.interrupts import interruptible
 
-SECONDS, PATIENCE_S = 8.0, 60.0
+SECONDS, PATIENCE_S, AGAIN_S = 8.0, 60.0, 20.0
 LIMIT = 1.2
 MODEL = """\
 import time
@@ -44,6 +44,7 @@ inputs: [{{name: x, data_type: FP32, dims: [1]}}]
 outputs: [{{name: y, data_type: FP32, dims: [1]}}]
 resources: {{memory_bytes: 64Mi}}
 """
+ADVICE = ("PREFERRED_SIZE", "TRY_LARGER_BATCHES")
 SETTING = re.compile(r"`(preferred_batch_size|max_queue_delay_us): (\[[\d, ]+\]|\d+)`")
 
 
@@ -69,8 +70,8 @@ CASES = (
     ),
     Case(
         name="padded",
-        what="above 8 an execution takes three times as long",
-        takes_s="0.020 if size <= 8 else 0.060",
+        what="above 8 an execution takes four times as long",
+        takes_s="0.020 if size <= 8 else 0.080",
         clients=(9, 24),
     ),
     Case(
@@ -121,30 +122,30 @@ def rate(url: str, case: Case) -> float:
     return load(url, case, case.clients[-1], ended)
 
 
-def advised(folder: Path, url: str, case: Case) -> str:
-    """The first advice on preferred sizes, while the clients ask."""
+def advised(folder: Path, url: str, case: Case, *, patience_s: float) -> str | None:
+    """The first advice on preferred sizes, while the clients ask; None if there is none for so long."""
     for clients in case.clients:
         ended = threading.Event()
         thread = threading.Thread(target=load, args=(url, case, clients, ended))
         thread.start()
         try:
-            deadline = time.monotonic() + PATIENCE_S / len(case.clients)
+            deadline = time.monotonic() + patience_s / len(case.clients)
             while time.monotonic() < deadline:
                 told = ctl(folder, "explain", "model", case.name, "-o", "json")["batching"]
                 for reason in told:
-                    if reason["code"] == "PREFERRED_SIZE":
+                    if reason["code"] in ADVICE:
                         return str(reason["text"])
                 time.sleep(1)
         finally:
             ended.set()
             thread.join()
-    raise TimeoutError(f"{case.name}: nothing was advised; the last was: {told}")
+    return None
 
 
 def followed(batching: dict[str, Any], advice: str) -> dict[str, Any]:
     """The settings with what the advice says in place; `without it` takes the preferred size away."""
     changed = {name: json.loads(value) for name, value in SETTING.findall(advice)}
-    if "without it" in advice:
+    if "try without" in advice:
         return {name: value for name, value in batching.items() if name != "preferred_batch_size"}
     return batching | changed
 
@@ -168,13 +169,17 @@ def main() -> int:
         url = ctl(folder, "status", "-o", "json")["grpc"]
         for case in CASES:
             serve(folder, case, case.batching)
-            advice = advised(folder, url, case)
+            advice = advised(folder, url, case, patience_s=PATIENCE_S)
+            if advice is None:
+                raise TimeoutError(f"{case.what}: nothing was advised")
             before = rate(url, case)
             serve(folder, case, followed(case.batching, advice))
             after = rate(url, case)
-            missed += after < LIMIT * before
+            other = advised(folder, url, case, patience_s=AGAIN_S)
+            missed += after < LIMIT * before or (other is not None and "unless that was set" not in other)
             print(f"{case.what}\n  {advice}", flush=True)
             print(f"  {before:.0f} requests/s, as advised {after:.0f}: {after / before:.2f}, limit {LIMIT}", flush=True)
+            print(f"  then: {other or 'nothing else'}", flush=True)
     return 1 if missed else 0
 
 

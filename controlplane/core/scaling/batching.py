@@ -23,6 +23,8 @@ NEARLY_ALL = 0.8
 """Where so much of the executions is of one size, that is how many clients there are."""
 SURE = 50.0
 """A size was executed so often that one slow execution does not decide."""
+SOME = 20.0
+"""A size among others was executed so often that it counts."""
 WORTH = 0.1
 """A delay that is a smaller part of an execution is not worth a change."""
 SHOWN = 4
@@ -148,17 +150,22 @@ def _not_batched(case: _Case) -> Reason | None:
 
 
 def _best_size(case: _Case) -> Reason | None:
-    """Where an item takes longer in full batches (padded shapes, what a cache can hold) than in smaller ones."""
+    """Where an item takes longer in all larger batches (padded shapes, what a cache can hold)."""
     sure = [each for each in case.told if each.count >= SURE and each.size > 1]
     best = min(sure, key=_item_s, default=None)
-    full = next((each for each in sure if each.size == case.full), None)
-    if best is None or full is None or not case.single or _item_s(full) < DEARER * _item_s(best):
+    if best is None or not case.single:
+        return None
+    above = [each for each in case.told if each.size > best.size and each.count >= SOME]
+    least_s = min(map(_item_s, above), default=0.0)
+    if sum(each.count for each in above) < SURE or least_s < DEARER * _item_s(best):
         return None
     change = [] if case.batching.preferred_batch_size == (best.size,) else [f"`preferred_batch_size: [{best.size}]`"]
     change += ["`max_queue_delay_us: 0` (with a delay, one more comes in)"] if case.batching.max_queue_delay_us else []
+    if not change:
+        return None
     text = (
-        f"in batches of {best.size} an item takes {_ms(_item_s(best))}, in full ones of {full.size} "
-        f"{_ms(_item_s(full))}: try {' and '.join(change)}, which keeps them at {best.size}"
+        f"in batches of {best.size} an item takes {_ms(_item_s(best))}, in larger ones at least {_ms(least_s)}: try "
+        f"{' and '.join(change)}, which keeps them at {best.size}"
     )
     return Reason(code="PREFERRED_SIZE", text=text)
 
