@@ -34,12 +34,14 @@ class QuarantineVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFleet:
-    """Publish what a fleet's servers can do and what was measured there: the memory that copies take (bytes) and what
-    executions cost, by digest, how long a start takes, and what was needed (None: nothing new)."""
+    """Publish what a fleet's servers can do and what was measured there: by digest the memory that copies take
+    (bytes), how long they take to load (seconds) and what executions cost, then how long a start takes, and what was
+    needed (None: nothing new)."""
 
     fleet: str
     capabilities: Capabilities | None
     measured_bytes: Mapping[str, int] = field(default_factory=dict)
+    load_s: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
     start_s: float | None = None
     history: History | None = None

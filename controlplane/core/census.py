@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from controlplane.core.actions import QuarantineVersion
 from controlplane.core.errors import ControlPlaneError
-from controlplane.core.fleets import copy_bytes, fleet_of, is_lost, is_up
+from controlplane.core.fleets import copy_bytes, fleet_of, is_lost, is_up, typical_load_s
 from controlplane.core.names import Key, Reason
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
@@ -32,6 +32,7 @@ class Census:
         self.quarantined: dict[str, set[Key]] = defaultdict(set)
         self.crashed: list[QuarantineVersion] = []
         self._fleets: dict[Key, str] = {}
+        self._typical_load_s: dict[str, float] = {}
         self._index_copies()
         self._index_quarantines()
 
@@ -98,6 +99,16 @@ class Census:
         if manifest is None or digest is None:
             return 0
         return copy_bytes(manifest, digest, self.snapshot.fleets[fleet])
+
+    def reload_s(self, key: Key, fleet: str) -> float:
+        """How long loading a copy there takes, in seconds: as it was measured, or what is usual on that fleet."""
+        record = self.snapshot.fleets[fleet]
+        measured = record.load_s.get(self.snapshot.digest(key) or "")
+        if measured is not None:
+            return measured
+        if fleet not in self._typical_load_s:
+            self._typical_load_s[fleet] = typical_load_s(record)
+        return self._typical_load_s[fleet]
 
     def requires(self, key: Key) -> tuple[Key, ...]:
         """What must be on the same replica: an ensemble's steps."""

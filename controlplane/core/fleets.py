@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 
 from controlplane.core.entry import Entry
@@ -12,6 +13,8 @@ from controlplane.core.snapshot import ReplicaView, Snapshot
 
 BASE_COPY_BYTES = 48 << 20
 """What a copy is taken to need beside its weights while nobody has stated or measured it."""
+ANY_LOAD_S = 1.0
+"""How long a load is taken to last where none was measured. Then it is the same for all, and how long is no matter."""
 DIFFERS = 0.1
 """By how much (as a share) what is stated and what was measured must differ to be told."""
 
@@ -53,6 +56,12 @@ def copy_bytes(manifest: Manifest, digest: str, record: FleetRecord) -> int:
     if stated is None and measured is None:
         return BASE_COPY_BYTES + 2 * manifest.size_bytes
     return max(stated or 0, measured or 0)
+
+
+def typical_load_s(record: FleetRecord) -> float:
+    """How long a version of which that is not known takes to load, in seconds: as long as the one in the middle of
+    those that were measured on this fleet."""
+    return statistics.median(record.load_s.values()) if record.load_s else ANY_LOAD_S
 
 
 def memory_told(key: Key, manifest: Manifest, digest: str, record: FleetRecord) -> Reason | None:

@@ -25,7 +25,8 @@ class Copy:
     `ready` means proved: Triton says so, its metadata equals the entry, the example was answered. With `failed`,
     `reason` is a sentence for the model's owner, `blames` says whose fault it is: the `model` (trying again here is
     no use), the `environment` (download, disk: the agent goes on trying), or a `crash` of the server in this load.
-    `memory_bytes` is what the load took, measured; `last_used_at` (seconds since 1970) is the last inference.
+    `memory_bytes` is what the load took, measured, `load_s` how long it took, in seconds, until it was proved (None for
+    one that an earlier agent loaded); `last_used_at` (seconds since 1970) is the last inference.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Copy:
     reason: str = ""
     blames: Literal["", "model", "environment", "crash"] = ""
     memory_bytes: int | None = None
+    load_s: float | None = None
     last_used_at: float | None = None
 
 

@@ -244,7 +244,8 @@ class History:
 class FleetRecord:
     """A fleet as the registry knows it.
 
-    By version digest: `measured_bytes`, the memory that one loaded copy took, and `costs`, what executions take.
+    By version digest: `measured_bytes`, the memory that one loaded copy took, `load_s`, how long its load took, and
+    `costs`, what executions take.
     `start_s`: from a replica's start to its first ready model, without what it waited for something to load. `history`:
     what its load needed, for forecasts.
     """
@@ -253,6 +254,7 @@ class FleetRecord:
     capabilities: Capabilities | None = None
     quarantines: tuple[Quarantine, ...] = ()
     measured_bytes: Mapping[str, int] = field(default_factory=dict)
+    load_s: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
     start_s: float | None = None
     history: History | None = None

@@ -14,6 +14,9 @@ from controlplane.core.snapshot import ReplicaView, Snapshot
 MEASURE_AGAIN = 0.25
 """By how much (as a share) what was measured must differ from what is on record to be written down anew."""
 
+LOAD_AGAIN = 0.5
+"""The same of how long loads take: that scatters more, by what else a machine does."""
+
 REMEMBER_SLOTS = 6
 """What was needed is written down when so many slots are new: twice an hour."""
 
@@ -33,6 +36,7 @@ def records(snapshot: Snapshot, census: Census, scalers: Mapping[str, Scaler]) -
             fleet=name,
             capabilities=capabilities,
             measured_bytes=_sizes(record, up),
+            load_s=_loads(record, up),
             costs=_costs(record, load),
             start_s=_start_s(record, load),
             history=_history(record, load, scalers.get(name)),
@@ -52,6 +56,20 @@ def _sizes(record: FleetRecord, replicas: list[ReplicaView]) -> Mapping[str, int
             measured[copy.digest] = min(known, copy.memory_bytes)
     return {
         digest: size for digest, size in measured.items() if _has_changed(size, record.measured_bytes.get(digest, 0))
+    }
+
+
+def _loads(record: FleetRecord, replicas: list[ReplicaView]) -> Mapping[str, float]:
+    took_s: dict[str, float] = {}
+    for copy in (copy for each in replicas for copy in each.copies.values()):
+        if copy.state == "ready" and copy.load_s is not None and copy.load_s > 0:
+            # Here, too, the least; and nobody's word counts for more than a load may take.
+            known = took_s.get(copy.digest, record.shape.load_timeout_s)
+            took_s[copy.digest] = min(known, copy.load_s)
+    return {
+        digest: seconds
+        for digest, seconds in took_s.items()
+        if _has_changed(seconds, record.load_s.get(digest, 0.0), by=LOAD_AGAIN)
     }
 
 
@@ -78,5 +96,5 @@ def _history(record: FleetRecord, load: Load | None, scaler: Scaler | None) -> H
     return replace(load.history, believed=scaler.contest.believed, moved=round(scaler.contest.moved, 3))
 
 
-def _has_changed(measured: float, recorded: float) -> bool:
-    return abs(measured - recorded) > MEASURE_AGAIN * measured
+def _has_changed(measured: float, recorded: float, *, by: float = MEASURE_AGAIN) -> bool:
+    return abs(measured - recorded) > by * measured

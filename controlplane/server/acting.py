@@ -137,7 +137,7 @@ class Actor:
             await self._update_fleet(action.fleet, lambda record: _with_quarantine(record, action))
         elif isinstance(action, RecordFleet):
             known = set(self._memory.manifests)
-            await self._update_fleet(action.fleet, lambda record: _with_news(record, action, known))
+            await self._update_fleet(action.fleet, lambda record: with_news(record, action, known))
         elif isinstance(action, StartReplica):
             log.info("replica starts", replica=action.replica, fleet=action.fleet, reason=action.reason)
             self._memory.starts.setdefault(action.replica, Start(time.time()))
@@ -216,13 +216,16 @@ def _with_quarantine(record: FleetRecord, action: QuarantineVersion) -> FleetRec
     return replace(record, quarantines=(*record.quarantines, news))
 
 
-def _with_news(record: FleetRecord, action: RecordFleet, known: Collection[str]) -> FleetRecord:
+def with_news(record: FleetRecord, action: RecordFleet, known: Collection[str]) -> FleetRecord:
+    """The record with what was measured since. Only digests in `known` stay: of others nothing is loaded any more."""
     kept = {digest: size for digest, size in record.measured_bytes.items() if digest in known}
+    load_s = {digest: seconds for digest, seconds in record.load_s.items() if digest in known}
     costs = {digest: cost for digest, cost in record.costs.items() if digest in known}
     return replace(
         record,
         capabilities=action.capabilities or record.capabilities,
         measured_bytes={**kept, **action.measured_bytes},
+        load_s={**load_s, **action.load_s},
         costs={**costs, **action.costs},
         start_s=action.start_s if action.start_s is not None else record.start_s,
         history=action.history or record.history,

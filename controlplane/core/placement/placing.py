@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from controlplane.core.names import Key, Place, Reason, mib
 from controlplane.core.placement.pools import Pools
 from controlplane.core.placement.terms import Placement, Rank, Slot, Want
+from controlplane.core.placement.victims import who_leaves
 
 SPREAD_RESERVE = 0.1
 """The share of a replica's memory that copies beyond `min_copies` leave free, so that a new model finds room."""
@@ -292,32 +293,32 @@ class _Placer:
         """Where room is being made already, or where making it does the least harm; counts as unplaced until then."""
         if want.rank >= Rank.AUTO and not self._comes_back(want) and not (want.hot and self.copies.get(want.key)):
             return False
-        best: tuple[tuple[int, int, int, float, float, int, str], _Room, list[Key]] | None = None
+        best: tuple[tuple[int, int, int, float, float, int, str], _Room, list[Want]] | None = None
         for name, room in self.rooms.items():
             if not self._admits(want, room):
                 continue
             missing = self._bytes(self._need(want, room)) - room.free_soon
             if missing <= 0:
-                victims: list[Key] = []
+                victims: list[Want] = []
                 cost = (-1, -9, 0, 0.0, 0.0, 0, name)
             else:
                 found = self._victims(want, room, missing)
                 if found is None:
                     continue
                 victims = found
-                only = sum(self._is_last_copy(key) for key in victims)
-                use = sum(self.wants[key].use for key in victims)
-                newest = max(self._last_used(key) for key in victims)
-                high = sum(self.wants[key].high for key in victims)
-                least = min(self.wants[key].rank for key in victims)
-                cost = (min(only, 1), -least, high, use, newest, len(victims), name)
+                only = any(self._is_last_copy(each.key) for each in victims)
+                worth_s = sum(each.worth_s for each in victims)
+                newest = max(each.last_used_at for each in victims)
+                high = sum(each.high for each in victims)
+                least = min(each.rank for each in victims)
+                cost = (int(only), -least, high, worth_s, newest, len(victims), name)
             if best is None or cost < best[0]:
                 best = (cost, room, victims)
         if best is None:
             return False
         _, room, victims = best
         name = room.slot.replica
-        for key in victims:
+        for key in (each.key for each in victims):
             self._leave(name, key, Reason(code="ROOM", text=f"{key} makes room for {want.key} on {name}"))
         # The room is spoken for, so that the next want does not count on it too.
         room.going_bytes -= self._bytes(self._need(want, room))
@@ -359,30 +360,14 @@ class _Placer:
         copies = len(self.copies.get(key, ()))
         return key in self.wants and not self._is_last_copy(key) and copies > len(self.copies.get(want.key, ())) + 1
 
-    def _victims(self, want: Want, room: _Room, missing: int) -> list[Key] | None:
+    def _victims(self, want: Want, room: _Room, missing: int) -> list[Want] | None:
         protected = {step for key in room.held - room.going for step in self._requires(key)} | set(want.requires)
-        evictable = [
-            key
+        evictable = (
+            self.wants[key]
             for key in room.held - room.going
             if key in self.wants and key not in protected and self._makes_room(key, want)
-        ]
-        evictable.sort(
-            key=lambda key: (
-                self._is_last_copy(key),
-                -self.wants[key].rank,
-                self.wants[key].high,
-                self.wants[key].use,
-                self._last_used(key),
-                key,
-            ),
         )
-        victims: list[Key] = []
-        for key in evictable:
-            if missing <= 0:
-                break
-            victims.append(key)
-            missing -= self.sizes.get(key, 0)
-        return victims if missing <= 0 else None
+        return who_leaves(evictable, missing, sizes=self.sizes, is_last=self._is_last_copy)
 
     def _makes_room(self, key: Key, want: Want) -> bool:
         other, last = self.wants[key], self._is_last_copy(key)
@@ -404,10 +389,6 @@ class _Placer:
     def _requires(self, key: Key) -> tuple[Key, ...]:
         want = self.wants.get(key)
         return want.requires if want else ()
-
-    def _last_used(self, key: Key) -> float:
-        want = self.wants.get(key)
-        return want.last_used_at if want else 0.0
 
     def _is_last_copy(self, key: Key) -> bool:
         want = self.wants.get(key)

@@ -27,7 +27,8 @@ class Want:
     for no new copy at all. Of one rank those of `high` priority come first and leave last: for another model's request
     not at all while they are `in_use` (asked for or promoted not long ago), unless that one is of high priority too.
     What is waited for gets room in the order in which that began (`waits_since`). Who makes room is who is asked least
-    (`use`), then who was asked longest ago. `hot`: its load needs more copies than its entry asks for (`least`); spare
+    (`use`) and loaded anew soonest (`reload_s`, in seconds) for the memory that it takes, then who was asked longest
+    ago. `hot`: its load needs more copies than its entry asks for (`least`); spare
     copies of others may leave for them. `idle_s`: nobody has asked for it for so long, so it leaves and is not loaded
     before somebody does (None: it is not idle).
     """
@@ -41,11 +42,17 @@ class Want:
     requires: tuple[Key, ...] = ()
     last_used_at: float = 0.0
     use: float = 0.0
+    reload_s: float = 1.0
     waits_since: float = float("inf")
     hot: bool = False
     high: bool = False
     in_use: bool = False
     idle_s: float | None = None
+
+    @property
+    def worth_s(self) -> float:
+        """What a copy is worth: the seconds of loading that its absence costs, as often as it is asked for."""
+        return self.use * self.reload_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,6 +99,7 @@ def _want(serving: Serving, key: Key, fleet: str, census: Census) -> Want | None
         requires=census.requires(key),
         last_used_at=census.snapshot.used.get(key, 0.0),
         use=load.use.get(key, 0.0) if load is not None else 0.0,
+        reload_s=census.reload_s(key, fleet),
         waits_since=census.snapshot.waiting.get(key, math.inf),
         hot=minimum > max(how.min_copies, 1),
         high=how.priority == "high" and key.version in (serving.stable, serving.target),
