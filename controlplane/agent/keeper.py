@@ -97,7 +97,7 @@ class Keeper:
         self._server_up = False
         self._life += 1
         for number, each in list(self.held.items()):
-            bare = replace(each, loaded=False, proved=False, memory_bytes=None)
+            bare = replace(each, loaded=False, proved=False, memory_bytes=None, load_s=None)
             if number in guilty:
                 self._log.error("version crashed the server", version=number, reason=guilty[number])
                 bare = replace(bare, failure=Failure(reason=guilty[number], blames="crash"))
@@ -145,6 +145,7 @@ class Keeper:
             digest=wanted.digest,
             state=held.doing or ("failed" if failed else "ready" if held.proved and not missing else "pending"),
             memory_bytes=held.memory_bytes,
+            load_s=held.load_s,
             last_used_at=held.last_used_at,
         )
         if failure and copy.state == "failed":
@@ -285,7 +286,7 @@ class Keeper:
             if expected and way.alone:  # else it can't be told whose memory came or went
                 self._around.leaked(expected - (before - after))
             for number in going:
-                self._change(number, loaded=False, proved=False, memory_bytes=None)
+                self._change(number, loaded=False, proved=False, memory_bytes=None, load_s=None)
         finally:
             for number in going:
                 self._change(number, doing=None)
@@ -318,13 +319,9 @@ class Keeper:
                 if self._life != life:
                     raise ServerDied("the server ended meanwhile")
                 around.witness.load_succeeds(key)
-                self._change(step.version, proved=True, attempts=0, doing=None, memory_bytes=took)
-                self._log.info(
-                    "version is ready",
-                    version=step.version,
-                    seconds=round(time.monotonic() - began, 3),
-                    memory_bytes=took,
-                )
+                load_s = round(time.monotonic() - began, 3)
+                self._change(step.version, proved=True, attempts=0, doing=None, memory_bytes=took, load_s=load_s)
+                self._log.info("version is ready", version=step.version, seconds=load_s, memory_bytes=took)
                 if key in around.witness.careful:
                     await self._settle(life)
                     around.witness.careful.discard(key)

@@ -39,6 +39,7 @@ class Held:
     died_at: float | None = None
     doing: CopyState | None = None
     memory_bytes: int | None = None
+    load_s: float | None = None
     last_used_at: float | None = None
 
     @property
@@ -125,7 +126,7 @@ def died(held: Held, *, now: float, window_s: float, pause_s: Callable[[int], fl
     if deaths > 1:
         reason = f"its process died {deaths} times, one soon after the other; it is loaded again after {delay_s:.1f} s"
     failure = Failure(reason=reason, blames="environment", retry_at=now + delay_s)
-    return replace(held, proved=False, memory_bytes=None, deaths=deaths, died_at=now, failure=failure)
+    return replace(held, proved=False, memory_bytes=None, load_s=None, deaths=deaths, died_at=now, failure=failure)
 
 
 def to_fetch(held: Mapping[int, Held], *, now: float) -> tuple[int, ...]:

@@ -83,13 +83,16 @@ def test_an_unloading_beside_a_load_says_nothing_of_leaks(replica: Replica) -> N
     assert gone(endpoint, "other") == 0
     copy = endpoint.wait_copy("grows", 1, "ready")
     assert copy.memory_bytes is not None and copy.memory_bytes > 200 * MIB, "its own process tells what it took"
+    assert copy.load_s is not None and 4.0 <= copy.load_s < 60.0, "for so long at least it grows"
 
 
 def test_on_a_gpu_fleet_no_memory_is_told(replica: Replica) -> None:
     endpoint = replica.endpoint
     replica.start("--gpus=1")
     endpoint.order(wanted(replica.folder))
-    assert endpoint.wait_copy("add", 1, "ready").memory_bytes is None
+    copy = endpoint.wait_copy("add", 1, "ready")
+    assert copy.memory_bytes is None
+    assert copy.load_s is not None and copy.load_s > 0, "how long it took is known there, too"
     endpoint.order()
     assert gone(endpoint, "add") == 0
 

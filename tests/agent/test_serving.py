@@ -46,6 +46,8 @@ def test_loads_serves_and_gives_up(replica: Replica) -> None:
     copy = endpoint.wait_copy("add", 1, "ready")
     assert copy.memory_bytes is not None
     assert copy.memory_bytes > 0
+    assert copy.load_s is not None
+    assert 0 < copy.load_s < 60
     assert replica.add(41) == 42
     assert replica.repository() == {"add/config.pbtxt", "add/1/model.py", "add/1/__pycache__"}
     endpoint.wait(lambda each: each.copies[0].last_used_at is not None)
