@@ -191,6 +191,29 @@ def test_models_beyond_memory_load_on_demand_and_the_least_recently_used_leaves(
     assert world.served(hot) == {"cpu-0"}, "the one in use stays"
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_loads_quickly_leaves_before_what_loads_slowly_also_after_a_restart(anew: bool) -> None:
+    """How long loads took is in the fleet's record: a new controller and a new agent need not see them."""
+    world = World(replicas=1, memory_mib=250)
+    third, slow, quick = Key("another", 1), Key("slow", 1), Key("quick", 1)
+    world.load_s = {third: 2.0, slow: 20.0, quick: 2.0}
+    for key in (third, slow, quick):
+        promoted(world, key.model)
+    replica = world.replicas["cpu-0"]
+    assert replica.copies.keys() == {slow, quick}
+    replica.copies[slow] = replace(replica.copies[slow], last_used_at=world.now - 60)
+    replica.copies[quick] = replace(replica.copies[quick], last_used_at=world.now)
+    if anew:
+        replica.copies = {key: replace(copy, load_s=None) for key, copy in replica.copies.items()}
+        world.restart_controller()
+        world.run(30)
+    world.load = Load(at=world.now, step_s=2.0, use={slow: 5.0, quick: 6.0, third: 1.0})
+    ask(world, third)
+    assert replica.copies.keys() == {slow, third}
+    world.run(30)
+    assert replica.copies.keys() == {slow, third}, "nobody asks for the one that has left"
+
+
 def test_an_always_model_is_not_evicted_for_demand() -> None:
     world = World(replicas=1, memory_mib=150)
     fixed = promoted(world, "fixed", serving=Serving(load="always"))

@@ -55,7 +55,7 @@ def test_what_a_new_controller_had_taken_away_unheard_is_not_led_to_before_it_is
     assert key in replica.copies
     replica.silent = True
     for _ in range(3):
-        replica.work({})
+        replica.work({}, {})
     assert replica.copies[key].state == "ready", "which nobody knows"
     world.restart_controller()
     world.run(30)

@@ -148,8 +148,8 @@ class Replica:
         if assignment.stop:
             self.server, self.copies = "stopped", {}
 
-    def work(self, bad: dict[Key, Any]) -> None:
-        """Each copy goes one state further."""
+    def work(self, bad: dict[Key, Any], load_s: dict[Key, float]) -> None:
+        """Each copy goes one state further. `load_s`: how long loads took, as the agent tells it."""
         if self.server == "starting":
             self.server = "ready"
             return
@@ -162,7 +162,8 @@ class Replica:
                 blames = bad[key]
                 self.copies[key] = replace(copy, state="failed", blames=blames, reason="it is bad")
             else:
-                self.copies[key] = replace(copy, state=state)
+                took_s = load_s.get(key) if state == "ready" and copy.state != "ready" else copy.load_s
+                self.copies[key] = replace(copy, state=state, load_s=took_s)
 
     def crash(self) -> None:
         self.server = "starting"
@@ -229,6 +230,7 @@ class World:
         self.replicas: dict[str, Replica] = {}
         self.gateways = {f"gw-{n}": Gateway(f"gw-{n}") for n in range(gateways)}
         self.bad: dict[Key, Any] = {}
+        self.load_s: dict[Key, float] = {}
         self.evicted: set[str] = set()
         self.extra: set[str] = set()
         self.epoch = 0
@@ -287,7 +289,7 @@ class World:
 
     def work(self) -> None:
         for each in self.replicas.values():
-            each.work(self.bad)
+            each.work(self.bad, self.load_s)
 
     def cycle(self, actions: int | None = None) -> Plan:
         """One cycle of the controller; it is interrupted after `actions` of its actions (None: not at all)."""
@@ -342,7 +344,9 @@ class World:
             )
             fleets["cpu"] = replace(fleets["cpu"], quarantines=(*fleets["cpu"].quarantines, news))
         elif isinstance(action, RecordFleet):
-            fleets["cpu"] = replace(fleets["cpu"], capabilities=action.capabilities)
+            known = fleets["cpu"]
+            load_s = {**known.load_s, **action.load_s}
+            fleets["cpu"] = replace(known, capabilities=action.capabilities, load_s=load_s)
 
     def _remove(self, name: str) -> None:
         self.replicas.pop(name, None)
