@@ -16,6 +16,8 @@ MEASURE_AGAIN = 0.25
 
 LOAD_AGAIN = 0.5
 """The same of how long loads take: that scatters more, by what else a machine does."""
+SHORTEST_LOAD_S = 0.5
+"""What loads sooner is recorded with so much: the rest of a cold start takes longer, and what differs is noise."""
 
 REMEMBER_SLOTS = 6
 """What was needed is written down when so many slots are new: twice an hour."""
@@ -65,7 +67,7 @@ def _loads(record: FleetRecord, replicas: list[ReplicaView]) -> Mapping[str, flo
         if copy.state == "ready" and copy.load_s is not None and copy.load_s > 0:
             # Here, too, the least; and nobody's word counts for more than a load may take.
             known = took_s.get(copy.digest, record.shape.load_timeout_s)
-            took_s[copy.digest] = min(known, copy.load_s)
+            took_s[copy.digest] = min(known, max(copy.load_s, SHORTEST_LOAD_S))
     return {
         digest: seconds
         for digest, seconds in took_s.items()

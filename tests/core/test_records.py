@@ -13,7 +13,7 @@ from controlplane.core.load import Contest, Load, Scaler
 from controlplane.core.messages import Copy, CopyState, ReplicaReport
 from controlplane.core.models import Cost, FleetRecord, FleetShape, History, Model, Version
 from controlplane.core.names import Key
-from controlplane.core.records import REMEMBER_SLOTS, records
+from controlplane.core.records import REMEMBER_SLOTS, SHORTEST_LOAD_S, records
 from controlplane.core.snapshot import ReplicaView, Snapshot
 from controlplane.server.acting import with_news
 
@@ -76,6 +76,9 @@ def test_how_long_a_load_took_is_remembered_where_it_differs_much() -> None:
     assert loads(known, replica("a", 1.0)) == {"d": 1.0}
     assert not loads(RECORD, replica("a", None)), "an agent that does not tell, or has not loaded it"
     assert not loads(RECORD, replica("a", 4.0, "failed"), replica("b", 0.0), replica("c", float("nan")))
+    assert loads(RECORD, replica("a", 0.02)) == {"d": SHORTEST_LOAD_S}
+    quick = replace(RECORD, load_s={"d": SHORTEST_LOAD_S})
+    assert not loads(quick, replica("a", 0.02)) and not loads(quick, replica("a", 0.9)), "nothing but noise"
     assert loads(RECORD, replica("a", 1e9)) == {"d": RECORD.shape.load_timeout_s}, "no load may take longer"
 
 
