@@ -11,11 +11,13 @@ from typing import Any
 import httpx2
 
 from controlplane.core.names import Key
+from gateway.config.names import SIDE_HOST
+from gateway.failures import Failed
 
 TEXT = re.compile(r'^(?P<name>\S+): "(?P<value>.*)"$', re.MULTILINE)
-ANSWERED = re.compile(
-    r'^envoy_model_requests\{model="(?P<model>[^"]+)",version="(?P<version>\d+)",protocol="\w+",code="(?P<code>\w+)"\}'
-    r" (?P<value>\d+)$",
+FAILED = re.compile(
+    r'^envoy_model_failures\{model="(?P<model>[^"]+)",version="(?P<version>\d+)",replica="(?P<replica>[^"]*)",'
+    r'protocol="\w+",code="(?P<code>\w+)"\} (?P<value>\d+)$',
     re.MULTILINE,
 )
 NUMBER = re.compile(r"^(?P<name>\S+): (?P<value>\d+)$", re.MULTILINE)
@@ -59,11 +61,12 @@ class Admin:
             for host in cluster.get("host_statuses", [])
         }
 
-    async def answered(self) -> Mapping[tuple[Key, str], int]:
-        """Requests answered since Envoy's start, by version and code (gRPC's name, or HTTP's number)."""
-        counts: Counter[tuple[Key, str]] = Counter()
-        for found in ANSWERED.finditer(await self._get("/stats/prometheus?usedonly&filter=^model\\.requests")):
-            counts[Key(found["model"], int(found["version"])), found["code"]] += int(found["value"])
+    async def failed(self) -> Mapping[Failed, int]:
+        """Requests that failed since Envoy's start, or since the last one like it was forgotten (`logs.failures`)."""
+        counts: Counter[Failed] = Counter()
+        for found in FAILED.finditer(await self._get("/stats/prometheus?usedonly&filter=^model\\.failures")):
+            replica = found["replica"] if found["replica"] != SIDE_HOST else ""
+            counts[Failed(Key(found["model"], int(found["version"])), found["code"], replica)] += int(found["value"])
         return counts
 
     async def prometheus(self) -> bytes:

@@ -1,12 +1,13 @@
-"""Which versions' requests fail, as clients see it: Envoy's counts of answers, over the last half minute.
+"""Which versions' requests fail, as clients see it, and on which replicas: Envoy's counts, over the last half minute.
 
 Triton's own counter of failures misses what a model answers with an error, and what never got to a server.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from controlplane.core.messages import Failing
 from controlplane.core.names import Key
@@ -36,22 +37,30 @@ def is_failure(code: str) -> bool:
     return code != "OK" and code not in CLIENTS
 
 
+class Failed(NamedTuple):
+    """What requests that failed have in common. `code`: gRPC's name, or HTTP's number; `replica`: empty for none."""
+
+    key: Key
+    code: str
+    replica: str
+
+
 class Failures:
     """Takes looks at the counts, and tells what failed between the oldest of the last `WINDOW_S` and the newest."""
 
     def __init__(self) -> None:
-        self._looks: deque[tuple[float, Mapping[Key, int]]] = deque()
+        self._looks: deque[tuple[float, Mapping[Failed, int]]] = deque()
 
-    def take(self, counts: Mapping[tuple[Key, str], int], now: float) -> None:
+    def take(self, counts: Mapping[Failed, int], now: float) -> None:
         """Take the counts of one look, at `now` (monotonic seconds)."""
-        failed: Counter[Key] = Counter()
-        for (key, code), count in counts.items():
-            if is_failure(code):
-                failed[key] += count
-        if self._looks and any(failed[key] < count for key, count in self._looks[-1][1].items()):
-            since, _ = self._looks[-1]
-            self._looks.clear()
-            self._looks.append((since, {}))  # Envoy has begun anew, after that
+        failed = {which: count for which, count in counts.items() if is_failure(which.code)}
+        if self._looks:
+            since, before = self._looks[-1]
+            # What has fewer than before began anew, after that: Envoy itself, or it forgot what had not grown for long.
+            kept = {which: count for which, count in before.items() if failed.get(which, 0) >= count}
+            if len(kept) < len(before):
+                self._looks.clear()
+                self._looks.append((since, kept))
         self._looks.append((now, failed))
         while len(self._looks) > 2 and now - self._looks[1][0] >= WINDOW_S:
             self._looks.popleft()
@@ -67,9 +76,17 @@ class Failures:
         if len(self._looks) < 2:
             return ()
         (since, before), (at, after) = self._looks[0], self._looks[-1]
-        grown = {key: count - before.get(key, 0) for key, count in after.items()}
+        within_s = max(at - since, 1.0)
+        grown: dict[Key, Counter[str]] = defaultdict(Counter)
+        for which, count in after.items():
+            grown[which.key][which.replica] += count - before.get(which, 0)
         return tuple(
-            Failing(model=key.model, version=key.version, errors_per_s=count / max(at - since, 1.0))
-            for key, count in sorted(grown.items())
-            if count > 0
+            Failing(
+                model=key.model,
+                version=key.version,
+                errors_per_s=found.total() / within_s,
+                replicas={name: count / within_s for name, count in sorted(found.items()) if name and count},
+            )
+            for key, found in sorted(grown.items())
+            if found.total()
         )

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -45,6 +46,8 @@ SILENT_S = 15.0
 RETRY_S = 2.0
 COUNT_EVERY_S = 5.0
 """How often Envoy's counts of answers are read."""
+ENVOYS_PAGE_S = 1.5
+"""How long the local page waits for Envoy's part: the Prometheus of `ctl up` gives a scrape up after 2 s, whole."""
 LINGER_S = 3.0
 LAST_WORD_S = 2.0
 """For so long clients may still come after this gateway has said that it drains: word of it has to get around."""
@@ -149,10 +152,11 @@ class Gateway:
         log.info("drained", in_flight=left)
         return left
 
-    async def metrics(self) -> bytes:
-        """In Prometheus' text format: this part's, and Envoy's while it answers."""
+    async def metrics(self, *, within_s: float = 10.0) -> bytes:
+        """In Prometheus' text format: this part's, and Envoy's if it answers `within_s`."""
         try:
-            return self._own_metrics() + await self._admin.prometheus()
+            async with asyncio.timeout(within_s):
+                return self._own_metrics() + await self._admin.prometheus()
         except (OSError, httpx2.HTTPError):
             return self._own_metrics()
 
@@ -264,7 +268,7 @@ class Gateway:
             before = self._failures.failing
             now = asyncio.get_running_loop().time()
             try:
-                self._failures.take(await self._admin.answered(), now)
+                self._failures.take(await self._admin.failed(), now)
             except (OSError, httpx2.HTTPError):
                 self._failures.missed(now)
             if self._failures.failing != before:
@@ -295,7 +299,8 @@ class Gateway:
         ports = self._ports.value
         grpc_server, grpc_port = await grpc_side.serve(self.forwarding, self.settings, ports.side_grpc)
         side = http_side.HttpSide(self.forwarding, self.settings)
-        app = http_side.application(side, status.health(self), status.exposed(self._own_metrics))
+        page = status.exposed(partial(self.metrics, within_s=ENVOYS_PAGE_S))
+        app = http_side.application(side, status.health(self), page)
         server, listener = http_side.server(app, ports.side_http)
         self._ports.keep(replace(ports, side_grpc=grpc_port, side_http=listener.getsockname()[1]))
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))

@@ -1,4 +1,4 @@
-"""The Python part's own health and metrics, on loopback. Requests and latency are in Envoy's statistics."""
+"""The Python part's own health and metrics, on loopback. Requests, failures and latency are in Envoy's statistics."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ def metrics(gateway: Watched) -> Callable[[], bytes]:
     return lambda: generate_latest(registry)
 
 
-def exposed(values: Callable[[], bytes]) -> Handler:
+def exposed(values: Callable[[], Awaitable[bytes]]) -> Handler:
     """`/metrics`."""
 
     async def answer(_: Request) -> Response:
-        return Response(values(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await values(), media_type=CONTENT_TYPE_LATEST)
 
     return answer

@@ -97,11 +97,16 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failing:
-    """Requests for a version that failed of late, by no fault of the clients."""
+    """Requests for a version that failed of late, by no fault of the clients.
+
+    `replicas`: how many a second on each replica on which any did; what reached none is in `errors_per_s` alone. None:
+    the gateway does not tell, since it is of an older release.
+    """
 
     model: str
     version: int
     errors_per_s: float
+    replicas: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ def bootstrap(settings: Settings, files: Files) -> Json:
             ],
         },
         "stats_flush_interval": "60s",
-        # Series of models that are gone go as well.
+        # Only scopes that allow it are looked through: failures by replica (logs.py).
         "stats_eviction_interval": "3600s",
         "dynamic_resources": {
             "cds_config": {"resource_api_version": "V3", "path_config_source": {"path": str(files.clusters)}}

@@ -6,7 +6,17 @@ import socket
 from collections.abc import Iterable, Mapping, Sized
 
 from controlplane.core.routes import Endpoint
-from gateway.config.names import PROTOCOLS, Files, Json, Protocol, any_cluster, cluster, side_cluster, typed
+from gateway.config.names import (
+    PROTOCOLS,
+    SIDE_HOST,
+    Files,
+    Json,
+    Protocol,
+    any_cluster,
+    cluster,
+    side_cluster,
+    typed,
+)
 from gateway.settings import GONE_S, Settings
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -139,7 +149,7 @@ def pool_cluster(name: str, protocol: Protocol, files: Files, circuit_breakers: 
 def side(protocol: Protocol, port: int) -> Json:
     """The Python side's cluster."""
     name = side_cluster(protocol)
-    endpoint = {"hostname": "side", "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}
+    endpoint = {"hostname": SIDE_HOST, "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}
     return typed(
         "envoy.config.cluster.v3.Cluster",
         name=name,

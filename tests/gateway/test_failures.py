@@ -1,4 +1,4 @@
-"""What is made of Envoy's counts of answers."""
+"""What is made of Envoy's counts of failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.core.messages import Failing
 from controlplane.core.names import Key
-from gateway.failures import WINDOW_S, Failures, is_failure
+from gateway.failures import WINDOW_S, Failed, Failures, is_failure
 
 A, B = Key("a", 1), Key("b", 2)
 
@@ -21,14 +21,22 @@ def test_no_failure(code: str) -> None:
     assert not is_failure(code)
 
 
-def test_what_failed_between_the_looks_by_version() -> None:
+def test_what_failed_between_the_looks_by_version_and_replica() -> None:
     failures = Failures()
-    failures.take({(A, "INTERNAL"): 100, (A, "OK"): 5}, 0.0)
+    failures.take({Failed(A, "INTERNAL", "r1"): 100, Failed(A, "OK", "r1"): 5}, 0.0)
     assert not failures.failing, "nobody knows since when"
-    failures.take({(A, "INTERNAL"): 110, (A, "503"): 10, (A, "OK"): 500, (B, "UNKNOWN"): 5, (B, "OK"): 9}, 10.0)
+    counts = {
+        Failed(A, "INTERNAL", "r1"): 110,
+        Failed(A, "503", "r2"): 7,
+        Failed(A, "503", ""): 3,
+        Failed(A, "OK", "r1"): 500,
+        Failed(B, "UNKNOWN", ""): 5,
+        Failed(B, "OK", "r1"): 9,
+    }
+    failures.take(counts, 10.0)
     assert failures.failing == (
-        Failing(model="a", version=1, errors_per_s=2.0),
-        Failing(model="b", version=2, errors_per_s=0.5),
+        Failing(model="a", version=1, errors_per_s=2.0, replicas={"r1": 1.0, "r2": 0.7}),
+        Failing(model="b", version=2, errors_per_s=0.5, replicas={}),
     )
 
 
@@ -37,24 +45,33 @@ def test_what_is_long_ago_is_forgotten() -> None:
     failures.take({}, at)
     while at < 2 * WINDOW_S:
         at, count = at + 5.0, min(count + 5, 10)
-        failures.take({(A, "INTERNAL"): count}, at)
+        failures.take({Failed(A, "INTERNAL", "r1"): count}, at)
     assert not failures.failing
 
 
 def test_an_envoy_that_begins_anew_has_counted_from_zero() -> None:
     failures = Failures()
-    failures.take({(A, "INTERNAL"): 100}, 0.0)
-    failures.take({(A, "INTERNAL"): 100}, 5.0)
-    failures.take({(A, "INTERNAL"): 3}, 10.0)
-    failures.take({(A, "INTERNAL"): 13}, 15.0)
+    failures.take({Failed(A, "INTERNAL", "r1"): 100}, 0.0)
+    failures.take({Failed(A, "INTERNAL", "r1"): 100}, 5.0)
+    failures.take({Failed(A, "INTERNAL", "r1"): 3}, 10.0)
+    failures.take({Failed(A, "INTERNAL", "r1"): 13}, 15.0)
     (failing,) = failures.failing
     assert failing.errors_per_s == pytest.approx(13 / 10), "since the last look at the one before"
+
+
+def test_what_envoy_has_forgotten_makes_nothing_else_begin_anew() -> None:
+    failures = Failures()
+    failures.take({Failed(A, "INTERNAL", "r1"): 7, Failed(A, "INTERNAL", "r2"): 1000}, 0.0)
+    failures.take({Failed(A, "INTERNAL", "r2"): 1005}, 5.0)
+    assert failures.failing == (Failing(model="a", version=1, errors_per_s=1.0, replicas={"r2": 1.0}),)
+    failures.take({Failed(A, "INTERNAL", "r1"): 2, Failed(A, "INTERNAL", "r2"): 1005}, 10.0)
+    assert failures.failing == (Failing(model="a", version=1, errors_per_s=0.7, replicas={"r1": 0.2, "r2": 0.5}),)
 
 
 def test_an_envoy_that_says_nothing_any_more_says_nothing_of_now() -> None:
     failures = Failures()
     failures.take({}, 0.0)
-    failures.take({(A, "INTERNAL"): 10}, 5.0)
+    failures.take({Failed(A, "INTERNAL", "r1"): 10}, 5.0)
     failures.missed(5.0 + WINDOW_S - 1)
     assert failures.failing, "a moment without an answer changes nothing"
     failures.missed(5.0 + WINDOW_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,9 @@ import httpx2
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from tests.gateway.asking import ask, ask_http
+from controlplane.core.messages import Failing
+from controlplane.metrics.program import SCRAPE_INTERVAL_S
+from tests.gateway.asking import ask, ask_http, grpc_input
 from tests.gateway.running import Running, route, table
 from tests.gateway.triton import Triton
 from tests.gateway.waiting import wait_for
@@ -163,15 +166,55 @@ def test_a_slow_replica_gets_less(gateway: Running, tritons: tuple[Triton, Trito
     assert counts[slow.name] < 60, counts  # taken in turn it would be 200; the freer of two drawn at random, 100
 
 
-def test_the_controller_is_told_what_fails(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
-    def told() -> dict[str, float]:
-        return {each.model: each.errors_per_s for each in gateway.controller.latest.failing}
+def test_the_controller_is_told_what_fails_and_where(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    def told() -> dict[str, Failing]:
+        return {each.model: each for each in gateway.controller.latest.failing}
 
     with gateway.grpc() as grpc, pytest.raises(InferenceServerException) as refused:
         grpc.infer("echo", [])
     assert refused.value.status() == "StatusCode.INVALID_ARGUMENT", "the client's own fault"
-    for each in tritons:
-        _mood(each, "fail")
+    _mood(tritons[0], "fail")
+    failed = {protocol: _failures(gateway, protocol, 20) for protocol in ("grpc", "http")}
+    assert all(failed.values())
+    wait_for(lambda: "moody" in told(), "the controller to be told")
+    where = dict(told()["moody"].replicas or {})
+    assert where == {"r1": pytest.approx(told()["moody"].errors_per_s)}
+    _mood(tritons[1], "fail")
     assert _failures(gateway, "grpc", 20) == _failures(gateway, "http", 20) == 20
-    wait_for(lambda: told().get("moody"), "the controller to be told")
+    wait_for(lambda: (told()["moody"].replicas or {}).keys() == {"r1", "r2"}, "the controller to be told of the other")
+    assert sum((told()["moody"].replicas or {}).values()) == pytest.approx(told()["moody"].errors_per_s)
     assert "echo" not in told()
+
+
+def test_a_client_that_goes_away_is_no_failure(gateway: Running) -> None:
+    """Not in the middle of an answer either, of which Envoy makes UNKNOWN."""
+    answered = threading.Event()
+    with gateway.grpc() as grpc:
+        grpc.start_stream(lambda result, error: answered.set(), headers={"x-model-name": "echo"})
+        grpc.async_stream_infer("echo", grpc_input())
+        assert answered.wait(30)
+        grpc.stop_stream(cancel_requests=True)
+    wait_for(lambda: 'version="2",protocol="grpc",code="UNKNOWN"' in _counts(gateway), "the stream to be counted")
+    assert "envoy_model_failures{" not in "".join(line for line in _counts(gateway).splitlines() if '"echo"' in line)
+
+
+def test_the_page_for_prometheus_has_what_envoy_counts(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
+    _mood(tritons[1], "fail")
+    _failures(gateway, "grpc", 20)
+
+    def page() -> str:
+        return httpx2.get(f"{gateway.status}/metrics").text
+
+    wait_for(lambda: 'envoy_model_failures{model="moody",version="1",replica="r2"' in page(), "the failures to be told")
+    assert 'envoy_model_requests{model="moody",version="1",protocol="grpc",code="INTERNAL"}' in page()
+    envoy = gateway.envoy
+    envoy.suspend()
+    try:
+        text = httpx2.get(f"{gateway.status}/metrics", timeout=SCRAPE_INTERVAL_S).text
+    finally:
+        envoy.resume()
+    assert "gateway_envoy_running 1.0" in text and "envoy_model_requests" not in text, "this part's goes on"
+
+
+def _counts(gateway: Running) -> str:
+    return httpx2.get(f"{gateway.admin}/stats/prometheus?usedonly&filter=^model").text
