@@ -80,7 +80,7 @@ COPIES = Kind(
     columns=(
         Column("COPY", lambda row: f"{row['model']}@{row['version']} on {row['replica']}"),
         Column("STATE", lambda row: f"{row['state']} {row['reason']}".rstrip()),
-        Column("FAILED/S", lambda row: _number(row.get("failures_per_s"))),
+        Column("ERR/S", lambda row: _number(row.get("errors_per_s"))),
         *SIGNALS,
         Column("MEMORY", lambda row: size(row["memory_bytes"])),
     ),

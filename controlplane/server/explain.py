@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LEAST_RATE = 0.1
 """Smaller rates are not told to the digit."""
+MOST_SHARE = 0.8
+"""A replica with this share of a version's failures is named."""
 
 
 def status(controller: Controller, now: float) -> dict[str, Any]:
@@ -91,7 +93,12 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
     subjects = [f"model/{name}"]
     subjects += [f"version/{Key(name, each.number)}" for each in controller.snapshot.models[name].versions]
     copies = [
-        {**_copy(copy, now), "replica": replica.name, "signals": signals_of(controller, replica.name, key, now)}
+        {
+            **_copy(copy, now),
+            "replica": replica.name,
+            "errors_per_s": _errors_per_s(controller, replica.name, key, now),
+            "signals": signals_of(controller, replica.name, key, now),
+        }
         for replica in controller.snapshot.replicas.values()
         for key, copy in sorted(replica.copies.items())
         if key.model == name
@@ -143,11 +150,28 @@ def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[
         if key.model == document.name:
             rate = f"{errors_per_s:.1f}" if errors_per_s >= LEAST_RATE else f"less than {LEAST_RATE}"
             text = f"{rate} requests a second for {key} failed in the last half minute"
+            text += _where(controller, key, errors_per_s, now)
             yield Reason(code="FAILING", text=text)
     last = document.rollout
     if last is not None and last.state in ("failed", "aborted"):
         key = Key(document.name, last.target)
         yield Reason(code=f"ROLLOUT_{last.state.upper()}", text=f"the rollout to {key} {last.state}: {last.reason}")
+
+
+def _where(controller: Controller, key: Key, errors_per_s: float, now: float) -> str:
+    """Says where most of a version's failures are, if that is one of several replicas that hold it; else empty."""
+    found = controller.memory.failing_on(key, now) or {}
+    holders = [replica for replica in controller.snapshot.replicas.values() if key in replica.copies]
+    worst = max(found, key=lambda replica: found[replica], default="")
+    if not worst or len(holders) < 2 or found[worst] < MOST_SHARE * errors_per_s:
+        return ""
+    return f"; of these, {100 * found[worst] / errors_per_s:.0f} % on {worst}"
+
+
+def _errors_per_s(controller: Controller, replica: str, key: Key, now: float) -> float | None:
+    """How many requests a second failed on a copy of late, as clients saw it; None: no gateway tells."""
+    found = controller.memory.failing_on(key, now)
+    return None if found is None else round(found.get(replica, 0.0), 3)
 
 
 def _memory(controller: Controller, document: Model) -> Iterator[Reason]:

@@ -248,6 +248,21 @@ class Memory:
                 found[Key(each.model, each.version)] += each.errors_per_s
         return found
 
+    def failing_on(self, key: Key, now: float) -> Mapping[str, float] | None:
+        """How many requests a second for a version failed of late on each replica, as all gateways count them.
+
+        None where it is not known: no gateway is heard, or one knows of failures and does not tell where they were.
+        """
+        reports = self.live_gateways(now)
+        told = [each for report in reports for each in report.failing if Key(each.model, each.version) == key]
+        if not reports or any(each.replicas is None for each in told):
+            return None
+        found: dict[str, float] = defaultdict(float)
+        for each in told:
+            for replica, errors_per_s in (each.replicas or {}).items():
+                found[replica] += errors_per_s
+        return found
+
     def _refresh_demand(self, now: float) -> None:
         """What somebody still waits for is asked for now; the rest is forgotten after a while."""
         held = {key for key, waiting in self.held(now).items() if waiting}

@@ -74,7 +74,29 @@ def test_a_model_that_answers_errors_is_told(system: System) -> None:
         return any(each["failures_per_s"] for each in signals if each)
 
     eventually(counted)
-    assert re.search(r"COPY .* FAILED/S .*\nsour@1 on cpu-\d +ready ", system.ok("describe", "model", "sour").out)
+    assert re.search(r"COPY .* ERR/S .*\nsour@1 on cpu-\d +ready ", system.ok("describe", "model", "sour").out)
+    assert "of these" not in system.ok("explain", "sour").out, "it fails everywhere"
+
+
+def test_a_replica_on_which_a_model_fails_is_named(system: System) -> None:
+    folder = system.write("lame")
+    code = folder / "model.py"
+    code.write_text(code.read_text().replace("time.sleep(0.0)", "assert '/cpu-1/' not in __file__, __file__"))
+    system.ok("register", "lame", str(folder))
+    system.ok("promote", "lame", "1")
+    eventually(lambda: system.holders("lame", 1) == {"cpu-0", "cpu-1"})
+    failed = 0
+    while failed < 10:
+        try:
+            system.ask("lame")
+        except InferenceServerException as error:
+            assert "/cpu-1/" in str(error)
+            failed += 1
+    eventually(lambda: "; of these, 100 % on cpu-1" in system.ok("explain", "lame").out)
+    copies = {each["replica"]: each for each in system.told("/v1/models/lame/explain")["copies"]}
+    assert copies["cpu-1"]["errors_per_s"] > 0 == copies["cpu-0"]["errors_per_s"]
+    assert {each["errors_per_s"] for each in system.told("/v1/models/good/explain")["copies"]} == {0.0}
+    assert re.search(r"\nlame@1 on cpu-1 +ready +\d+\.\d ", system.ok("describe", "model", "lame").out)
 
 
 def test_a_model_that_never_comes_up_is_given_up(system: System) -> None:

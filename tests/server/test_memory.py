@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import TypeAdapter
 
 from controlplane.core.load import Scaler
-from controlplane.core.messages import GatewayReport, ReplicaReport
+from controlplane.core.messages import Failing, GatewayReport, ReplicaReport
 from controlplane.core.names import Key, Place
 from controlplane.core.plan import Plan
 from controlplane.core.routes import RouteTable
@@ -26,6 +27,32 @@ def test_a_silent_gateway_is_forgotten_once_it_is_known_to_be_gone() -> None:
     assert set(memory.gateways) == {"there", "gone", "young"}, "unknown is not gone"
     memory.take_gateways(["there"], NOW)
     assert set(memory.gateways) == {"there", "young"}, "the backend may not have seen the young one yet"
+
+
+def test_failures_by_replica_are_added_up_over_gateways() -> None:
+    memory, orders = Memory(started_at=NOW, settings=Settings(), shapes={}), Orders(2, lambda key: None)
+    key = Key("m", 1)
+    assert memory.failing_on(key, NOW) is None, "no gateway is heard"
+
+    def heard(name: str, *failing: Failing) -> None:
+        memory.hear_gateway(GatewayReport(gateway=name, incarnation="one", epoch=2, failing=failing), orders, NOW)
+
+    heard("one", Failing(model="m", version=1, errors_per_s=3.0, replicas={"cpu-0": 1.0, "cpu-1": 0.5}))
+    heard("two", Failing(model="m", version=1, errors_per_s=2.0, replicas={"cpu-1": 2.0}))
+    heard("three", Failing(model="m", version=2, errors_per_s=9.0))
+    assert memory.failing_on(key, NOW) == {"cpu-0": 1.0, "cpu-1": 2.5}
+    assert memory.failing_on(Key("n", 1), NOW) == {}
+    heard("four", Failing(model="m", version=1, errors_per_s=1.0))
+    assert memory.failing_on(key, NOW) is None, "one of an older release does not tell where"
+    assert memory.failing(NOW)[key] == 6.0
+
+
+def test_a_report_of_an_older_release_and_of_a_newer_one_can_be_read() -> None:
+    reports = TypeAdapter(GatewayReport)
+    text = '{"gateway": "gw", "incarnation": "1", "failing": [{"model": "m", "version": 1, "errors_per_s": 2.0}]}'
+    assert reports.validate_json(text).failing == (Failing(model="m", version=1, errors_per_s=2.0),)
+    newer = text.replace('"version": 1', '"version": 1, "not_yet_known": {}')
+    assert reports.validate_json(newer) == reports.validate_json(text)
 
 
 def test_what_is_heard_after_a_snapshot_lets_nothing_be_ordered_that_was_planned_for_it() -> None:
