@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from controlplane.server.measuring import STEP_S
 from tests.e2e.system import Load, System, eventually
@@ -60,6 +61,27 @@ def test_a_load_is_seen_through_prometheus(system: System) -> None:
         )
     assert not load.failures
     assert "signals come from it" in system.ok("status").out
+
+
+def test_what_fails_is_recorded_by_model_and_by_replica(system: System) -> None:
+    folder = system.write("sour")
+    code = folder / "model.py"
+    code.write_text(code.read_text().replace("time.sleep(0.0)", "raise RuntimeError('sour')"))
+    system.ok("register", "sour", str(folder))
+    system.ok("promote", "sour", "1")
+    for _ in range(15):
+        with pytest.raises(InferenceServerException, match="sour"):
+            system.ask("sour")
+
+    def recorded() -> dict[str, float]:
+        """A burst, which ends before it is scraped twice, is not overlooked."""
+        return {each["metric"]["model"]: float(each["value"][1]) for each in query(system, "gateway:errors:rate30s")}
+
+    errors = eventually(lambda: recorded() if recorded().get("sour") else None, what="no recorded errors")
+    assert errors["sour"] <= 15 / 30 + 0.01 and errors.get("slow", 0.0) == 0.0
+    where = query(system, 'gateway:replica_errors:rate30s{model="sour"}')
+    assert [each["metric"]["replica"] for each in where] == ["cpu-0"]
+    assert query(system, 'gateway:requests:rate30s{model="sour",version="1"}')
 
 
 @pytest.mark.parametrize(
