@@ -95,9 +95,11 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 tried.append(destination.endpoint.replica)
                 other = self._forwarding.next(destination, tried) if error.code() in RETRIED else None
                 if other is None or len(tried) == ATTEMPTS:
+                    await _tell(context, destination)
                     return await _abort(context, error.code(), error.details() or "", trailing(error))
                 destination = other
             except Unavailable as error:
+                await _tell(context, destination)
                 return await _abort(context, status_of(error), str(error), after(error))
 
     async def _call(self, method: str, message: bytes, context: Any, destination: Destination) -> bytes:
@@ -128,6 +130,11 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             await _abort(context, status_of(error), str(error), after(error))
         except grpc.aio.AioRpcError as error:
             await _abort(context, error.code(), error.details() or "", trailing(error))
+
+
+async def _tell(context: Any, destination: Destination) -> None:
+    """Have Envoy know where a call failed: it looks for that ahead of an answer, not in what a failed one ends with."""
+    await context.send_initial_metadata(served(destination))
 
 
 async def _abort(context: Any, code: grpc.StatusCode, text: str, metadata: Metadata = ()) -> NoReturn:

@@ -22,8 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, Overloaded
 from controlplane.local.serving import QuietServer, to_nobody, while_connected
-from gateway.config.names import SERVED_MODEL, SERVED_REPLICA, SERVED_VERSION
 from gateway.forwarding import Destination, Forwarding
+from gateway.metadata import served
 from gateway.sequences import NO_SEQUENCE, SequenceMark
 from gateway.settings import Settings
 
@@ -126,7 +126,8 @@ class HttpSide:
                 failure = str(error) or type(error).__name__
                 tried.append(destination.endpoint.replica)
                 following = self._forwarding.next(destination, tried)
-        return _error(503, f"replica {destination.endpoint.replica} does not answer: {failure}")
+        text = f"replica {destination.endpoint.replica} does not answer: {failure}"
+        return _error(503, text, dict(served(destination)))
 
     async def _send(self, request: Request, body: bytes, rest: str, destination: Destination) -> Response:
         endpoint, resolved = destination.endpoint, destination.resolved
@@ -146,12 +147,7 @@ class HttpSide:
             self._forwarding.replicas.heard(endpoint, failed=answer.status_code == 500)
 
         kept = {name: value for name, value in answer.headers.items() if name not in NOT_PASSED - {"content-length"}}
-        told = {
-            SERVED_MODEL: resolved.model,
-            SERVED_VERSION: str(resolved.version),
-            SERVED_REPLICA: endpoint.replica,
-        }
-        return _Passed(answer, counted, {**kept, **told})
+        return _Passed(answer, counted, {**kept, **dict(served(destination))})
 
 
 class _Passed(StreamingResponse):

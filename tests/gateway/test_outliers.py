@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -174,16 +177,31 @@ def test_the_controller_is_told_what_fails_and_where(gateway: Running, tritons: 
         grpc.infer("echo", [])
     assert refused.value.status() == "StatusCode.INVALID_ARGUMENT", "the client's own fault"
     _mood(tritons[0], "fail")
-    failed = {protocol: _failures(gateway, protocol, 20) for protocol in ("grpc", "http")}
-    assert all(failed.values())
-    wait_for(lambda: "moody" in told(), "the controller to be told")
-    where = dict(told()["moody"].replicas or {})
-    assert where == {"r1": pytest.approx(told()["moody"].errors_per_s)}
+    for protocol in ("grpc", "http"):
+        before = _failed(gateway, protocol)
+        counted = before + Counter({"r1": _failures(gateway, protocol, 20)})
+        assert counted != before
+        wait_for(partial(_counted, gateway, protocol, counted), "the failures to be counted, and none elsewhere")
+    wait_for(lambda: "moody" in told() and "r1" in (told()["moody"].replicas or {}), "the controller to be told")
     _mood(tritons[1], "fail")
     assert _failures(gateway, "grpc", 20) == _failures(gateway, "http", 20) == 20
     wait_for(lambda: (told()["moody"].replicas or {}).keys() == {"r1", "r2"}, "the controller to be told of the other")
     assert sum((told()["moody"].replicas or {}).values()) == pytest.approx(told()["moody"].errors_per_s)
     assert "echo" not in told()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_what_fails_on_the_python_side_is_told_too(
+    gateway: Running, tritons: tuple[Triton, Triton], protocol: str
+) -> None:
+    endpoints = [each.endpoint for each in tritons]
+    gateway.controller.put(table(*endpoints, moody=route("moody", idle_s=60.0)))
+
+    before = _failed(gateway, protocol)
+    _mood(tritons[1], "fail")
+    counted = before + Counter({"r2": _failures(gateway, protocol, 20)})
+    assert counted != before
+    wait_for(partial(_counted, gateway, protocol, counted), "the failures to be counted, and none elsewhere")
 
 
 def test_a_client_that_goes_away_is_no_failure(gateway: Running) -> None:
@@ -218,3 +236,17 @@ def test_the_page_for_prometheus_has_what_envoy_counts(gateway: Running, tritons
 
 def _counts(gateway: Running) -> str:
     return httpx2.get(f"{gateway.admin}/stats/prometheus?usedonly&filter=^model").text
+
+
+def _failed(gateway: Running, protocol: str) -> Counter[str]:
+    """The model's failures that Envoy has counted, by replica."""
+    found: Counter[str] = Counter()
+    for line in _counts(gateway).splitlines():
+        tags = re.match(r'envoy_model_failures\{model="moody",version="1",replica="(.*?)",protocol="(.*?)"', line)
+        if tags and tags[2] == protocol:
+            found[tags[1]] += int(line.rpartition(" ")[2])
+    return found
+
+
+def _counted(gateway: Running, protocol: str, counts: Counter[str]) -> bool:
+    return _failed(gateway, protocol) == counts
