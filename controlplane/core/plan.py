@@ -22,7 +22,7 @@ from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling.decision import Decision, decide, is_quiet
-from controlplane.core.scaling.fitness import unfit
+from controlplane.core.scaling.fitness import distrusted, unfit
 from controlplane.core.scaling.forecasts import contest_of
 from controlplane.core.scaling.limits import Limits, budget_of, limits_of
 from controlplane.core.snapshot import ReplicaView, Snapshot
@@ -76,10 +76,15 @@ class _Planner:
         self._known_holders: dict[str, Mapping[Key, list[str]]] = {}
         self._known_clashes: dict[str, Mapping[tuple[Key, Key], str]] = {}
         self.census = Census(snapshot, now)
+        self.distrusted: dict[str, Reason] = {}
+        for replicas in self.census.by_fleet.values():
+            self.distrusted.update(distrusted(replicas, now))
 
     def run(self) -> Plan:
         census = self.census
         self.actions += census.crashed
+        for name, reason in self.distrusted.items():
+            self.reasons[f"replica/{name}"].append(reason)
         serving = {name: serving_of(model, census) for name, model in self.snapshot.models.items()}
         wants = wants_of(serving.values(), census)
         needed = self._needed_fleets() | self._unknown_fleets()
@@ -109,6 +114,7 @@ class _Planner:
             draining=departures.draining,
             gone=departures.unrouted,
             lost=census.lost,
+            distrusted=self.distrusted,
             reasons=self._unserved(placements),
         )
         self.actions += records(self.snapshot, census, self.scalers)
@@ -266,6 +272,7 @@ class _Planner:
             ),
             banned=banned,
             open=self._is_open(replica, stopping),
+            trusted=replica.name not in self.distrusted,
             counts=replica.name not in stopping and replica.name not in self.census.lost,
         )
 

@@ -42,13 +42,15 @@ def build_table(
     draining: Collection[str],
     gone: Collection[str],
     lost: Collection[str],
+    distrusted: Collection[str],
     reasons: Mapping[Key, Reason],
 ) -> RouteTable:
     """The table without epoch and generation.
 
     Only what is in a replica's assignment (`holds`) is led there: a copy whose end is ordered may still be reported.
     `going` places get no requests any more, `draining` replicas are marked, `gone` ones left out. Lost replicas are
-    left out too, except where nobody else has the version: then silence is no proof that they are gone.
+    left out too, except where nobody else has the version: then silence is no proof that they are gone. So are those
+    that are `distrusted`, except where nobody else could take a new request: serving badly beats not serving.
     """
     pools: dict[str, tuple[str, ...]] = {}
     ids: dict[tuple[str, ...], str] = {}
@@ -60,6 +62,8 @@ def build_table(
             if name not in gone and key in holds.get(name, ()) and Place(key, name) not in going
         ]
         members = tuple(name for name in here if name not in lost) or tuple(here)
+        if distrusted:
+            members = _first(members, distrusted, draining)
         if not members or all(name in draining for name in members):
             # Nobody who may take a new request. Those who drain still end theirs: they stay endpoints.
             return None
@@ -105,6 +109,12 @@ def build_table(
         if endpoint is not None and name not in gone:
             endpoints[name] = replace(endpoint, draining=name in draining)
     return RouteTable(endpoints=endpoints, pools=pools, routes=routes)
+
+
+def _first(members: tuple[str, ...], distrusted: Collection[str], draining: Collection[str]) -> tuple[str, ...]:
+    """Those of a version's replicas that are trusted, if one of them may take a new request; else all of them."""
+    trusted = tuple(name for name in members if name not in distrusted)
+    return trusted if any(name not in draining for name in trusted) else members
 
 
 def _as_before(model: str, snapshot: Snapshot) -> Route | None:

@@ -25,6 +25,7 @@ ALARMS: Final = frozenset(
         "LEAKING",
         "LOAD_FAILED",
         "MISSING",
+        "NOT_TRUSTED",
         "NO_METRICS",
         "NO_ROOM",
         "QUARANTINED",

@@ -119,6 +119,16 @@ class Interleavings(RuleBasedStateMachine):
             replica = self.world.replicas[name]
             replica.silent = not replica.silent
 
+    @rule(data=st.data(), times=st.sampled_from([1, 3]))
+    def end_unexpectedly(self, data: st.DataObject, times: int) -> None:
+        """Its server does, so often in a moment. Three times, and it is not trusted."""
+        if self.world.replicas:
+            replica = self.world.replicas[data.draw(st.sampled_from(sorted(self.world.replicas)))]
+            if replica.server == "ready":
+                replica.crash()
+                replica.crashes += times - 1
+                replica.crashed = True
+
     @invariant()
     def nobody_is_led_astray(self) -> None:
         if hasattr(self, "world"):
@@ -133,6 +143,8 @@ class Interleavings(RuleBasedStateMachine):
         for gateway in world.gateways.values():
             gateway.demand = ()
         world.run(200, seconds=1.0)
+        if any(world.memory.crashed_at.values()):
+            world.run(140, seconds=5.0)  # until all are trusted again
         for model in world.registry.models.values():
             assert model.running_rollout is None, f"the rollout of {model.name} never ends: {world.plan.reasons}"
         assert not world.plan.leaving

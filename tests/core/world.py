@@ -132,6 +132,8 @@ class Replica:
     silent: bool = False
     crashes: int = 0
     leaked_bytes: int = 0
+    crashed: bool = False
+    """It may have been led to what it lost when its server ended."""
 
     def take(self, assignment: Assignment | None) -> None:
         if assignment is None:
@@ -407,7 +409,7 @@ class World:
                     copy = replica.copies.get(Key(route.model, number))
                     assert copy is not None, f"{route.model}@{number} is led to {name}, which gave it up"
                     assert version is None or copy.digest == version.digest
-                    if not getattr(replica, "crashed", False):
+                    if not replica.crashed:
                         assert copy.state == "ready", (
                             f"{route.model}@{number} is led to {name}, where it is {copy.state}"
                         )

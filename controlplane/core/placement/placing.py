@@ -95,6 +95,7 @@ class _Placer:
         self.unplaced: dict[Key, Reason] = {}
         self.added: list[Place] = []
         self.heap: list[tuple[int, str]] = []
+        self.distrusted: list[tuple[int, str]] = []
         self.pools: Pools | None = None  # most plans add nothing, and need none
 
     def _room(self, slot: Slot) -> _Room:
@@ -128,9 +129,12 @@ class _Placer:
         return left
 
     def _order(self) -> None:
-        """The replicas, the one with the most room first."""
-        self.heap = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
+        """The replicas, the one with the most room first; apart from them those that are not trusted."""
+        rooms = [(-room.free_soon, name) for name, room in self.rooms.items() if room.slot.open]
+        self.heap = [each for each in rooms if self.rooms[each[1]].slot.trusted]
+        self.distrusted = [each for each in rooms if not self.rooms[each[1]].slot.trusted]
         heapq.heapify(self.heap)
+        heapq.heapify(self.distrusted)
 
     # What goes.
 
@@ -220,7 +224,7 @@ class _Placer:
 
     def _add(self, want: Want) -> bool:
         """Onto a replica where it fits now: one that makes its copies a pool that is there already, or the one with the
-        most room."""
+        most room, of those that are trusted if one of them has any."""
         return self._join(want) or self._add_to_the_roomiest(want)
 
     def _join(self, want: Want) -> bool:
@@ -234,7 +238,7 @@ class _Placer:
         best: tuple[int, str] | None = None
         for pool in self.pools.around(held, want.minimum):
             rooms = [self.rooms[name] for name in pool - held]
-            if all(self._takes(want, room) and self._is_even(room, most) for room in rooms):
+            if all(room.slot.trusted and self._takes(want, room) and self._is_even(room, most) for room in rooms):
                 least = min(room.free_soon for room in rooms)
                 best = max(best or (-1, ""), (least, max((room.free_soon, room.slot.replica) for room in rooms)[1]))
         if best is None:
@@ -259,13 +263,16 @@ class _Placer:
         return 0
 
     def _add_to_the_roomiest(self, want: Want) -> bool:
+        return self._add_to_one_of(self.heap, want) or self._add_to_one_of(self.distrusted, want)
+
+    def _add_to_one_of(self, heap: list[tuple[int, str]], want: Want) -> bool:
         passed: list[tuple[int, str]] = []
         try:
-            while self.heap:
-                free, name = heapq.heappop(self.heap)
+            while heap:
+                free, name = heapq.heappop(heap)
                 room = self.rooms[name]
                 if -free != room.free_soon:
-                    heapq.heappush(self.heap, (-room.free_soon, name))
+                    heapq.heappush(heap, (-room.free_soon, name))
                     continue
                 passed.append((free, name))
                 if -free < self.sizes.get(want.key, 0):
@@ -276,7 +283,7 @@ class _Placer:
             return False
         finally:
             for _, name in passed:
-                heapq.heappush(self.heap, (-self.rooms[name].free_soon, name))
+                heapq.heappush(heap, (-self.rooms[name].free_soon, name))
 
     def _put(self, want: Want, room: _Room) -> None:
         name = room.slot.replica
@@ -433,7 +440,7 @@ class _Placer:
 
     def _spread(self) -> None:
         """More copies where there is room to spare."""
-        open_rooms = [room for room in self.rooms.values() if room.slot.open]
+        open_rooms = [room for room in self.rooms.values() if room.slot.open and room.slot.trusted]
         most = max((room.free_now for room in open_rooms), default=0)
         for want in self.wants.values():
             idle = want.idle_s is not None

@@ -58,7 +58,8 @@ class Want:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
     """A replica as placement sees it. `failed` are versions that could not be loaded there, `banned` such as are not to
-    be loaded on this fleet (a copy that serves stays); `open` False: nothing new."""
+    be loaded on this fleet (a copy that serves stays); `open` False: nothing new; `trusted` False: nothing new that has
+    room elsewhere; `counts` False: what it holds does not count as a copy."""
 
     replica: str
     capacity_bytes: int
@@ -66,6 +67,7 @@ class Slot:
     failed: frozenset[Key] = frozenset()
     banned: frozenset[Key] = frozenset()
     open: bool = True
+    trusted: bool = True
     counts: bool = True
 
 

@@ -1,8 +1,10 @@
-"""Which replicas are to be replaced by new ones: those whose server keeps ending, is slow, or loses memory."""
+"""Which replicas are to be replaced by new ones: those whose server keeps ending, is slow, or loses memory. And which
+are not trusted meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from controlplane.core.load import Load
 from controlplane.core.models import FleetShape
@@ -28,7 +30,7 @@ def unfit(
         return None
     here = sorted(replicas, key=lambda each: each.name)
     for each in here:
-        crashes = sum(now - at <= FLAPS_WITHIN_S for at in each.crashed_at)
+        crashes = _crashes(each, now)
         if crashes >= FLAPS:
             text = f"{each.name} is replaced: its server ended unexpectedly {crashes} times in a short time"
             return each.name, Reason(code="FLAPPING", text=text)
@@ -46,3 +48,28 @@ def unfit(
             text = f"{each.name} is replaced: {leaked >> 20} MiB did not come back when models were unloaded"
             return each.name, Reason(code="LEAKING", text=text)
     return None
+
+
+def distrusted(replicas: Sequence[ReplicaView], now: float) -> Mapping[str, Reason]:
+    """The replicas of a fleet that get nothing new where another has room, and no requests for what another has ready,
+    with the reason. They are trusted again when their ends are long ago enough.
+
+    Nobody is distrusted where more than half of them keep ending: then it is hardly the replicas' fault, and what they
+    had to do would be too much for the others.
+    """
+    found = {}
+    for each in replicas:
+        if len(each.crashed_at) >= FLAPS and (crashes := _crashes(each, now)) >= FLAPS:
+            again_s = max(sorted(each.crashed_at)[-FLAPS] + FLAPS_WITHIN_S - now, 0.0)
+            text = (
+                f"{each.name} is not trusted for another {math.ceil(again_s / 60) or 1} min: its server ended "
+                f"unexpectedly {crashes} times in a short time; it gets nothing new that has room elsewhere, "
+                "and requests only for what nobody else has ready"
+            )
+            found[each.name] = Reason(code="NOT_TRUSTED", text=text)
+    return found if 2 * len(found) <= len(replicas) else {}
+
+
+def _crashes(replica: ReplicaView, now: float) -> int:
+    """How often its server ended unexpectedly of late."""
+    return sum(now - at <= FLAPS_WITHIN_S for at in replica.crashed_at)
