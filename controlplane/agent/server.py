@@ -24,7 +24,8 @@ class ModelStuck(LoadFailed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
-    """How the server is. `endpoint` and what follows are known once it is ready; `reason` says why it is not."""
+    """How the server is. `endpoint` and what follows are known once it is ready; `reason` says why it is not. `crashes`
+    counts its unexpected ends, `failed_starts` how often in a row it did not come up."""
 
     state: ServerState = "starting"
     reason: str = ""
@@ -32,6 +33,7 @@ class ServerStatus:
     metrics_port: int | None = None
     capabilities: Capabilities | None = None
     crashes: int = 0
+    failed_starts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

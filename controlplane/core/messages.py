@@ -45,7 +45,8 @@ class ReplicaReport:
     """An agent's report. `epoch` and `generation` are those of the assignment it holds; 0 and 0: none yet.
 
     `incarnation` changes with each start of the agent. `crashes` counts unexpected ends of the server since the agent
-    took it over, `leaked_bytes` what unloading models did not give back since the server's start; `reason` says why the
+    took it over, `failed_starts` how often in a row it did not come up (0 once it has; agents that don't know the field
+    say 0), `leaked_bytes` what unloading models did not give back since the server's start; `reason` says why the
     server is not ready.
     """
 
@@ -61,6 +62,7 @@ class ReplicaReport:
     capabilities: Capabilities | None = None
     copies: tuple[Copy, ...] = ()
     crashes: int = 0
+    failed_starts: int = 0
     leaked_bytes: int = 0
     disk_free_bytes: int | None = None
 

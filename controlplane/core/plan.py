@@ -22,7 +22,7 @@ from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling.decision import Decision, decide, is_quiet
-from controlplane.core.scaling.fitness import distrusted, unfit
+from controlplane.core.scaling.fitness import distrusted, is_over, unfit
 from controlplane.core.scaling.forecasts import contest_of
 from controlplane.core.scaling.limits import Limits, budget_of, limits_of
 from controlplane.core.snapshot import ReplicaView, Snapshot
@@ -140,12 +140,13 @@ class _Planner:
             scaler = Scaler(contest=contest_of(record.history))
         staying = [each for each in replicas if each.name not in snapshot.stopping]
         late: list[Reason] = []
-        if scaler.replacing is None or scaler.replacing[0] not in {each.name for each in staying}:
-            found = unfit(staying, record.shape, load, replaced_at=scaler.replaced_at, now=self.now)
+        if is_over(scaler.replacing, staying):
+            lost, before = self.census.lost, scaler.replaced_at
+            found = unfit(staying, record.shape, load, lost=lost, replaced_at=before, now=self.now)
             if found is not None and not self.budget.has_room(record.shape.gpus):
                 late = [replace(found[1], text=f"{found[1].text}, once the budget leaves room for the new one")]
                 found = None
-            at = self.now if found is not None else scaler.replaced_at
+            at = self.now if found is not None else before
             scaler = replace(scaler, replacing=found, replaced_at=at)
         present = len(staying) - (scaler.replacing is not None)
         limits = self.budget.allows(limits_of(record, self.now), len(replicas), record.shape.gpus)

@@ -30,6 +30,7 @@ ALARMS: Final = frozenset(
         "NO_ROOM",
         "QUARANTINED",
         "SLOW",
+        "START_FAILS",
         "TOO_LARGE",
     }
 )

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from controlplane.agent.probes import answering
+from controlplane.agent.server import Death
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.installation import find_installation
 from controlplane.agent.triton.pod import PodProcess, arguments, inside, prefix
@@ -102,6 +104,25 @@ async def test_it_is_found_killed_and_found_again(settings: Settings, ports: Por
     await server.stop()
     assert server.status.state == "stopped"
     assert kubelet.running is not None and kubelet.running.poll() is None, "the kubelet ends it"
+
+
+async def test_a_container_that_has_not_begun_yet_has_not_failed_to_start(
+    settings: Settings, ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its image may take minutes to come."""
+    impatient = replace(settings, start_timeout_s=0.01)
+    server, heard, thrice = TritonServer(impatient, PodProcess(impatient, ports)), Heard(), asyncio.Event()
+
+    def note(death: Death) -> None:
+        heard.deaths.append(death)
+        if len(heard.deaths) == 3:
+            thrice.set()
+
+    monkeypatch.setattr(heard, "server_down", note)
+    async with supervised(server, heard):
+        await asyncio.wait_for(thrice.wait(), 30)
+        assert {each.how for each in heard.deaths} == {"start"}
+        assert server.status.failed_starts == 0
 
 
 def test_what_is_not_the_pods_own_is_left_alone(settings: Settings, ports: Ports, tmp_path: Path) -> None:

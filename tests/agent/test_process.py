@@ -15,7 +15,7 @@ import pytest
 from controlplane.agent.server import Death
 from controlplane.agent.settings import Settings
 from controlplane.agent.triton.installation import find_installation
-from controlplane.agent.triton.process import LocalProcess
+from controlplane.agent.triton.process import LocalProcess, Ports
 from controlplane.agent.triton.server import TritonServer
 from controlplane.core.names import Key
 from controlplane.local import processes
@@ -72,8 +72,30 @@ async def test_a_port_that_is_taken_is_left_alone(settings: Settings, monkeypatc
             assert len(heard.deaths) == 1
             assert heard.deaths[0].how == "start"
             assert "already in use" in heard.deaths[0].reason
+            assert server.status.failed_starts == 0, "it has come up since"
     assert server.status.state == "stopped"
     assert list(processes.of_home(settings.home)) == []
+
+
+async def test_starts_that_fail_are_counted_until_one_does_not(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = LocalProcess(settings, find_installation())
+    server, heard = TritonServer(settings, process), Heard()
+    start, counted = process.start, []
+
+    def unlucky() -> Ports:
+        counted.append(server.status.failed_starts)
+        if len(counted) <= 2:
+            raise OSError(28, "No space left on device")
+        return start()
+
+    monkeypatch.setattr(process, "start", unlucky)
+    async with supervised(server, heard):
+        await asyncio.wait_for(heard.ups.get(), 30)
+        assert counted == [0, 1, 2]
+        assert ["No space left" in each.reason for each in heard.deaths] == [True, True]
+        assert (server.status.failed_starts, server.status.crashes) == (0, 0)
 
 
 async def test_a_server_without_its_ports_is_replaced(settings: Settings) -> None:

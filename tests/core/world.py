@@ -131,6 +131,7 @@ class Replica:
     server: Any = "starting"
     silent: bool = False
     crashes: int = 0
+    failed_starts: int = 0
     leaked_bytes: int = 0
     crashed: bool = False
     """It may have been led to what it lost when its server ended."""
@@ -152,8 +153,8 @@ class Replica:
 
     def work(self, bad: dict[Key, Any], load_s: dict[Key, float]) -> None:
         """Each copy goes one state further. `load_s`: how long loads took, as the agent tells it."""
-        if self.server == "starting":
-            self.server = "ready"
+        if self.server in ("starting", "down"):
+            self.server, self.failed_starts = "ready", 0
             return
         if self.server != "ready":
             return
@@ -184,6 +185,7 @@ class Replica:
             capabilities=Capabilities(server_version="2.51.0", backends=("python",)),
             copies=tuple(self.copies.values()),
             crashes=self.crashes,
+            failed_starts=self.failed_starts,
             leaked_bytes=self.leaked_bytes,
         )
 
@@ -234,6 +236,8 @@ class World:
         self.bad: dict[Key, Any] = {}
         self.load_s: dict[Key, float] = {}
         self.evicted: set[str] = set()
+        self.down: set[str] = set()
+        """Replicas whose servers don't come up."""
         self.extra: set[str] = set()
         self.epoch = 0
         self.plan = Plan()
@@ -291,7 +295,10 @@ class World:
 
     def work(self) -> None:
         for each in self.replicas.values():
-            each.work(self.bad, self.load_s)
+            if each.name in self.down and each.server != "stopped":
+                each.server, each.failed_starts = "down", each.failed_starts + 1
+            else:
+                each.work(self.bad, self.load_s)
 
     def cycle(self, actions: int | None = None) -> Plan:
         """One cycle of the controller; it is interrupted after `actions` of its actions (None: not at all)."""

@@ -70,9 +70,11 @@ class TritonServer:
             try:
                 loaded = await self._adopt_or_start()
             except (OSError, ControlPlaneError) as error:
+                # In a pod there may be no server yet: its image is being fetched, say. Then none has failed to start.
+                failed = self._process.running or not isinstance(error, DeadlineExceeded)
                 self._process.kill()
                 reason = f"it can't be started: {error}"
-                await self._end(listener, Death(reason=reason, how="start"))
+                await self._end(listener, Death(reason=reason, how="start"), failed_start=failed)
             else:
                 listener.server_up(loaded)
                 death = await self._watch()
@@ -159,9 +161,10 @@ class TritonServer:
             ended.cancel()
         return self._kill_reason or Death(reason=how.reason, how=how.how)
 
-    async def _end(self, listener: Listener, death: Death) -> None:
+    async def _end(self, listener: Listener, death: Death, *, failed_start: bool = False) -> None:
         crashes = self._status.crashes + (death.how not in ("restart", "start"))
-        self._status = ServerStatus(state="down", reason=death.reason, crashes=crashes)
+        failed_starts = self._status.failed_starts + failed_start
+        self._status = ServerStatus(state="down", reason=death.reason, crashes=crashes, failed_starts=failed_starts)
         log.warning("server is down", reason=death.reason)
         if self._client is not None:
             await self._client.close()

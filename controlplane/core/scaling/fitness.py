@@ -1,11 +1,12 @@
-"""Which replicas are to be replaced by new ones: those whose server keeps ending, is slow, or loses memory. And which
-are not trusted meanwhile."""
+"""Which replicas are to be replaced by new ones: those whose server does not come up, keeps ending, is slow, or loses
+memory. And which are not trusted meanwhile."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from controlplane.core.fleets import is_up
 from controlplane.core.load import Load
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
@@ -14,6 +15,8 @@ from controlplane.core.snapshot import ReplicaView
 FLAPS = 3
 """So many unexpected ends within `FLAPS_WITHIN_S`, and it is not trusted any more."""
 FLAPS_WITHIN_S = 600.0
+FAILED_STARTS = 3
+"""So many starts of a server that failed in a row, and it may be where it runs: a disk, a GPU, a full /dev/shm."""
 LEAK = 0.1
 """A replica that has lost this share of its memory is replaced in a quiet moment."""
 QUIET = 0.5
@@ -23,12 +26,29 @@ REPLACE_EVERY_S = 600.0
 
 
 def unfit(
-    replicas: Iterable[ReplicaView], shape: FleetShape, load: Load | None, *, replaced_at: float, now: float
+    replicas: Iterable[ReplicaView],
+    shape: FleetShape,
+    load: Load | None,
+    *,
+    lost: Collection[str] = (),
+    replaced_at: float,
+    now: float,
 ) -> tuple[str, Reason] | None:
-    """The replica of a fleet that is to be replaced next, and why; None if none is."""
+    """The replica of a fleet that is to be replaced next, and why; None if none is. `lost` ones are silent.
+
+    One whose server does not come up is replaced only where another's is up. Else it is the fleet's own fault, say a
+    library that is missing: a new one would fare no better.
+    """
     if now - replaced_at <= REPLACE_EVERY_S:
         return None
     here = sorted(replicas, key=lambda each: each.name)
+    some_are_up = any(is_up(each) and each.name not in lost for each in here)
+    for each in here if some_are_up else ():
+        failed = _failed_starts(each)
+        if failed >= FAILED_STARTS:
+            why = f": {each.report.reason}" if each.report is not None and each.report.reason else ""
+            text = f"{each.name} is replaced: its server did not come up {failed} times in a row{why}"
+            return each.name, Reason(code="START_FAILS", text=text)
     for each in here:
         crashes = _crashes(each, now)
         if crashes >= FLAPS:
@@ -50,6 +70,15 @@ def unfit(
     return None
 
 
+def is_over(replacing: tuple[str, Reason] | None, replicas: Iterable[ReplicaView]) -> bool:
+    """Whether nobody of these is being replaced: it has left, or its server has come up after all."""
+    if replacing is None:
+        return True
+    name, why = replacing
+    found = next((each for each in replicas if each.name == name), None)
+    return found is None or (why.code == "START_FAILS" and is_up(found))
+
+
 def distrusted(replicas: Sequence[ReplicaView], now: float) -> Mapping[str, Reason]:
     """The replicas of a fleet that get nothing new where another has room, and no requests for what another has ready,
     with the reason. They are trusted again when their ends are long ago enough.
@@ -68,6 +97,11 @@ def distrusted(replicas: Sequence[ReplicaView], now: float) -> Mapping[str, Reas
             )
             found[each.name] = Reason(code="NOT_TRUSTED", text=text)
     return found if 2 * len(found) <= len(replicas) else {}
+
+
+def _failed_starts(replica: ReplicaView) -> int:
+    """How often in a row its server did not come up."""
+    return replica.report.failed_starts if replica.report is not None and not is_up(replica) else 0
 
 
 def _crashes(replica: ReplicaView, now: float) -> int:

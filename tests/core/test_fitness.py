@@ -1,0 +1,101 @@
+"""Replicas that are replaced: whose server does not come up."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import TypeAdapter
+
+from controlplane.core.messages import ReplicaReport
+from controlplane.core.models import FleetShape
+from controlplane.core.routes import Endpoint
+from controlplane.core.scaling.fitness import unfit
+from controlplane.core.snapshot import ReplicaView
+from tests.core.world import World, promoted
+
+NOW = 10_000.0
+SHAPE = FleetShape(name="cpu")
+
+
+def view(name: str, server: str = "ready", failed_starts: int = 0) -> ReplicaView:
+    endpoint = Endpoint(replica=name, host="127.0.0.1", grpc_port=1, http_port=2) if server == "ready" else None
+    report = ReplicaReport(
+        replica=name,
+        fleet="cpu",
+        incarnation="one",
+        server=server,  # type: ignore[arg-type]
+        reason="no space left on device" if server == "down" else "",
+        failed_starts=failed_starts,
+    )
+    return ReplicaView(name=name, fleet="cpu", heard_at=NOW, report=report, endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "lost", "replaced"),
+    [
+        ([view("cpu-0", "down", 3), view("cpu-1")], (), True),
+        ([view("cpu-0", "down", 2), view("cpu-1")], (), False),
+        ([view("cpu-0", "down", 3)], (), False),  # it may be the fleet's own fault
+        ([view("cpu-0", "down", 3), view("cpu-1", "down", 9)], (), False),
+        ([view("cpu-0", "down", 3), view("cpu-1", "starting")], (), False),
+        ([view("cpu-0", "down", 3), view("cpu-1")], ("cpu-1",), False),  # nobody knows whether it is up
+        ([view("cpu-0", "ready", 3), view("cpu-1")], (), False),
+    ],
+)
+def test_who_does_not_come_up_is_replaced_where_others_do(
+    replicas: list[ReplicaView], lost: tuple[str, ...], replaced: bool
+) -> None:
+    found = unfit(replicas, SHAPE, None, lost=lost, replaced_at=0.0, now=NOW)
+    assert (found is not None) == replaced
+    if found is not None:
+        name, why = found
+        assert (name, why.code) == ("cpu-0", "START_FAILS") and "no space left on device" in why.text
+        assert unfit(replicas, SHAPE, None, replaced_at=NOW - 10, now=NOW) is None, "one in ten minutes"
+
+
+def test_an_agent_that_does_not_know_of_failed_starts_is_understood_and_one_that_knows_more() -> None:
+    reports = TypeAdapter(ReplicaReport)
+    told = {"replica": "cpu-0", "fleet": "cpu", "incarnation": "one", "server": "down"}
+    assert reports.validate_python(told).failed_starts == 0
+    assert reports.validate_python({**told, "something_new": 3}).failed_starts == 0
+
+
+def test_a_replica_whose_server_never_comes_up_gives_its_place_to_a_new_one() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.replicas["cpu-1"].crash()
+    world.down = {"cpu-1"}
+    world.run(5)
+    assert set(world.replicas) == {"cpu-0", "cpu-1", "cpu-2"}, "the new one comes first"
+    world.run(60)
+    assert set(world.replicas) == {"cpu-0", "cpu-2"}
+    assert world.served(key) == {"cpu-0", "cpu-2"}
+
+
+def test_where_the_new_one_does_not_come_up_either_there_is_no_end_of_new_ones() -> None:
+    world = World(replicas=2)
+    promoted(world)
+    world.replicas["cpu-1"].crash()
+    world.down = {"cpu-1", "cpu-2", "cpu-3", "cpu-4"}
+    world.run(200, seconds=10.0)
+    assert set(world.replicas) == {"cpu-0", "cpu-1", "cpu-2"}
+    assert "did not come up" in world.plan.reasons["fleet/cpu"][0].text
+
+
+def test_one_that_comes_up_after_all_stays() -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.replicas["cpu-1"].crash()
+    world.down = {"cpu-1", "cpu-2"}
+    world.run(10)
+    assert set(world.replicas) == {"cpu-0", "cpu-1", "cpu-2"}
+    world.down = {"cpu-2"}
+    world.run(60)
+    assert set(world.replicas) == {"cpu-0", "cpu-1"}
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+
+
+def test_a_fleet_of_which_nothing_comes_up_is_left_alone() -> None:
+    world = World(replicas=2)
+    world.down = {"cpu-0", "cpu-1", "cpu-2"}
+    world.run(100, seconds=10.0)
+    assert set(world.replicas) == {"cpu-0", "cpu-1"}
