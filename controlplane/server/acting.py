@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from controlplane.backoff import backoff_s
 from controlplane.core.actions import (
     Action,
     FinishRollout,
@@ -31,6 +32,9 @@ log = structlog.get_logger(__name__)
 
 ACTOR = "controller"
 RETRY_S = 2.0
+RETRY_MAX_S = 60.0
+WRITE_AGAIN_S = 10.0
+"""The same for what is written into the registry: when that is back, no rollout is to wait for a minute more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,23 @@ class _Failure:
     why: str
 
 
+@dataclass(slots=True)
+class _Pause:
+    """After so many `failures` in a row, the last `at` a time (by a steady clock, in seconds), nothing of what was
+    `wanted` and has failed is tried again `until` another. `fewer`: the plan before wanted less."""
+
+    failures: int
+    at: float
+    until: float
+    wanted: frozenset[object]
+    fewer: bool = False
+
+
 class Actor:
     """Does what plans ask for. An action that is under way is not begun again; one that failed is asked for anew by
-    the next plan, so nothing is retried here but for a pause. Nor is one that was done at once done again: what it does
-    may take a while to be seen, or not come true."""
+    each plan, and tried again after a pause, which grows. All starts of a fleet have one pause: most backends make one
+    call of them, and when another number of replicas is wanted, the pauses begin anew. Nor is what was done done again
+    at once: what it does may take a while to be seen, or not come true."""
 
     def __init__(
         self,
@@ -53,25 +70,51 @@ class Actor:
         orders: Orders,
         *,
         done: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._backend = backend
         self._memory = memory
         self._orders = orders
         self._done = done
+        self._clock = clock
+        self._pauses: dict[object, _Pause] = {}
+        """By what is tried again together (`_together`)."""
         self._tasks: dict[object, asyncio.Task[None]] = {}
         self._failures: dict[object, _Failure] = {}
 
     def act(self, actions: Iterable[Action]) -> None:
-        """Begin every action that is not under way."""
+        """Begin every action that is not under way, and has not failed a moment ago."""
         wanted = {_identity(action): action for action in actions}
-        for identity in self._failures.keys() - wanted - self._tasks.keys():
-            del self._failures[identity]
+        together: dict[object, set[object]] = {}
         for identity, action in wanted.items():
-            if identity not in self._tasks:
-                task = asyncio.create_task(self._attempt(action))
+            together.setdefault(_together(action), set()).add(identity)
+        self._end_pauses(together)
+        for identity in self._failures.keys() - wanted - self._tasks.keys():
+            if not any(identity in pause.wanted for pause in self._pauses.values()):
+                del self._failures[identity]
+        for identity, action in wanted.items():
+            group = _together(action)
+            pause = self._pauses.get(group) if identity in self._failures else None
+            if identity not in self._tasks and (pause is None or self._clock() >= pause.until):
+                task = asyncio.create_task(self._attempt(action, frozenset(together[group])))
                 self._tasks[identity] = task
                 task.add_done_callback(partial(self._forget, identity))
+
+    def _end_pauses(self, together: Mapping[object, Collection[object]]) -> None:
+        """Whoever wants something else does not wait for long because of what was refused before. While an attempt is
+        under way, what it asks for may be seen as done, and in the plan after it as well: less is believed the second
+        time."""
+        for group, pause in list(self._pauses.items()):
+            wanted = frozenset(together.get(group, ()))
+            fewer = wanted < pause.wanted and not pause.wanted & self._tasks.keys()
+            if wanted <= pause.wanted and not (fewer and pause.fewer):
+                pause.fewer = fewer
+            elif wanted:
+                pause.failures, pause.until = 0, min(pause.until, pause.at + RETRY_S)
+                pause.wanted, pause.fewer = wanted, False
+            else:
+                del self._pauses[group]
 
     def _forget(self, identity: object, _task: asyncio.Task[None]) -> None:
         self._tasks.pop(identity, None)
@@ -92,24 +135,42 @@ class Actor:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _attempt(self, action: Action) -> None:
+    async def _attempt(self, action: Action, together: frozenset[object]) -> None:
         try:
             await self._carry_out(action)
         except Exception as error:
             foreseen = isinstance(error, ControlPlaneError | OSError)
             why = str(error) if foreseen else repr(error)
-            log.warning(
-                "an action failed and will be tried again", action=repr(action), reason=why, exc_info=not foreseen
-            )
-            self._failures[_identity(action)] = _failure(action, why)
+            failure, again_in_s = _failure(action, why), self._pause(action, together)
+            if failure not in self._failures.values():  # else it was told; `failures` goes on saying it
+                log.warning(
+                    "an action failed and will be tried again",
+                    action=repr(action),
+                    reason=why,
+                    again_in_s=round(again_in_s, 1),
+                    exc_info=not foreseen,
+                )
+            self._failures[_identity(action)] = failure
             if isinstance(action, StartReplica):  # it has not begun: how long that takes, says nothing of a start
                 self._memory.starts.pop(action.replica, None)
-            await asyncio.sleep(RETRY_S)
             self._done()
         else:
             self._failures.pop(_identity(action), None)
+            self._pauses.pop(_together(action), None)
             self._done()
             await asyncio.sleep(RETRY_S)
+
+    def _pause(self, action: Action, together: frozenset[object]) -> float:
+        """Take note of a failure; for how many seconds nothing of the kind is tried. What was tried at the same time
+        and fails, too, counts once."""
+        group, now = _together(action), self._clock()
+        pause = self._pauses.get(group)
+        if pause is None or now >= pause.until:
+            failures = pause.failures + 1 if pause is not None else 1
+            most_s = RETRY_MAX_S if isinstance(action, StartReplica | RemoveReplica) else WRITE_AGAIN_S
+            pause = _Pause(failures, now, now + backoff_s(failures, RETRY_S, most_s), together)
+            self._pauses[group] = pause
+        return pause.until - now
 
     async def _carry_out(self, action: Action) -> None:
         if isinstance(action, FinishRollout):
@@ -184,6 +245,11 @@ def _identity(action: Action) -> object:
     if isinstance(action, FinishRollout):
         return ("finish", action.model, action.rollout)
     return (type(action), action.replica)
+
+
+def _together(action: Action) -> object:
+    """What is tried again at the same time."""
+    return ("start", action.fleet) if isinstance(action, StartReplica) else _identity(action)
 
 
 def _failure(action: Action, why: str) -> _Failure:
