@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from controlplane.core.entry import Entry
 from controlplane.core.errors import InvalidInput, NotFound
-from controlplane.core.models import FleetRecord, Manifest, Quarantine
+from controlplane.core.models import FleetRecord, FleetShape, Manifest, Quarantine
 from controlplane.core.names import Key, Reason, mib
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
@@ -78,6 +78,11 @@ def _measured(digest: str, record: FleetRecord) -> int | None:
     processes that was measured, whatever an earlier agent has reported."""
     measured = record.measured_bytes.get(digest) if not record.shape.gpus else None
     return min(measured, record.shape.memory_bytes) if measured is not None else None
+
+
+def leaked_bytes(replica: ReplicaView, shape: FleetShape) -> int:
+    """The memory that a replica has lost to models that were unloaded. Not known on GPUs: it is that of processes."""
+    return replica.report.leaked_bytes if replica.report is not None and not shape.gpus else 0
 
 
 def quarantine_of(record: FleetRecord, key: Key, digest: str | None) -> Quarantine | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.core.actions import Action, FinishRollout
 from controlplane.core.census import Census
-from controlplane.core.fleets import quarantine_of
+from controlplane.core.fleets import leaked_bytes, quarantine_of
 from controlplane.core.load import Room, Scaler
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
@@ -22,7 +22,7 @@ from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling.decision import Decision, decide, is_quiet
-from controlplane.core.scaling.fitness import distrusted, is_over, unfit
+from controlplane.core.scaling.fitness import distrusted, replace_unfit
 from controlplane.core.scaling.forecasts import contest_of
 from controlplane.core.scaling.limits import Limits, budget_of, limits_of
 from controlplane.core.snapshot import ReplicaView, Snapshot
@@ -139,15 +139,15 @@ class _Planner:
         if scaler is None:
             scaler = Scaler(contest=contest_of(record.history))
         staying = [each for each in replicas if each.name not in snapshot.stopping]
-        late: list[Reason] = []
-        if is_over(scaler.replacing, staying):
-            lost, before = self.census.lost, scaler.replaced_at
-            found = unfit(staying, record.shape, load, lost=lost, replaced_at=before, now=self.now)
-            if found is not None and not self.budget.has_room(record.shape.gpus):
-                late = [replace(found[1], text=f"{found[1].text}, once the budget leaves room for the new one")]
-                found = None
-            at = self.now if found is not None else before
-            scaler = replace(scaler, replacing=found, replaced_at=at)
+        scaler, told = replace_unfit(
+            scaler,
+            staying,
+            record.shape,
+            load,
+            room=self.budget.has_room(record.shape.gpus),
+            lost=self.census.lost,
+            now=self.now,
+        )
         present = len(staying) - (scaler.replacing is not None)
         limits = self.budget.allows(limits_of(record, self.now), len(replicas), record.shape.gpus)
         decision, scaler = self._decide(fleet, wants, limits, scaler, staying=staying, present=present, needed=needed)
@@ -158,7 +158,7 @@ class _Planner:
         self.decisions[fleet], self.scalers[fleet] = decision, scaler
         changes = resize(fleet, decision, replicas, snapshot, lost=self.census.lost, replacing=scaler.replacing)
         self.actions += changes.actions
-        self.reasons[f"fleet/{fleet}"] += [changes.reason, *late]
+        self.reasons[f"fleet/{fleet}"] += [changes.reason, *told]
         for name, reason in changes.stopping.items():
             self.reasons[f"replica/{name}"].append(reason)
         return changes
@@ -264,9 +264,11 @@ class _Planner:
         return replace(placement, unplaced=unplaced)
 
     def _slot(self, replica: ReplicaView, stopping: frozenset[str], banned: frozenset[Key]) -> Slot:
+        shape = self.snapshot.fleets[replica.fleet].shape
         return Slot(
             replica=replica.name,
-            capacity_bytes=self.snapshot.fleets[replica.fleet].shape.memory_bytes,
+            capacity_bytes=shape.memory_bytes,
+            leaked_bytes=leaked_bytes(replica, shape),
             held=frozenset(_held(replica)),
             failed=frozenset(
                 key for key, copy in replica.copies.items() if copy.state == "failed" and copy.blames != "environment"

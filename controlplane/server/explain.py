@@ -203,6 +203,7 @@ def _replica(controller: Controller, replica: ReplicaView, now: float) -> dict[s
         "metrics_port": report.metrics_port if report else None,
         "crashes": report.crashes if report else 0,
         "failed_starts": report.failed_starts if report else 0,
+        "leaked_bytes": report.leaked_bytes if report else 0,
         "disk_free_bytes": report.disk_free_bytes if report else None,
         "copies": [_copy(copy, now) for _, copy in sorted(replica.copies.items())],
         "leaving": [str(place.key) for place in controller.memory.last_plan.leaving if place.replica == replica.name],

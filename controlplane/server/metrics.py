@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from controlplane.core.fleets import leaked_bytes
 from controlplane.core.plan import Plan
 from controlplane.core.scaling.capacity import instances_of
 from controlplane.core.snapshot import Snapshot
@@ -29,6 +30,12 @@ class Metrics:
         self._models = Gauge("ctl_models", "Models in the registry", registry=self._registry)
         self._replicas = Gauge(
             "ctl_replicas", "Replicas by fleet and server state", ["fleet", "server"], registry=self._registry
+        )
+        self._leaked = Gauge(
+            "ctl_leaked_bytes",
+            "Memory that did not come back when models were unloaded, by fleet",
+            ["fleet"],
+            registry=self._registry,
         )
         self._copies = Gauge(
             "ctl_copies", "Loaded versions by fleet and state", ["fleet", "state"], registry=self._registry
@@ -85,10 +92,13 @@ class Metrics:
         replicas: dict[tuple[str, str], int] = {}
         copies: dict[tuple[str, str], int] = {}
         instances: dict[tuple[str, str, str], int] = {}
+        leaked: dict[tuple[str], int] = {}
         for replica in snapshot.replicas.values():
             server = replica.report.server if replica.report else "unknown"
             replicas[replica.fleet, server] = replicas.get((replica.fleet, server), 0) + 1
             record = snapshot.fleets.get(replica.fleet)
+            if record is not None:
+                leaked[(replica.fleet,)] = leaked.get((replica.fleet,), 0) + leaked_bytes(replica, record.shape)
             for key, copy in replica.copies.items():
                 copies[replica.fleet, copy.state] = copies.get((replica.fleet, copy.state), 0) + 1
                 manifest = snapshot.manifest(key)
@@ -96,6 +106,7 @@ class Metrics:
                     named = (replica.fleet, key.model, str(key.version))
                     instances[named] = instances_of(manifest.entry, record.capabilities)
         _set(self._replicas, replicas.items())
+        _set(self._leaked, leaked.items())
         _set(self._copies, copies.items())
         _set(self._instances, instances.items())
 

@@ -1,16 +1,18 @@
-"""Replicas that are replaced: whose server does not come up."""
+"""Replicas that are replaced: whose server does not come up, or that have lost memory."""
 
 from __future__ import annotations
 
 import pytest
 from pydantic import TypeAdapter
 
+from controlplane.core.entry import Serving
+from controlplane.core.load import Load
 from controlplane.core.messages import ReplicaReport
 from controlplane.core.models import FleetShape
 from controlplane.core.routes import Endpoint
 from controlplane.core.scaling.fitness import unfit
 from controlplane.core.snapshot import ReplicaView
-from tests.core.world import World, promoted
+from tests.core.world import MIB, World, manifest, promoted
 
 NOW = 10_000.0
 SHAPE = FleetShape(name="cpu")
@@ -99,3 +101,60 @@ def test_a_fleet_of_which_nothing_comes_up_is_left_alone() -> None:
     world.down = {"cpu-0", "cpu-1", "cpu-2"}
     world.run(100, seconds=10.0)
     assert set(world.replicas) == {"cpu-0", "cpu-1"}
+
+
+# Lost memory.
+
+
+def test_what_is_lost_is_no_room_until_a_quiet_moment_comes() -> None:
+    world = World(replicas=1, memory_mib=1000)
+    promoted(world, size_mib=400, serving=Serving(load="always"))
+    world.replicas["cpu-0"].leaked_bytes = 200 * MIB
+    world.load = Load(at=world.now, step_s=2.0, demand=0.9)
+    large = world.registry.register(manifest("large", size_mib=500), world.now)
+    world.registry.promote(large, world.now)
+    world.run(10)
+    assert large not in world.replicas["cpu-0"].copies
+    (why,) = [each for each in world.plan.reasons["fleet/cpu"] if each.code == "LEAKING"]
+    assert "cpu-0 (200 MiB)" in why.text and "quiet" in why.text
+    world.load = Load(at=world.now, step_s=2.0, demand=0.1)
+    world.run(80)
+    assert set(world.replicas) == {"cpu-1"} and world.served(large) == {"cpu-1"}
+    assert "LEAKING" not in {each.code for each in world.plan.reasons["fleet/cpu"]}
+
+
+def test_what_would_fit_but_for_lost_memory_is_not_too_large() -> None:
+    world = World(replicas=1, memory_mib=1000)
+    promoted(world)
+    world.replicas["cpu-0"].leaked_bytes = 600 * MIB
+    world.load = Load(at=world.now, step_s=2.0, demand=0.9)
+    large = world.registry.register(manifest("large", size_mib=500), world.now)
+    world.registry.promote(large, world.now)
+    world.run(20)
+    rollout = world.registry.models["large"].running_rollout
+    assert rollout is not None, "it waits, and does not fail"
+    world.resize(1, more=1)
+    world.run(40)
+    assert "cpu-1" in world.served(large), "where the fleet may grow, it does"
+
+
+def test_on_gpus_nothing_is_known_of_lost_memory() -> None:
+    world = World(replicas=1, memory_mib=1000, gpus=1)
+    promoted(world)
+    world.replicas["cpu-0"].leaked_bytes = 900 * MIB
+    world.load = Load(at=world.now, step_s=2.0)
+    large = promoted(world, "large", size_mib=500)
+    assert world.served(large) == {"cpu-0"}
+    assert set(world.replicas) == {"cpu-0"}
+    assert "LEAKING" not in {each.code for each in world.plan.reasons["fleet/cpu"]}
+
+
+def test_only_the_worst_are_named() -> None:
+    world = World(replicas=5, memory_mib=1000)
+    promoted(world)
+    for name, each in world.replicas.items():
+        each.leaked_bytes = (200 + int(name[-1])) * MIB
+    world.load = Load(at=world.now, step_s=2.0, demand=4.9)
+    world.run(2)
+    (why,) = [each for each in world.plan.reasons["fleet/cpu"] if each.code == "LEAKING"]
+    assert "cpu-4 (204 MiB), cpu-3 (203 MiB), cpu-2 (202 MiB) and 2 more" in why.text

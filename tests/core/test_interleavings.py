@@ -129,6 +129,11 @@ class Interleavings(RuleBasedStateMachine):
                 replica.crashes += times - 1
                 replica.crashed = True
 
+    @rule(data=st.data(), leaked=st.sampled_from([5 << 20, 100 << 20]))
+    def lose_memory(self, data: st.DataObject, leaked: int) -> None:
+        if self.world.replicas:
+            self.world.replicas[data.draw(st.sampled_from(sorted(self.world.replicas)))].leaked_bytes += leaked
+
     @invariant()
     def nobody_is_led_astray(self) -> None:
         if hasattr(self, "world"):
@@ -140,6 +145,7 @@ class Interleavings(RuleBasedStateMachine):
         world = self.world
         for replica in world.replicas.values():
             replica.silent = False
+            replica.leaked_bytes = 0
         for gateway in world.gateways.values():
             gateway.demand = ()
         world.run(200, seconds=1.0)

@@ -171,6 +171,7 @@ class Replica:
     def crash(self) -> None:
         self.server = "starting"
         self.crashes += 1
+        self.leaked_bytes = 0
         self.copies = {key: replace(copy, state="pending") for key, copy in self.copies.items()}
 
     def report(self) -> ReplicaReport:

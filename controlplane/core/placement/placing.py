@@ -37,7 +37,7 @@ class _Room:
 
     @property
     def free_now(self) -> int:
-        return self.slot.capacity_bytes - self.used_bytes
+        return self.slot.capacity_bytes - self.slot.leaked_bytes - self.used_bytes
 
     @property
     def free_soon(self) -> int:

@@ -102,6 +102,7 @@ class Needs:
                 Slot(
                     replica=slot.replica,
                     capacity_bytes=slot.capacity_bytes,
+                    leaked_bytes=slot.leaked_bytes,
                     held=frozenset(held),
                     failed=slot.failed,
                 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from controlplane.core.fleets import is_up
-from controlplane.core.load import Load
+from controlplane.core.fleets import is_up, leaked_bytes
+from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetShape
-from controlplane.core.names import Reason
+from controlplane.core.names import Reason, mib
 from controlplane.core.snapshot import ReplicaView
 
 FLAPS = 3
@@ -19,6 +20,8 @@ FAILED_STARTS = 3
 """So many starts of a server that failed in a row, and it may be where it runs: a disk, a GPU, a full /dev/shm."""
 LEAK = 0.1
 """A replica that has lost this share of its memory is replaced in a quiet moment."""
+TOLD = 3
+"""So many of those that have are named."""
 QUIET = 0.5
 """A moment is quiet while what arrives keeps no more than this share of the replicas busy."""
 REPLACE_EVERY_S = 600.0
@@ -63,11 +66,50 @@ def unfit(
         return name, Reason(code="SLOW", text=text)
     quiet = load.complete and load.demand <= QUIET * len(here)
     for each in here:
-        leaked = each.report.leaked_bytes if each.report is not None else 0
+        leaked = leaked_bytes(each, shape)
         if quiet and leaked > LEAK * shape.memory_bytes:
             text = f"{each.name} is replaced: {leaked >> 20} MiB did not come back when models were unloaded"
             return each.name, Reason(code="LEAKING", text=text)
     return None
+
+
+def leaking(replicas: Iterable[ReplicaView], shape: FleetShape) -> Reason | None:
+    """Which of a fleet's replicas have lost so much memory that they are replaced in a quiet moment; None if none has.
+    Until then they have as much less room."""
+    lost = ((leaked_bytes(each, shape), each.name) for each in replicas)
+    worst = sorted((each for each in lost if each[0] > LEAK * shape.memory_bytes), key=lambda each: (-each[0], each[1]))
+    if not worst:
+        return None
+    told = ", ".join(f"{name} ({mib(size)})" for size, name in worst[:TOLD])
+    more = f" and {len(worst) - TOLD} more" if len(worst) > TOLD else ""
+    text = f"memory did not come back when models were unloaded: {told}{more}; replaced one by one in quiet moments"
+    return Reason(code="LEAKING", text=text)
+
+
+def replace_unfit(
+    scaler: Scaler,
+    replicas: Sequence[ReplicaView],
+    shape: FleetShape,
+    load: Load | None,
+    *,
+    room: bool,
+    lost: Collection[str],
+    now: float,
+) -> tuple[Scaler, tuple[Reason, ...]]:
+    """Choose who is replaced next, once the one before has left; only while the budget leaves `room` for the new one.
+    With what a fleet's users should know of those that wait for it."""
+    waits: list[Reason] = []
+    if is_over(scaler.replacing, replicas):
+        found, at = unfit(replicas, shape, load, lost=lost, replaced_at=scaler.replaced_at, now=now), now
+        if found is not None and not room:
+            waits.append(replace(found[1], text=f"{found[1].text}, once the budget leaves room for the new one"))
+            found = None
+        scaler = replace(scaler, replacing=found, replaced_at=at if found is not None else scaler.replaced_at)
+    out = scaler.replacing[0] if scaler.replacing is not None else ""
+    leaks = leaking((each for each in replicas if each.name != out), shape)
+    if leaks is not None and leaks.code not in {each.code for each in waits}:
+        waits.append(leaks)
+    return scaler, tuple(waits)
 
 
 def is_over(replacing: tuple[str, Reason] | None, replicas: Iterable[ReplicaView]) -> bool:
