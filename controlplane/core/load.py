@@ -113,6 +113,16 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ejection:
+    """A slow replica, which takes `ratio` times as long as the others, gets no requests `until` a time (seconds since
+    1970); it is the so manieth of `times` in which it was slow when it was tried."""
+
+    until: float
+    times: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scaler:
     """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
 
@@ -124,6 +134,7 @@ class Scaler:
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
     `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
     and why; `replaced_at`: when the last such one was chosen. `room`: how many must have a place for their versions.
+    `ejections` of its replicas, those of late that are over among them.
     """
 
     began: float | None = None
@@ -142,6 +153,7 @@ class Scaler:
     replacing: tuple[str, Reason] | None = None
     replaced_at: float = 0.0
     room: Room = Room()
+    ejections: Mapping[str, Ejection] = field(default_factory=dict)
 
     def shifted(self, by: Callable[[float], float]) -> Scaler:
         """The same after the clock was set: `by` says what a time is now."""
@@ -160,4 +172,5 @@ class Scaler:
             idle_since=None if self.idle_since is None else by(self.idle_since),
             replaced_at=by(self.replaced_at),
             room=replace(self.room, found_at=by(self.room.found_at)),
+            ejections={name: replace(each, until=by(each.until)) for name, each in self.ejections.items()},
         )

@@ -22,6 +22,7 @@ from controlplane.core.rollout import Progress, TargetState, progress
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling.decision import Decision, decide, is_quiet
+from controlplane.core.scaling.ejection import eject, ejected
 from controlplane.core.scaling.fitness import distrusted, replace_unfit
 from controlplane.core.scaling.forecasts import contest_of
 from controlplane.core.scaling.limits import Limits, budget_of, limits_of
@@ -79,6 +80,8 @@ class _Planner:
         self.distrusted: dict[str, Reason] = {}
         for replicas in self.census.by_fleet.values():
             self.distrusted.update(distrusted(replicas, now))
+        self.slow: dict[str, float] = {}
+        """Replicas that are to get no requests where others can take them, and how many times as long they take."""
 
     def run(self) -> Plan:
         census = self.census
@@ -115,6 +118,7 @@ class _Planner:
             gone=departures.unrouted,
             lost=census.lost,
             distrusted=self.distrusted,
+            slow=self.slow,
             reasons=self._unserved(placements),
         )
         self.actions += records(self.snapshot, census, self.scalers)
@@ -148,6 +152,10 @@ class _Planner:
             lost=self.census.lost,
             now=self.now,
         )
+        scaler = eject(scaler, load, {each.name for each in replicas}, self.now)
+        for name, (ratio, reason) in ejected(scaler.ejections, self.now).items():
+            self.slow[name] = ratio
+            self.reasons[f"replica/{name}"].append(reason)
         present = len(staying) - (scaler.replacing is not None)
         limits = self.budget.allows(limits_of(record, self.now), len(replicas), record.shape.gpus)
         decision, scaler = self._decide(fleet, wants, limits, scaler, staying=staying, present=present, needed=needed)

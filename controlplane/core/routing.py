@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controlplane.core.entry import Priority
+from controlplane.core.members import quick, trusted
 from controlplane.core.names import Key, Place, Reason
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from controlplane.core.snapshot import Snapshot
@@ -43,6 +44,7 @@ def build_table(
     gone: Collection[str],
     lost: Collection[str],
     distrusted: Collection[str],
+    slow: Mapping[str, float],
     reasons: Mapping[Key, Reason],
 ) -> RouteTable:
     """The table without epoch and generation.
@@ -50,7 +52,9 @@ def build_table(
     Only what is in a replica's assignment (`holds`) is led there: a copy whose end is ordered may still be reported.
     `going` places get no requests any more, `draining` replicas are marked, `gone` ones left out. Lost replicas are
     left out too, except where nobody else has the version: then silence is no proof that they are gone. So are those
-    that are `distrusted`, except where nobody else could take a new request: serving badly beats not serving.
+    that are `distrusted`, except where nobody else could take a new request: serving badly beats not serving. Of the
+    `slow` ones (how many times as long they take) some are left out of each version (`members.quick`), but for
+    versions with sequences: these are not compared, and where a sequence goes is found by who is there.
     """
     pools: dict[str, tuple[str, ...]] = {}
     ids: dict[tuple[str, ...], str] = {}
@@ -63,7 +67,9 @@ def build_table(
         ]
         members = tuple(name for name in here if name not in lost) or tuple(here)
         if distrusted:
-            members = _first(members, distrusted, draining)
+            members = trusted(members, distrusted, draining)
+        if slow and not slow.keys().isdisjoint(members) and not _has_sequences(snapshot, key):
+            members = quick(members, slow, draining)
         if not members or all(name in draining for name in members):
             # Nobody who may take a new request. Those who drain still end theirs: they stay endpoints.
             return None
@@ -111,10 +117,9 @@ def build_table(
     return RouteTable(endpoints=endpoints, pools=pools, routes=routes)
 
 
-def _first(members: tuple[str, ...], distrusted: Collection[str], draining: Collection[str]) -> tuple[str, ...]:
-    """Those of a version's replicas that are trusted, if one of them may take a new request; else all of them."""
-    trusted = tuple(name for name in members if name not in distrusted)
-    return trusted if any(name not in draining for name in trusted) else members
+def _has_sequences(snapshot: Snapshot, key: Key) -> bool:
+    manifest = snapshot.manifest(key)
+    return manifest is None or manifest.entry.sequence_batching is not None
 
 
 def _as_before(model: str, snapshot: Snapshot) -> Route | None:

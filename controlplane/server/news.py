@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 ALARMS: Final = frozenset(
     {
         "CLASH",
+        "EJECTED",
         "FAILED",
         "FLAPPING",
         "INVALID",

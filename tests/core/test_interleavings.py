@@ -134,6 +134,12 @@ class Interleavings(RuleBasedStateMachine):
         if self.world.replicas:
             self.world.replicas[data.draw(st.sampled_from(sorted(self.world.replicas)))].leaked_bytes += leaked
 
+    @rule(data=st.data(), slow=st.booleans())
+    def compute_slowly(self, data: st.DataObject, slow: bool) -> None:
+        if self.world.replicas:
+            name = data.draw(st.sampled_from(sorted(self.world.replicas)))
+            self.world.load = Measured(at=self.world.now, step_s=2.0, slow={name: 4.0} if slow else {})
+
     @invariant()
     def nobody_is_led_astray(self) -> None:
         if hasattr(self, "world"):
@@ -148,9 +154,10 @@ class Interleavings(RuleBasedStateMachine):
             replica.leaked_bytes = 0
         for gateway in world.gateways.values():
             gateway.demand = ()
+        world.load = Measured(at=world.now, step_s=2.0)
         world.run(200, seconds=1.0)
-        if any(world.memory.crashed_at.values()):
-            world.run(140, seconds=5.0)  # until all are trusted again
+        if any(world.memory.crashed_at.values()) or world.plan.scalers["cpu"].ejections:
+            world.run(140, seconds=5.0)  # until all get requests again
         for model in world.registry.models.values():
             assert model.running_rollout is None, f"the rollout of {model.name} never ends: {world.plan.reasons}"
         assert not world.plan.leaving
