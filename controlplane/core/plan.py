@@ -101,6 +101,9 @@ class _Planner:
         departures = depart(
             {name for name in stopping if self._is_replaced(name, stopping, placements)}, self.snapshot, self.now
         )
+        for placement in placements.values():
+            for key, reason in placement.why_added():
+                self.reasons[f"version/{key}"].append(reason)
         holds, leaving = self._release(placements)
         for name, replicas in census.by_fleet.items():
             if name not in placements:  # a fleet without a record: leave alone what it has

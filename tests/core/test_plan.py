@@ -372,8 +372,14 @@ def test_a_hot_model_gets_more_copies_and_a_cold_one_fewer() -> None:
     world.memory.loads["cpu"] = Load(
         at=world.now, step_s=2.0, demand=1.5, copies={hot: 1.5, cold: 0.1}, use={hot: 100.0, cold: 1.0}
     )
-    world.run(80)
+    why: dict[str, str] = {}
+    for _ in range(80):
+        world.run(1)
+        told = (each for key in (hot, cold) for each in world.plan.reasons.get(f"version/{key}", ()))
+        why = {each.code: each.text for each in told} | why
     assert (len(world.served(cold)), len(world.served(hot))) == (1, 2), "nobody's last copy leaves for it"
+    assert why["WAITS_FOR_ROOM"] == "hot@1 waits until cold@1 has left cpu-1"
+    assert why["PLACED"] == "hot@1 comes to cpu-1: its load keeps 2 copies busy"
 
 
 def idle_world(**shape: object) -> World:

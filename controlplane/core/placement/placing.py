@@ -93,7 +93,7 @@ class _Placer:
         self.going_from: dict[Key, set[str]] = {}
         self.leaving_before = leaving_before
         self.unplaced: dict[Key, Reason] = {}
-        self.added: list[Place] = []
+        self.added: dict[Place, Want] = {}
         self.heap: list[tuple[int, str]] = []
         self.distrusted: list[tuple[int, str]] = []
         self.pools: Pools | None = None  # most plans add nothing, and need none
@@ -115,7 +115,7 @@ class _Placer:
             holds={name: frozenset(room.held) for name, room in self.rooms.items()},
             leaving=self.leaving,
             unplaced=self.unplaced,
-            added=tuple(self.added),
+            added=self.added,
         )
 
     def trial(self) -> int:
@@ -290,7 +290,7 @@ class _Placer:
         for key in self._need(want, room):
             room.held.add(key)
             room.used_bytes += self.sizes.get(key, 0)
-            self.added.append(Place(key, name))
+            self.added[Place(key, name)] = want
             self._move(key, name, comes=True)
         for step in want.requires:
             if step in room.going:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -49,6 +49,18 @@ class Want:
     in_use: bool = False
     idle_s: float | None = None
 
+    def why(self, key: Key) -> str:
+        """Why a copy of `key`, this version or one that it requires, is placed."""
+        if key != self.key:
+            return f"{self.key} needs it on the same replica"
+        if self.rank is Rank.ROLLOUT:
+            return "it is rolled out"
+        if self.hot:
+            return f"its load keeps {self.minimum} copies busy"
+        if self.rank is Rank.DEMAND:
+            return "it is asked for"
+        return "it is always to be loaded" if self.rank is Rank.ALWAYS else "there is room for it"
+
     @property
     def worth_s(self) -> float:
         """What a copy is worth: the seconds of loading that its absence costs, as often as it is asked for."""
@@ -75,9 +87,15 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What each replica holds (what leaves included, until it has left), what leaves, what found no room."""
+    """What each replica holds (what leaves included, until it has left), what leaves, what found no room, and what is
+    `added`, with what it is for."""
 
     holds: Mapping[str, frozenset[Key]]
     leaving: Mapping[Place, Reason]
     unplaced: Mapping[Key, Reason]
-    added: tuple[Place, ...]
+    added: Mapping[Place, Want]
+
+    def why_added(self) -> Iterator[tuple[Key, Reason]]:
+        """Why each new copy comes."""
+        for place, want in self.added.items():
+            yield place.key, Reason(code="PLACED", text=f"{place.key} comes to {place.replica}: {want.why(place.key)}")
