@@ -157,7 +157,7 @@ class Interleavings(RuleBasedStateMachine):
         world.load = Measured(at=world.now, step_s=2.0)
         world.run(200, seconds=1.0)
         if any(world.memory.crashed_at.values()) or world.plan.scalers["cpu"].ejections:
-            world.run(140, seconds=5.0)  # until all get requests again
+            world.run(90, seconds=5.0)  # until all get requests again; not until fewer replicas are tried again
         for model in world.registry.models.values():
             assert model.running_rollout is None, f"the rollout of {model.name} never ends: {world.plan.reasons}"
         assert not world.plan.leaving

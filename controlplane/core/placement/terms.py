@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -96,6 +97,11 @@ class Placement:
     added: Mapping[Place, Want]
 
     def why_added(self) -> Iterator[tuple[Key, Reason]]:
-        """Why each new copy comes."""
+        """Why new copies come, of each version together."""
+        replicas: dict[Key, list[str]] = defaultdict(list)
+        wants: dict[Key, Want] = {}
         for place, want in self.added.items():
-            yield place.key, Reason(code="PLACED", text=f"{place.key} comes to {place.replica}: {want.why(place.key)}")
+            replicas[place.key].append(place.replica)
+            wants[place.key] = want
+        for key, names in replicas.items():
+            yield key, Reason(code="PLACED", text=f"{key} comes to {', '.join(names)}: {wants[key].why(key)}")
