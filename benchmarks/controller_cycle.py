@@ -21,6 +21,7 @@ from controlplane.core.plan import Plan, plan
 from controlplane.core.routes import Endpoint
 from controlplane.core.snapshot import Settings
 from controlplane.fleet.protocol import FleetReplica
+from controlplane.server.controller import collect_garbage_seldom
 from controlplane.server.memory import Memory
 from controlplane.server.orders import Orders
 from examples.interrupts import interruptible
@@ -134,6 +135,7 @@ def steady_cycles(simulation: Simulation) -> tuple[float, list[float]]:
 
 def main() -> int:
     """Measure and print; 1 when a limit is exceeded."""
+    collect_garbage_seldom()
     simulation = Simulation()
     first_s, steady = steady_cycles(simulation)
     placements = sum(len(keys) for keys in simulation.memory.last_plan.holds.values())

@@ -30,7 +30,7 @@ from controlplane.render.sharing import compatible
 from controlplane.server.acting import record_shapes
 from controlplane.server.api import make_app
 from controlplane.server.claiming import claim
-from controlplane.server.controller import Controller
+from controlplane.server.controller import Controller, collect_garbage_seldom
 from controlplane.server.listening import listen
 
 log = structlog.get_logger(__name__)
@@ -103,6 +103,7 @@ def main() -> int:
     found = parser.parse_args()
     configure()
     processes.allow_open_files()
+    collect_garbage_seldom()
     try:
         if found.kubernetes:
             from controlplane.server import pod  # noqa: PLC0415 - only a pod has to have what this needs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,12 @@ STEP_S = 2.0
 """A clock that is set by less harms nobody."""
 SOURCES_EXPIRE_S = 3600
 """How long the download addresses of an assignment are good for."""
+
+
+def collect_garbage_seldom() -> None:
+    """Set this process up for cycles that make very many small objects of which hardly any refer to each other: to look
+    for such at Python's own pace takes a third of the time of a large fleet's cycle. They are still looked for."""
+    gc.set_threshold(50_000, 20, 100)
 
 
 class Controller:
