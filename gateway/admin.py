@@ -64,14 +64,21 @@ class Admin:
     async def failed(self) -> Mapping[Failed, int]:
         """Requests that failed since Envoy's start, or since the last one like it was forgotten (`logs.failures`)."""
         counts: Counter[Failed] = Counter()
-        for found in FAILED.finditer(await self._get("/stats/prometheus?usedonly&filter=^model\\.failures")):
+        for found in FAILED.finditer(await self._failures()):
             replica = found["replica"] if found["replica"] != SIDE_HOST else ""
             counts[Failed(Key(found["model"], int(found["version"])), found["code"], replica)] += int(found["value"])
         return counts
 
     async def prometheus(self) -> bytes:
         """All statistics that have ever changed, in Prometheus' text format."""
-        return (await self._get("/stats/prometheus?usedonly")).encode()
+        page = await self._get("/stats/prometheus?usedonly")
+        others = "".join(line for line in page.splitlines(keepends=True) if "envoy_model_failures" not in line)
+        return (others + await self._failures()).encode()
+
+    async def _failures(self) -> str:
+        """The counts of failures. One that has not grown for a while is marked as unused before it is forgotten, and
+        comes back with what it had: it must not seem gone meanwhile."""
+        return await self._get("/stats/prometheus?filter=^model\\.failures")
 
     async def reopen_logs(self) -> None:
         """Go on in new log files."""

@@ -24,6 +24,7 @@ CLIENTS = frozenset(
         "FAILED_PRECONDITION",
         "OUT_OF_RANGE",
         "UNAUTHENTICATED",
+        "UNIMPLEMENTED",
     }
 )
 """Codes of gRPC that say what a client did wrong, or that it has gone (which is spelled in two ways)."""
@@ -31,9 +32,9 @@ CLIENTS = frozenset(
 
 def is_failure(code: str) -> bool:
     """Whether a code (gRPC's name, or HTTP's number) says that serving failed, or that there was too much to do. 0 is
-    a client of HTTP that has gone."""
+    a client of HTTP that has gone, 501 one that asks a model for one answer that gives several."""
     if code.isdecimal():
-        return int(code) >= 500 or int(code) == 429
+        return (int(code) >= 500 and int(code) != 501) or int(code) == 429
     return code != "OK" and code not in CLIENTS
 
 
@@ -57,10 +58,15 @@ class Failures:
         if self._looks:
             since, before = self._looks[-1]
             # What has fewer than before began anew, after that: Envoy itself, or it forgot what had not grown for long.
-            kept = {which: count for which, count in before.items() if failed.get(which, 0) >= count}
-            if len(kept) < len(before):
+            anew = {which for which, count in before.items() if failed.get(which, 0) < count}
+            if anew and len(anew) == len(before):
                 self._looks.clear()
-                self._looks.append((since, kept))
+                self._looks.append((since, {}))
+            elif anew:
+                self._looks = deque(
+                    (at, {which: count for which, count in look.items() if which not in anew})
+                    for at, look in self._looks
+                )
         self._looks.append((now, failed))
         while len(self._looks) > 2 and now - self._looks[1][0] >= WINDOW_S:
             self._looks.popleft()

@@ -48,6 +48,8 @@ COUNT_EVERY_S = 5.0
 """How often Envoy's counts of answers are read."""
 ENVOYS_PAGE_S = 1.5
 """How long the local page waits for Envoy's part: the Prometheus of `ctl up` gives a scrape up after 2 s, whole."""
+ENVOYS_PAGE_MOST_S = 5.0
+"""How long a pod's page does: Prometheus' own limit is 10 s."""
 LINGER_S = 3.0
 LAST_WORD_S = 2.0
 """For so long clients may still come after this gateway has said that it drains: word of it has to get around."""
@@ -152,7 +154,7 @@ class Gateway:
         log.info("drained", in_flight=left)
         return left
 
-    async def metrics(self, *, within_s: float = 10.0) -> bytes:
+    async def metrics(self, *, within_s: float = ENVOYS_PAGE_MOST_S) -> bytes:
         """In Prometheus' text format: this part's, and Envoy's if it answers `within_s`."""
         try:
             async with asyncio.timeout(within_s):

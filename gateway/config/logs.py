@@ -56,7 +56,7 @@ FAILED: dict[Protocol, Json] = {
             ]
         }
     },
-    "http": {"or_filter": {"filters": [_status("GE", 500), _status("EQ", 429)]}},
+    "http": {"or_filter": {"filters": [_status("EQ", 500), _status("GE", 502), _status("EQ", 429)]}},
 }
 """Matches what failed: codes that `gateway.failures.is_failure` calls so, of clients that are still there."""
 

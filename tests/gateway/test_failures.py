@@ -68,6 +68,14 @@ def test_what_envoy_has_forgotten_makes_nothing_else_begin_anew() -> None:
     assert failures.failing == (Failing(model="a", version=1, errors_per_s=0.7, replicas={"r1": 0.2, "r2": 0.5}),)
 
 
+def test_a_window_outlasts_what_is_forgotten_in_it() -> None:
+    failures = Failures()
+    for look in range(6):
+        counts = {Failed(A, "INTERNAL", "r2"): 60 * look}
+        failures.take(counts | ({Failed(A, "INTERNAL", "r1"): 7} if look < 5 else {}), 5.0 * look)
+    assert failures.failing == (Failing(model="a", version=1, errors_per_s=12.0, replicas={"r2": 12.0}),)
+
+
 def test_an_envoy_that_says_nothing_any_more_says_nothing_of_now() -> None:
     failures = Failures()
     failures.take({}, 0.0)
