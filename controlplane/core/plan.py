@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.core.actions import Action, FinishRollout
 from controlplane.core.census import Census
-from controlplane.core.fleets import leaked_bytes, quarantine_of
+from controlplane.core.fleets import quarantine_of
 from controlplane.core.load import Room, Scaler
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
 from controlplane.core.placement.placing import place
-from controlplane.core.placement.room import Needs
+from controlplane.core.placement.room import Needs, missing
 from controlplane.core.placement.terms import Placement, Slot, Want
 from controlplane.core.placement.wants import apart, serving_of, wants_of
 from controlplane.core.records import records
@@ -23,7 +23,7 @@ from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling.decision import Decision, decide, is_quiet
 from controlplane.core.scaling.ejection import eject, ejected
-from controlplane.core.scaling.fitness import distrusted, replace_unfit
+from controlplane.core.scaling.fitness import distrusted, down, missing_bytes, replace_unfit
 from controlplane.core.scaling.forecasts import contest_of
 from controlplane.core.scaling.limits import Limits, budget_of, limits_of
 from controlplane.core.snapshot import ReplicaView, Snapshot
@@ -80,6 +80,11 @@ class _Planner:
         self.distrusted: dict[str, Reason] = {}
         for replicas in self.census.by_fleet.values():
             self.distrusted.update(distrusted(replicas, now))
+        self.down: frozenset[str] = frozenset()
+        for replicas in self.census.by_fleet.values():
+            self.down |= down(replicas, self.census.lost)
+        self.untrusted = set(self.distrusted)
+        """Replicas that get nothing new that has room elsewhere: these, the slow, and who is being replaced."""
         self.slow: dict[str, float] = {}
         """Replicas that are to get no requests where others can take them, and how many times as long they take."""
 
@@ -156,7 +161,9 @@ class _Planner:
             now=self.now,
         )
         scaler = eject(scaler, load, {each.name for each in replicas}, self.now)
+        self.untrusted |= {scaler.replacing[0]} if scaler.replacing is not None else set()
         for name, (ratio, reason) in ejected(scaler.ejections, self.now).items():
+            self.untrusted.add(name)
             self.slow[name] = ratio
             self.reasons[f"replica/{name}"].append(reason)
         present = len(staying) - (scaler.replacing is not None)
@@ -167,7 +174,9 @@ class _Planner:
         extra = scaler.replacing is not None
         self.budget.take(decision.desired + extra - len(replicas), record.shape.gpus)
         self.decisions[fleet], self.scalers[fleet] = decision, scaler
-        changes = resize(fleet, decision, replicas, snapshot, lost=self.census.lost, replacing=scaler.replacing)
+        changes = resize(
+            fleet, decision, replicas, snapshot, lost=self.census.lost, down=self.down, replacing=scaler.replacing
+        )
         self.actions += changes.actions
         self.reasons[f"fleet/{fleet}"] += [changes.reason, *told]
         for name, reason in changes.stopping.items():
@@ -201,6 +210,10 @@ class _Planner:
             )
             room = needs.room(present, limits.most, self.now)
 
+        replaced = scaler.replacing[0] if scaler.replacing is not None else ""
+        unled = self.distrusted.keys() | self.slow.keys()
+        out = sum(each.name in unled and each.name != replaced for each in staying)
+
         def decided() -> tuple[Decision, Scaler]:
             why = needs.why(room.replicas) if needs is not None and room.replicas else ""
             return decide(
@@ -209,6 +222,7 @@ class _Planner:
                 load,
                 scaler,
                 present=present,
+                out=out,
                 needed=needed,
                 pinned=room.replicas,
                 pinned_why=why,
@@ -217,8 +231,7 @@ class _Planner:
 
         decision, after = decided()
         if needs is not None and decision.desired < min(present, limits.most):
-            out = scaler.replacing[0] if scaler.replacing is not None else ""
-            first = sorted(staying, key=lambda each: (each.name == out, worth(each)))[: min(present, limits.most)]
+            first = sorted(staying, key=lambda each: (each.name == replaced, worth(each)))[: min(present, limits.most)]
             slots = [self._slot(each, frozenset(), frozenset()) for each in first]
             fewest = needs.still_fits(decision.desired, slots)
             if fewest > decision.desired:
@@ -234,9 +247,12 @@ class _Planner:
             up = [each for each in self.census.by_fleet.get(name, ()) if self._is_open(each, stopping)]
             if len(up) < self.decisions[name].desired:
                 self.may_grow.add(name)
-            elif name in self.needs:
-                room = replace(self.scalers[name].room, cramped=self.needs[name].cramped(placement))
-                self.scalers[name] = replace(self.scalers[name], room=room)
+            else:
+                needs = self.needs.get(name)
+                cramped = needs.cramped(placement) if needs is not None else missing(placement, self.snapshot, self.now)
+                if cramped != self.scalers[name].room.cramped:
+                    room = replace(self.scalers[name].room, cramped=cramped)
+                    self.scalers[name] = replace(self.scalers[name], room=room)
 
     def _needed_fleets(self) -> set[str | None]:
         """Those for which somebody waits: a rollout for its target, or a request for a version that is cold."""
@@ -279,20 +295,24 @@ class _Planner:
         return Slot(
             replica=replica.name,
             capacity_bytes=shape.memory_bytes,
-            leaked_bytes=leaked_bytes(replica, shape),
+            leaked_bytes=missing_bytes(replica, shape),
             held=frozenset(_held(replica)),
             failed=frozenset(
                 key for key, copy in replica.copies.items() if copy.state == "failed" and copy.blames != "environment"
             ),
             banned=banned,
             open=self._is_open(replica, stopping),
-            trusted=replica.name not in self.distrusted,
-            counts=replica.name not in stopping and replica.name not in self.census.lost,
+            trusted=replica.name not in self.untrusted,
+            counts=not self._is_away(replica.name, stopping),
         )
 
     def _is_open(self, replica: ReplicaView, stopping: frozenset[str]) -> bool:
         """Whether it may get something new."""
-        return replica.name not in stopping and replica.name not in self.census.lost and replica.report is not None
+        return replica.report is not None and not self._is_away(replica.name, stopping)
+
+    def _is_away(self, name: str, stopping: frozenset[str]) -> bool:
+        """Whether it is on its way out, silent, or does not come up: what it has should be elsewhere, too."""
+        return name in stopping or name in self.census.lost or name in self.down
 
     def _sizes(self, fleet: str, wants: list[Want]) -> Mapping[Key, int]:
         """The memory of all that is wanted or held there, in bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -14,8 +15,8 @@ from controlplane.core.snapshot import ReplicaView, Snapshot
 MEASURE_AGAIN = 0.25
 """By how much (as a share) what was measured must differ from what is on record to be written down anew."""
 
-LOAD_AGAIN = 0.5
-"""The same of how long loads take: that scatters more, by what else a machine does."""
+LOAD_AGAIN = 2.0
+"""How many times as long, or as short, a load must be as the one on record: cold disks and caches differ by less."""
 SHORTEST_LOAD_S = 0.5
 """What loads sooner is recorded with so much: the rest of a cold start takes longer, and what differs is noise."""
 
@@ -68,11 +69,14 @@ def _loads(record: FleetRecord, replicas: list[ReplicaView]) -> Mapping[str, flo
             # Here, too, the least; and nobody's word counts for more than a load may take.
             known = took_s.get(copy.digest, record.shape.load_timeout_s)
             took_s[copy.digest] = min(known, max(copy.load_s, SHORTEST_LOAD_S))
-    return {
-        digest: seconds
-        for digest, seconds in took_s.items()
-        if _has_changed(seconds, record.load_s.get(digest, 0.0), by=LOAD_AGAIN)
-    }
+    news = {}
+    for digest, seconds in took_s.items():
+        before = record.load_s.get(digest)
+        if before is None:
+            news[digest] = seconds
+        elif not before / LOAD_AGAIN <= seconds <= before * LOAD_AGAIN:
+            news[digest] = math.sqrt(before * seconds)  # between both: what swings comes to rest there
+    return news
 
 
 def _costs(record: FleetRecord, load: Load | None) -> Mapping[str, Cost]:
@@ -98,5 +102,5 @@ def _history(record: FleetRecord, load: Load | None, scaler: Scaler | None) -> H
     return replace(load.history, believed=scaler.contest.believed, moved=round(scaler.contest.moved, 3))
 
 
-def _has_changed(measured: float, recorded: float, *, by: float = MEASURE_AGAIN) -> bool:
-    return abs(measured - recorded) > by * measured
+def _has_changed(measured: float, recorded: float) -> bool:
+    return abs(measured - recorded) > MEASURE_AGAIN * measured

@@ -29,24 +29,33 @@ def resize(
     snapshot: Snapshot,
     *,
     lost: frozenset[str],
+    down: frozenset[str] = frozenset(),
     replacing: tuple[str, Reason] | None = None,
 ) -> Changes:
     """Bring a fleet to the size that was decided. Whoever is on its way out and was not told to stop yet, comes back
-    before a new one is started. While one is being replaced there is one more, until enough others are up."""
+    before a new one is started. While one is being replaced there is one more, until enough others are up; but whose
+    server does not come up, that one's place is free at once."""
     desired = decision.desired
     out, why = replacing or ("", decision.reason)
     leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
     stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
     stopping |= {each.name: Reason(code="LEAVING", text=each.leaving) for each in replicas if each.leaving}
     staying = sorted((each for each in replicas if each.name not in stopping), key=worth)
-    if any(each.name == out for each in staying) and desired:
+    if out in down and snapshot.settled:
+        stopping |= {each.name: why for each in staying if each.name == out}
+        staying = [each for each in staying if each.name != out]
+    elif any(each.name == out for each in staying) and desired:
         staying.sort(key=lambda each: each.name == out)  # it leaves first
-        if sum(is_up(each) for each in staying if each.name != out) < desired:
-            desired += 1
+        desired += sum(is_up(each) for each in staying if each.name != out) < desired
     actions: list[Action] = []
     later = 0
     if len(staying) < desired:
-        may = {each.name for each in replicas if each.name in stopping and not each.leaving} - snapshot.stopped - lost
+        may = (
+            {each.name for each in replicas if each.name in stopping and not each.leaving}
+            - snapshot.stopped
+            - lost
+            - down
+        )
         back = [each.name for each in sorted(replicas, key=worth) if each.name in may][: desired - len(staying)]
         for name in back:
             del stopping[name]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from controlplane.core.entry import SequenceBatching
+from controlplane.core.entry import SequenceBatching, Serving
 from controlplane.core.load import Ejection, Load, Scaler
 from controlplane.core.members import quick, trusted
 from controlplane.core.scaling.ejection import EJECTED_MOST_S, EJECTED_S, FORGOTTEN_S, ejected, ejections
-from tests.core.world import World, promoted
+from tests.core.world import World, not_replaced, promoted
 
 NOW = 10_000.0
 FOUR = ("cpu-0", "cpu-1", "cpu-2", "cpu-3")
@@ -69,12 +67,6 @@ def slow(world: World, **ratios: float) -> None:
     world.load = Load(at=world.now, step_s=2.0, demand=1.0, slow=found)
 
 
-def not_replaced(world: World) -> None:
-    """Another one was replaced a moment ago: for ten minutes nobody else is."""
-    scaler = replace(world.plan.scalers["cpu"], replaced_at=world.now + 1000)
-    world.memory.last_plan = replace(world.plan, scalers={"cpu": scaler})
-
-
 def test_a_slow_one_gets_no_requests_and_is_tried_again_by_and_by() -> None:
     world = World(3)
     key = promoted(world)
@@ -97,6 +89,17 @@ def test_a_slow_one_gets_no_requests_and_is_tried_again_by_and_by() -> None:
     slow(world)
     world.run(int(EJECTED_S) + 10, seconds=1.0)
     assert world.served(key) == {"cpu-0", "cpu-2"}, "the second time it takes longer"
+
+
+def test_a_slow_one_gets_nothing_new_that_has_room_elsewhere() -> None:
+    world = World(3, memory_mib=1000)
+    promoted(world, serving=Serving(load="on_demand", min_copies=2))
+    not_replaced(world)
+    emptiest = min(world.replicas, key=lambda name: len(world.replicas[name].copies))
+    slow(world, **{emptiest.replace("-", "_"): 5.0})
+    world.run(4)
+    new = promoted(world, "new", serving=Serving(load="on_demand"))
+    assert world.served(new) and emptiest not in world.served(new)
 
 
 def test_a_slow_one_serves_what_nobody_else_has() -> None:

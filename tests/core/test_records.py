@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+
+import pytest
 
 from controlplane.core.actions import RecordFleet
 from controlplane.core.census import Census
@@ -72,8 +75,13 @@ def test_how_long_a_load_took_is_remembered_where_it_differs_much() -> None:
     assert loads(RECORD, replica("a", 4.0), replica("b", 2.5)) == {"d": 2.5}, "what else went on made the other longer"
     known = replace(RECORD, load_s={"d": 2.5})
     assert not loads(known, replica("a", 3.5)) and not loads(known, replica("a", 1.7)), "no load is like another"
-    assert loads(known, replica("a", 6.0)) == {"d": 6.0}
-    assert loads(known, replica("a", 1.0)) == {"d": 1.0}
+    assert loads(known, replica("a", 6.0)) == {"d": pytest.approx(math.sqrt(2.5 * 6.0))}
+    assert loads(known, replica("a", 1.0)) == {"d": pytest.approx(math.sqrt(2.5 * 1.0))}
+    swinging, written = RECORD, 0
+    for turn in range(20):
+        if news := loads(swinging, replica("a", (5.0, 2.0)[turn % 2])):
+            swinging, written = replace(swinging, load_s=news), written + 1
+    assert written == 2, "a cold disk and a warm one"
     assert not loads(RECORD, replica("a", None)), "an agent that does not tell, or has not loaded it"
     assert not loads(RECORD, replica("a", 4.0, "failed"), replica("b", 0.0), replica("c", float("nan")))
     assert loads(RECORD, replica("a", 0.02)) == {"d": SHORTEST_LOAD_S}

@@ -3,10 +3,12 @@ else has what is asked for."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from controlplane.core.load import Load
 from controlplane.core.names import Key
 from controlplane.core.placement.placing import place
 from controlplane.core.placement.terms import Rank, Slot, Want
@@ -104,6 +106,18 @@ def test_its_copies_get_no_requests_while_another_is_ready_until_it_is_trusted_a
     world.run(int(FLAPS_WITHIN_S / 5) + 20, seconds=5.0)
     assert world.served(key) == world.served(new) == {"cpu-0", "cpu-1", "cpu-2"}
     assert not world.plan.reasons.get("replica/cpu-0")
+
+
+def test_others_come_for_those_that_get_no_requests() -> None:
+    world, key = flapping(4)
+    world.resize(4, more=4)
+    world.load = Load(at=world.now, step_s=2.0, demand=3.5, features=(math.log1p(3.5),) * 3)
+    for _ in range(30):
+        world.load = replace(world.load, at=world.now)
+        world.run(1)
+    assert len(world.served(key) - {"cpu-0"}) > 3
+    (why,) = [each for each in world.plan.reasons["fleet/cpu"] if "replica" in each.text]
+    assert "1 of them get no requests for a while" in why.text
 
 
 def test_what_nobody_else_has_it_serves_all_the_same() -> None:

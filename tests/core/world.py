@@ -439,3 +439,9 @@ def promoted(world: World, name: str = "m", **options: object) -> Key:
     world.registry.promote(key, world.now)
     world.run()
     return key
+
+
+def not_replaced(world: World) -> None:
+    """Another one was replaced a moment ago: for ten minutes nobody else is."""
+    scaler = replace(world.plan.scalers["cpu"], replaced_at=world.now + 1000)
+    world.memory.last_plan = replace(world.plan, scalers={"cpu": scaler})

@@ -16,7 +16,9 @@ def test_a_failure(code: str) -> None:
     assert is_failure(code)
 
 
-@pytest.mark.parametrize("code", ["OK", "INVALID_ARGUMENT", "NOT_FOUND", "CANCELED", "200", "404", "0"])
+@pytest.mark.parametrize(
+    "code", ["OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "CANCELED", "200", "404", "501", "0"]
+)
 def test_no_failure(code: str) -> None:
     assert not is_failure(code)
 

@@ -15,6 +15,7 @@ from controlplane.core.load import Room
 from controlplane.core.names import Key, Place
 from controlplane.core.placement.placing import left_over
 from controlplane.core.placement.terms import Placement, Rank, Slot, Want
+from controlplane.core.snapshot import Snapshot
 
 NO_PLACE = frozenset({"CLASH", "FEW_REPLICAS", "NO_ROOM", "ON_DEMAND"})
 """Codes of what found no place and would find one on a further replica."""
@@ -168,6 +169,21 @@ class Needs:
                 return count
             count += max(1, left // (4 * self._capacity_bytes))
         return max(least, len(slots))
+
+
+def missing(placement: Placement, snapshot: Snapshot, now: float) -> frozenset[Key]:
+    """What is rolled out or asked for and has no room, on a fleet that can't grow."""
+
+    def is_waited_for(key: Key) -> bool:
+        model, asked_at = snapshot.models.get(key.model), snapshot.demand.get(key)
+        rollout = model.running_rollout if model is not None else None
+        if rollout is not None and rollout.target == key.version:
+            return True
+        return asked_at is not None and now - asked_at <= snapshot.settings.demand_s
+
+    return frozenset(
+        key for key, reason in placement.unplaced.items() if reason.code == "NO_ROOM" and is_waited_for(key)
+    )
 
 
 def _why(want: Want, *, kept: bool, loaded: bool, resting: bool) -> str:

@@ -54,12 +54,14 @@ def decide(
     now: float,
     pinned: int = 0,
     pinned_why: str = "",
+    out: int = 0,
 ) -> tuple[Decision, Scaler]:
     """How many replicas a fleet shall have now.
 
     `present` replicas are there or starting, and not on their way out. `needed`: one is waited for, whatever the load
     says (by a rollout that has to prove its target, by a request for a cold model, or to see what it can do). `pinned`
-    replicas have a place for what must have one, as `pinned_why` says in a part of a sentence.
+    replicas have a place for what must have one, as `pinned_why` says in a part of a sentence. `out` of those that are
+    present get no requests for a while: so many more are needed.
     """
     fresh = load is not None and now - load.at <= STALE_STEPS * load.step_s
     if load is not None and fresh and load.at > scaler.at:
@@ -82,7 +84,8 @@ def decide(
     quiet = not needed and scaler.idle_since is not None and idle_s >= shape.idle_s
     # While something is asked there is one at least; the last one stays for a while after that.
     last = 1 if needed or load.asked else min(present, 1)
-    wanted = floor if quiet else max(math.ceil(scaler.need - TOUCH), last, floor)
+    busy = math.ceil(scaler.need - TOUCH)
+    wanted = floor if quiet else max(busy + out if busy > 0 else busy, last, floor)
     # What the past demanded is asked only of what is not over: a fleet that has been idle long enough may be empty.
     wants = [(at, count) for at, count in scaler.wants if load.at - rest_s < at < load.at and not quiet]
     wants.append((load.at, wanted))
@@ -101,6 +104,7 @@ def decide(
             next_at = max(at for at, count in wants if count > wanted) + rest_s
     clamped = min(max(desired, limits.least), limits.most)
     text = _text(shape, limits, load, scaler, code=code, wanted=wanted, desired=desired, needed=needed, rest_s=rest_s)
+    text += f"; {out} of them get no requests for a while" if out and not quiet and busy > 0 else ""
     if pinned and wanted == pinned:
         text += told
         code = "ROOM" if code == "LOAD" and pinned > max(limits.least, scaler.need) else code

@@ -16,6 +16,8 @@ from controlplane.core.snapshot import ReplicaView
 FLAPS = 3
 """So many unexpected ends within `FLAPS_WITHIN_S`, and it is not trusted any more."""
 FLAPS_WITHIN_S = 600.0
+START_FAILS = "START_FAILS"
+"""The code of the reason of who serves nothing, and so leaves before the new one comes."""
 FAILED_STARTS = 3
 """So many starts of a server that failed in a row, and it may be where it runs: a disk, a GPU, a full /dev/shm."""
 LEAK = 0.1
@@ -34,50 +36,61 @@ def unfit(
     load: Load | None,
     *,
     lost: Collection[str] = (),
+    cramped: bool = False,
     replaced_at: float,
     now: float,
 ) -> tuple[str, Reason] | None:
-    """The replica of a fleet that is to be replaced next, and why; None if none is. `lost` ones are silent.
+    """The replica of a fleet that is to be replaced next, and why; None if none is. `lost` ones are silent. `cramped`:
+    something has no room that must have some, so that memory which was lost is missed now.
 
-    One whose server does not come up is replaced only where another's is up. Else it is the fleet's own fault, say a
-    library that is missing: a new one would fare no better.
+    Of those whose server does not come up one is replaced last: it serves nothing, and hurts nobody.
     """
     if now - replaced_at <= REPLACE_EVERY_S:
         return None
     here = sorted(replicas, key=lambda each: each.name)
-    some_are_up = any(is_up(each) and each.name not in lost for each in here)
-    for each in here if some_are_up else ():
-        failed = _failed_starts(each)
-        if failed >= FAILED_STARTS:
-            why = f": {each.report.reason}" if each.report is not None and each.report.reason else ""
-            text = f"{each.name} is replaced: its server did not come up {failed} times in a row{why}"
-            return each.name, Reason(code="START_FAILS", text=text)
     for each in here:
         crashes = _crashes(each, now)
         if crashes >= FLAPS:
             text = f"{each.name} is replaced: its server ended unexpectedly {crashes} times in a short time"
             return each.name, Reason(code="FLAPPING", text=text)
-    if load is None:
-        return None
-    slow = {each.name: load.slow[each.name] for each in here if each.name in load.slow}
+    slow = {each.name: load.slow[each.name] for each in here if each.name in load.slow} if load is not None else {}
     if slow:
         name = max(slow, key=slow.__getitem__)
         text = f"{name} is replaced: it takes {slow[name]:.1f} times as long as the others"
         return name, Reason(code="SLOW", text=text)
-    quiet = load.complete and load.demand <= QUIET * len(here)
-    for each in here:
-        leaked = leaked_bytes(each, shape)
-        if quiet and leaked > LEAK * shape.memory_bytes:
-            text = f"{each.name} is replaced: {leaked >> 20} MiB did not come back when models were unloaded"
+    quiet = load is not None and load.complete and load.demand <= QUIET * len(here)
+    for each in here if quiet or cramped else ():
+        if missing := missing_bytes(each, shape):
+            text = f"{each.name} is replaced: {missing >> 20} MiB did not come back when models were unloaded"
             return each.name, Reason(code="LEAKING", text=text)
+    out = down(here, lost)
+    for each in here:
+        if each.name in out:
+            why = f": {each.report.reason}" if each.report is not None and each.report.reason else ""
+            text = f"{each.name} is replaced: its server did not come up {_failed_starts(each)} times in a row{why}"
+            return each.name, Reason(code=START_FAILS, text=text)
     return None
+
+
+def down(replicas: Collection[ReplicaView], lost: Collection[str]) -> frozenset[str]:
+    """The replicas of a fleet whose server does not come up, where another's is up; `lost` ones are silent. Where none
+    is up, it is the fleet's own fault, say a library that is missing: a new one would fare no better."""
+    if not any(is_up(each) and each.name not in lost for each in replicas):
+        return frozenset()
+    return frozenset(each.name for each in replicas if _failed_starts(each) >= FAILED_STARTS)
+
+
+def missing_bytes(replica: ReplicaView, shape: FleetShape) -> int:
+    """The memory that a replica lacks, since it did not come back when models were unloaded. A little is no matter."""
+    leaked = leaked_bytes(replica, shape)
+    return leaked if leaked > LEAK * shape.memory_bytes else 0
 
 
 def leaking(replicas: Iterable[ReplicaView], shape: FleetShape) -> Reason | None:
     """Which of a fleet's replicas have lost so much memory that they are replaced in a quiet moment; None if none has.
     Until then they have as much less room."""
-    lost = ((leaked_bytes(each, shape), each.name) for each in replicas)
-    worst = sorted((each for each in lost if each[0] > LEAK * shape.memory_bytes), key=lambda each: (-each[0], each[1]))
+    lost = ((missing_bytes(each, shape), each.name) for each in replicas)
+    worst = sorted((each for each in lost if each[0]), key=lambda each: (-each[0], each[1]))
     if not worst:
         return None
     told = ", ".join(f"{name} ({mib(size)})" for size, name in worst[:TOLD])
@@ -99,9 +112,13 @@ def replace_unfit(
     """Choose who is replaced next, once the one before has left; only while the budget leaves `room` for the new one.
     With what a fleet's users should know of those that wait for it."""
     waits: list[Reason] = []
-    if is_over(scaler.replacing, replicas):
-        found, at = unfit(replicas, shape, load, lost=lost, replaced_at=scaler.replaced_at, now=now), now
-        if found is not None and not room:
+    if scaler.replacing is None or scaler.replacing[0] not in {each.name for each in replicas}:
+        cramped = bool(scaler.room.cramped)
+        found, at = (
+            unfit(replicas, shape, load, lost=lost, cramped=cramped, replaced_at=scaler.replaced_at, now=now),
+            now,
+        )
+        if found is not None and found[1].code != START_FAILS and not room:
             waits.append(replace(found[1], text=f"{found[1].text}, once the budget leaves room for the new one"))
             found = None
         scaler = replace(scaler, replacing=found, replaced_at=at if found is not None else scaler.replaced_at)
@@ -110,15 +127,6 @@ def replace_unfit(
     if leaks is not None and leaks.code not in {each.code for each in waits}:
         waits.append(leaks)
     return scaler, tuple(waits)
-
-
-def is_over(replacing: tuple[str, Reason] | None, replicas: Iterable[ReplicaView]) -> bool:
-    """Whether nobody of these is being replaced: it has left, or its server has come up after all."""
-    if replacing is None:
-        return True
-    name, why = replacing
-    found = next((each for each in replicas if each.name == name), None)
-    return found is None or (why.code == "START_FAILS" and is_up(found))
 
 
 def distrusted(replicas: Sequence[ReplicaView], now: float) -> Mapping[str, Reason]:
