@@ -176,7 +176,9 @@ def main() -> int:
             serve(folder, case, followed(case.batching, advice))
             after = rate(url, case)
             other = advised(folder, url, case, patience_s=AGAIN_S)
-            missed += after < LIMIT * before or (other is not None and "unless that was set" not in other)
+            # Of the one size that was set because larger ones are dear, that can't be known any more, and is said.
+            told_why = case.name == "padded" and other is not None and "unless that was set" in other
+            missed += after < LIMIT * before or (other is not None and not told_why)
             print(f"{case.what}\n  {advice}", flush=True)
             print(f"  {before:.0f} requests/s, as advised {after:.0f}: {after / before:.2f}, limit {LIMIT}", flush=True)
             print(f"  then: {other or 'nothing else'}", flush=True)

@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--metrics-port",
         type=int,
-        help="serve /metrics there, Envoy's too (default: on loopback alone, without Envoy's)",
+        help="serve /metrics there (default: on loopback alone, at the Python side's port)",
     )
     parser.add_argument(
         "--drain-s", type=float, default=30.0, help="what /drain waits for requests in flight (%(default)s)"

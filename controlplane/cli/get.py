@@ -70,7 +70,7 @@ REPLICAS = Kind(
             wide=True,
         ),
         Column("HEARD", lambda row: None if row["heard_s_ago"] is None else f"{row['heard_s_ago']}s ago", wide=True),
-        Column("LEAKED", lambda row: size(row.get("leaked_bytes")), wide=True),
+        Column("LEAKED", lambda row: size(row.get("leaked_bytes") or None), wide=True),
         Column("DISK FREE", lambda row: size(row["disk_free_bytes"]), wide=True),
         Column("WHY", lambda row: row["reason"]),
     ),

@@ -14,6 +14,10 @@ from controlplane.cli.context import Context, pass_context
 from controlplane.cli.get import limits
 from controlplane.cli.output import Column, Kind, output_option, show_one, show_rows, size
 
+FRESH_S = 10.0
+"""How old what was measured is, is shown where it is older."""
+LEAST_RATE = 0.05
+
 if TYPE_CHECKING:
     from rich.console import Group
 
@@ -26,6 +30,11 @@ def _next(row: Mapping[str, Any]) -> str | None:
 
 def _number(value: float | None, digits: int = 1) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
+
+
+def _rate(value: float | None) -> str | None:
+    """One in half a minute is not none."""
+    return "<0.1" if value is not None and 0 < value < LEAST_RATE else _number(value)
 
 
 def _ms(value: float | None) -> str | None:
@@ -50,7 +59,7 @@ FLEETS = Kind(
 
 def _age(row: Mapping[str, Any]) -> str | None:
     age_s = row.get("age_s", row.get("measured_s_ago"))
-    return None if age_s is None else f"{max(age_s, 0.0):.0f} s"
+    return None if age_s is None or age_s <= FRESH_S else f"{age_s:.0f} s"
 
 
 SIGNALS = (
@@ -69,7 +78,7 @@ MODELS = Kind(
         Column("MODEL", lambda row: f"{row['model']}@{row['version']}"),
         Column("COPIES", lambda row: row["copies"]),
         Column("HELD", lambda row: row["held"]),
-        Column("ERR/S", lambda row: _number(row["errors_per_s"])),
+        Column("ERR/S", lambda row: _rate(row["errors_per_s"])),
         *SIGNALS,
         Column("MEMORY", lambda row: size(row["memory_bytes"])),
     ),
@@ -79,10 +88,11 @@ MODELS = Kind(
 COPIES = Kind(
     columns=(
         Column("COPY", lambda row: f"{row['model']}@{row['version']} on {row['replica']}"),
-        Column("STATE", lambda row: f"{row['state']} {row['reason']}".rstrip()),
-        Column("ERR/S", lambda row: _number(row.get("errors_per_s"))),
+        Column("STATE", lambda row: row["state"]),
+        Column("ERR/S", lambda row: _rate(row.get("errors_per_s"))),
         *SIGNALS,
         Column("MEMORY", lambda row: size(row["memory_bytes"])),
+        Column("WHY", lambda row: row["reason"]),
     ),
     name=lambda row: f"{row['model']}@{row['version']} on {row['replica']}",
     empty="it is loaded nowhere",
@@ -136,7 +146,7 @@ def _drawn(told: Mapping[str, Any]) -> Group:
     def table(kind: Kind, rows: list[dict[str, Any]]) -> Table:
         made = Table(box=None, pad_edge=False)
         for column in kind.columns:
-            made.add_column(column.heading)
+            made.add_column(column.heading, no_wrap=column is kind.columns[0])
         for row in rows:
             cells = (column.cell(row) for column in kind.columns)
             made.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))

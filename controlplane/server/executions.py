@@ -69,7 +69,7 @@ def batching(controller: Controller, document: Model, now: float) -> Iterator[Re
             executions=tuple(executions.values()),
             cost=case.cost,
             duty=sum(duties) / len(duties) if duties else None,
-            limit_ms=case.goal.queue_ms or case.goal.latency_ms or math.inf,
+            limit_ms=_left_to_the_queue_ms(case),
             items=case.meter.items(case.key),
         )
         yield from explain(case.entry, measured)
@@ -87,19 +87,20 @@ def capacity(controller: Controller, document: Model) -> Iterator[Reason]:
             within = per_s(case.cost, case.goal, case.entry, instances, items=case.items)
             text += f", {within:.3g} within {goal} if it is the only one"
         yield Reason(code="CAPACITY", text=text)
-        if (tight := _too_tight(case)) is not None:
-            yield tight
+        yield from _too_tight(case.key, case.record, case.cost, case.items)
 
 
 def too_tight(controller: Controller, fleet: str) -> Iterator[Reason]:
     """Where a fleet's goal is shorter than an execution of what it serves, so that no size of it is enough."""
-    record = controller.snapshot.fleets.get(fleet)
-    if record is None or record.shape.goal.latency_ms is None:
+    record, meter = controller.snapshot.fleets.get(fleet), controller.measuring.meters.get(fleet)
+    if record is None or meter is None or record.shape.goal.latency_ms is None:
         return
     for document in controller.snapshot.models.values():
-        for case in _measured(controller, document):
-            if case.fleet == fleet and (tight := _too_tight(case)) is not None:
-                yield tight
+        key = Key(document.name, document.stable or 0)
+        manifest, digest = controller.snapshot.manifest(key), controller.snapshot.digest(key)
+        if manifest is not None and digest is not None:
+            cost = meter.costs(record, {key: (digest, manifest)}).get(key)
+            yield from _too_tight(key, record, cost, meter.items(key))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,17 +148,26 @@ def _in_force(controller: Controller, fleet: str, key: Key, manifest: Manifest) 
     return combined(together)
 
 
-def _too_tight(case: _Measured) -> Reason | None:
-    if case.goal.latency_ms is None or case.cost is None:
-        return None
-    alone_ms = (case.cost.fixed_s + case.cost.each_s * case.items) * 1e3
-    if alone_ms <= case.goal.latency_ms:
-        return None
-    text = (
-        f"a request for {case.key} takes {alone_ms:.3g} ms when nothing else is asked: no number of replicas meets "
-        f"`latency_ms: {case.goal.latency_ms:g}` of fleet {case.fleet}"
-    )
-    return Reason(code="GOAL_TOO_TIGHT", text=text)
+def _too_tight(key: Key, record: FleetRecord, cost: Cost | None, items: float) -> Iterator[Reason]:
+    latency_ms = record.shape.goal.latency_ms
+    if latency_ms is None or cost is None:
+        return
+    takes_ms = (cost.fixed_s + cost.each_s * items) * 1e3
+    if takes_ms > latency_ms:
+        text = (
+            f"executing a request for {key} takes {takes_ms:.3g} ms, as measured of late, more than the "
+            f"`latency_ms: {latency_ms:g}` of fleet {record.shape.name}: more replicas hardly help"
+        )
+        yield Reason(code="GOAL_TOO_TIGHT", text=text)
+
+
+def _left_to_the_queue_ms(case: _Measured) -> float:
+    if case.goal.queue_ms is not None:
+        return case.goal.queue_ms
+    if case.goal.latency_ms is None:
+        return math.inf
+    alone_ms = case.cost.of(1) * 1e3 if case.cost is not None else 0.0
+    return max(case.goal.latency_ms - alone_ms, 0.0)
 
 
 def _told(goal: Goal) -> str | None:

@@ -140,6 +140,19 @@ def test_noise_is_no_reason(executions: list[Executions]) -> None:
     assert explain(entry(), what)[1].code == "KEEP_BATCHING"
 
 
+def test_a_size_that_is_worse_than_single_items_is_not_the_best() -> None:
+    executions = [Executions(size=size, count=100, total_s=100 * s) for size, s in ((1, 0.010), (2, 0.024), (8, 0.16))]
+    what = Batching(executions=executions, cost=fit(executions), duty=0.9, limit_ms=100)
+    assert explain(entry(), what)[1].code == "MORE_INSTANCES"
+
+
+def test_what_is_preferred_is_not_what_batching_could_do() -> None:
+    of, what = entry(16, 0, (1, 8)), measured(HELPS, 0.9, 1)
+    assert explain(of, what)[1].code == "TRY_LARGER_BATCHES"
+    more = replace(what, executions=[*what.executions, Executions(size=4, count=60, total_s=60 * HELPS.of(4))])
+    assert explain(of, replace(more, cost=fit(more.executions)))[1].code != "MORE_INSTANCES"
+
+
 def test_a_size_that_has_faded_away_tells_nothing() -> None:
     executions = [Executions(size=8, count=600, total_s=12), Executions(size=1, count=0.001, total_s=0.0003)]
     text = explain(entry(), Batching(executions=executions, cost=fit(executions), duty=0.3, limit_ms=100))[0].text

@@ -153,7 +153,7 @@ def _best_size(case: _Case) -> Reason | None:
     """Where an item takes longer in all larger batches (padded shapes, what a cache can hold)."""
     sure = [each for each in case.told if each.count >= SURE and each.size > 1]
     best = min(sure, key=_item_s, default=None)
-    if best is None or not case.single:
+    if best is None or not case.single or case.item_s(1) <= _item_s(best):
         return None
     above = [each for each in case.told if each.size > best.size and each.count >= SOME]
     least_s = min(map(_item_s, above), default=0.0)
@@ -171,7 +171,7 @@ def _best_size(case: _Case) -> Reason | None:
 
 
 def _no_gain(case: _Case) -> Reason | None:
-    if case.alike or case.gain(case.full) >= HELPS:
+    if case.alike or max(case.gain(case.full), case.gain(case.largest)) >= HELPS:
         return None
     if case.batching.max_queue_delay_us:
         text = f"batching hardly helps it: set {_no_delay(case)}, waiting for a batch only adds to the latency"
