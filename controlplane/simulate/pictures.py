@@ -72,10 +72,11 @@ def draw(path: Path, trace: Trace, setting: Setting, outcomes: Sequence[Outcome]
         at, _, most = _thinned(each.present.astype(np.float64))
         label = f"{each.policy}: {each.replica_hours:.2f} replica-hours"
         middle.step(at / unit_s, most, where="post", label=label, **style)
-        share = "" if each.share is None else f": {each.share:.2%} in time"
+        told = [f"{each.share:.2%} in time"] if each.share is not None else []
+        told += [f"{each.cold} to no replica"] if each.cold else []
         middles = (np.arange(len(each.waits_s)) + 0.5) * each.bin_s / unit_s
         shown = np.where(np.isinf(each.waits_s), np.nan, np.maximum(each.waits_s, LEAST_WAIT_S))
-        below.plot(middles, shown, label=f"{each.policy}{share}", **style)
+        below.plot(middles, shown, label=": ".join(filter(None, (each.policy, ", ".join(told)))), **style)
     middle.set_ylabel("replicas\n(also those that start)")
     below.set_yscale("log")
     below.yaxis.set_major_formatter(lambda value, _: f"≤ {value:g}" if value <= LEAST_WAIT_S else f"{value:g}")
