@@ -7,6 +7,7 @@ instance's role, …).
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -162,11 +163,17 @@ class S3Store:
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for each in page.get("Uploads", ()):
                     if each["Initiated"] < before:
-                        self._client.abort_multipart_upload(
-                            Bucket=self._bucket, Key=each["Key"], UploadId=each["UploadId"]
-                        )
+                        self._end_upload(each["Key"], each["UploadId"])
                         swept += 1
         return swept
+
+    def _end_upload(self, whole_key: str, upload_id: str) -> None:
+        # While a part is being sent, a server may refuse for a moment; and an attempt that failed may have ended it.
+        with contextlib.suppress(UploadEnded):
+            self._do(
+                "",
+                lambda: self._client.abort_multipart_upload(Bucket=self._bucket, Key=whole_key, UploadId=upload_id),
+            )
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
