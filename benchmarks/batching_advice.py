@@ -19,31 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ending import scratch
+from benchmarks.sleeping import write
 from benchmarks.throughput import ctl
 from examples.interrupts import interruptible
 
 SECONDS, PATIENCE_S, AGAIN_S = 8.0, 60.0, 20.0
 LIMIT = 1.2
-MODEL = """\
-import time
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        size = len(requests)
-        time.sleep({takes_s})
-        given = [pb_utils.get_input_tensor_by_name(each, "x").as_numpy() for each in requests]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", each)]) for each in given]
-"""
-ENTRY = """\
-backend: python
-max_batch_size: 16
-dynamic_batching: {batching}
-inputs: [{{name: x, data_type: FP32, dims: [1]}}]
-outputs: [{{name: y, data_type: FP32, dims: [1]}}]
-resources: {{memory_bytes: 64Mi}}
-"""
 ADVICE = ("PREFERRED_SIZE", "TRY_LARGER_BATCHES")
 SETTING = re.compile(r"`(preferred_batch_size|max_queue_delay_us): (\[[\d, ]+\]|\d+)`")
 
@@ -152,10 +133,8 @@ def followed(batching: dict[str, Any], advice: str) -> dict[str, Any]:
 
 def serve(folder: Path, case: Case, batching: dict[str, Any]) -> None:
     """Register and promote the model with these settings."""
-    source = folder / case.name
-    source.mkdir(exist_ok=True)
-    (source / "model.py").write_text(MODEL.format(takes_s=case.takes_s))
-    (source / "model.yaml").write_text(ENTRY.format(batching=json.dumps(batching)))
+    settings = f"max_batch_size: 16\ndynamic_batching: {json.dumps(batching)}\n"
+    source = write(folder / case.name, case.takes_s, more=settings)
     version = ctl(folder, "register", case.name, str(source), "-o", "json")["version"]
     ctl(folder, "promote", case.name, str(version))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ending import scratch
+from benchmarks.sleeping import write
 from benchmarks.throughput import ctl
 from examples.interrupts import interruptible
 
@@ -30,25 +31,6 @@ fleets:
   replicas: {min: 0, max: 4}
   scaling: {queue_ms: 10000, idle_s: 5, down_after_s: 2}
   memory_bytes: 1Gi
-"""
-MODEL = """\
-import time
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        time.sleep(0.010 + 0.001 * len(requests))
-        given = [pb_utils.get_input_tensor_by_name(each, "x").as_numpy() for each in requests]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", each)]) for each in given]
-"""
-ENTRY = """\
-backend: python
-max_batch_size: 16
-dynamic_batching: {}
-inputs: [{name: x, data_type: FP32, dims: [1]}]
-outputs: [{name: y, data_type: FP32, dims: [1]}]
-resources: {memory_bytes: 64Mi}
 """
 
 
@@ -108,11 +90,9 @@ def main() -> int:
     cold, warm, most = [], [], 0
     with scratch() as folder:
         (folder / "system.yaml").write_text(SYSTEM)
-        (folder / "model").mkdir()
-        (folder / "model" / "model.py").write_text(MODEL)
-        (folder / "model" / "model.yaml").write_text(ENTRY)
+        model = write(folder / "model", "0.010 + 0.001 * size", more="max_batch_size: 16\ndynamic_batching: {}\n")
         ctl(folder, "up", "-d", "-f", str(folder / "system.yaml"))
-        ctl(folder, "register", "echo", str(folder / "model"))
+        ctl(folder, "register", "echo", str(model))
         ctl(folder, "promote", "echo", "1")
         url = ctl(folder, "status", "-o", "json")["grpc"]
         for _ in range(ROUNDS):

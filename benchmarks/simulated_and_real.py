@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ending import scratch
+from benchmarks.sleeping import write
 from benchmarks.throughput import ctl
 from controlplane.local.home import Home
 from controlplane.local.system import read_system
@@ -43,23 +44,6 @@ fleets:
   replicas: {min: 1, max: 4}
   scaling: {queue_ms: 200, share: 0.95, down_after_s: 15}
   memory_bytes: 1Gi
-"""
-MODEL = f"""\
-import time
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        time.sleep({WORK_S} * len(requests))
-        given = [pb_utils.get_input_tensor_by_name(each, "x").as_numpy() for each in requests]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", each)]) for each in given]
-"""
-ENTRY = """\
-backend: python
-inputs: [{name: x, data_type: FP32, dims: [1]}]
-outputs: [{name: y, data_type: FP32, dims: [1]}]
-resources: {memory_bytes: 64Mi}
 """
 HOURS_WITHIN, SHARE_WITHIN = 0.25, 0.10
 
@@ -89,11 +73,9 @@ def requests(seed: int = 1) -> Trace:
 def real(folder: Path, trace: Trace) -> tuple[Figures, float]:
     """Run it; returns the figures, and how long a start took in seconds."""
     (folder / "system.yaml").write_text(SYSTEM)
-    (folder / "model").mkdir()
-    (folder / "model" / "model.py").write_text(MODEL)
-    (folder / "model" / "model.yaml").write_text(ENTRY)
+    model = write(folder / "model", f"{WORK_S} * size")
     ctl(folder, "up", "-d", "-f", str(folder / "system.yaml"))
-    ctl(folder, "register", "echo", str(folder / "model"))
+    ctl(folder, "register", "echo", str(model))
     ctl(folder, "promote", "echo", "1")
     url = ctl(folder, "status", "-o", "json")["grpc"]
     counts: list[tuple[float, int]] = []
