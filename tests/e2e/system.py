@@ -44,7 +44,7 @@ class TritonPythonModel:
         answers = []
         for request in requests:
             given = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
-            time.sleep({delay_s})
+            {execute}
             made = pb_utils.Tensor("y", given * {factor})
             answers.append(pb_utils.InferenceResponse([made]))
         return answers
@@ -136,13 +136,16 @@ class System:
         factor: int = 2,
         initialize: str = "pass",
         delay_s: float = 0.0,
+        execute: str = "",
         memory: str = "64Mi",
         more: str = "",
     ) -> Path:
-        """A folder with a small model that multiplies by `factor`."""
+        """A folder with a small model that multiplies by `factor`. `execute`: a statement that replaces the delay."""
         folder = self.folder / "models" / f"{name}-{factor}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.py").write_text(DOUBLER.format(factor=factor, initialize=initialize, delay_s=delay_s))
+        (folder / "model.py").write_text(
+            DOUBLER.format(factor=factor, initialize=initialize, execute=execute or f"time.sleep({delay_s})")
+        )
         (folder / "model.yaml").write_text(ENTRY.format(memory=memory, more=more))
         return folder
 

@@ -53,11 +53,7 @@ def test_a_model_that_kills_the_server_is_quarantined_and_the_rest_serves_on(sys
 
 
 def test_a_model_that_answers_errors_is_told(system: System) -> None:
-    folder = system.write("sour")
-    code = folder / "model.py"
-    code.write_text(code.read_text().replace("time.sleep(0.0)", "raise RuntimeError('sour')"))
-    system.ok("register", "sour", str(folder))
-    system.ok("promote", "sour", "1")
+    system.serve("sour", execute="raise RuntimeError('sour')")
     for _ in range(20):
         with pytest.raises(InferenceServerException, match="sour"):
             system.ask("sour")
@@ -79,11 +75,7 @@ def test_a_model_that_answers_errors_is_told(system: System) -> None:
 
 
 def test_a_replica_on_which_a_model_fails_is_named(system: System) -> None:
-    folder = system.write("lame")
-    code = folder / "model.py"
-    code.write_text(code.read_text().replace("time.sleep(0.0)", "assert '/cpu-1/' not in __file__, __file__"))
-    system.ok("register", "lame", str(folder))
-    system.ok("promote", "lame", "1")
+    system.serve("lame", execute="assert '/cpu-1/' not in __file__, __file__")
     eventually(lambda: system.holders("lame", 1) == {"cpu-0", "cpu-1"})
     failed = 0
     while failed < 10:

@@ -64,11 +64,7 @@ def test_a_load_is_seen_through_prometheus(system: System) -> None:
 
 
 def test_what_fails_is_recorded_by_model_and_by_replica(system: System) -> None:
-    folder = system.write("sour")
-    code = folder / "model.py"
-    code.write_text(code.read_text().replace("time.sleep(0.0)", "raise RuntimeError('sour')"))
-    system.ok("register", "sour", str(folder))
-    system.ok("promote", "sour", "1")
+    system.serve("sour", execute="raise RuntimeError('sour')")
     for _ in range(15):
         with pytest.raises(InferenceServerException, match="sour"):
             system.ask("sour")

@@ -103,15 +103,20 @@ def test_the_fleet_is_published(registry: Registry, pretender: Pretender) -> Non
     assert registry.fleet("cpu").shape.memory_bytes == 1 << 30
 
 
+def promoted(registry: Registry, folder: Path, pretender: Pretender) -> str:
+    """Promotes a version of `m`; returns its digest."""
+    register(registry, folder, "m")
+    registry.promote("m", 1, actor="test")
+    until(lambda: pretender.turn() and registry.model("m").stable == 1)
+    return registry.model("m").versions[0].digest
+
+
 @pytest.mark.parametrize("shape", [FleetShape(name="cpu", memory_bytes=1 << 30, goal=Goal(latency_ms=20))])
 def test_a_goal_that_no_size_meets_is_told(
     registry: Registry, tmp_path: Path, pretender: Pretender, http: httpx2.Client, shape: FleetShape
 ) -> None:
-    register(registry, tmp_path, "m")
-    registry.promote("m", 1, actor="test")
-    until(lambda: pretender.turn() and registry.model("m").stable == 1)
-    (version,) = registry.model("m").versions
-    costs = {version.digest: Cost(fixed_s=0.04, each_s=0.01, executions=100)}
+    digest = promoted(registry, tmp_path, pretender)
+    costs = {digest: Cost(fixed_s=0.04, each_s=0.01, executions=100)}
     registry.update_fleet("cpu", lambda known: replace(known or FleetRecord(shape=shape), costs=costs))
     until(lambda: pretender.turn() and http.get("/v1/models/m/explain").json()["capacity"])
     told = {each["code"]: each["text"] for each in http.get("/v1/models/m/explain").json()["capacity"]}
@@ -123,11 +128,8 @@ def test_a_goal_that_no_size_meets_is_told(
 def test_a_memory_that_is_not_as_stated_is_told(
     registry: Registry, tmp_path: Path, pretender: Pretender, http: httpx2.Client, shape: FleetShape
 ) -> None:
-    register(registry, tmp_path, "m")
-    registry.promote("m", 1, actor="test")
-    until(lambda: pretender.turn() and registry.model("m").stable == 1)
-    (version,) = registry.model("m").versions
-    measured = {version.digest: 3 << 20}
+    digest = promoted(registry, tmp_path, pretender)
+    measured = {digest: 3 << 20}
     registry.update_fleet("cpu", lambda known: replace(known or FleetRecord(shape=shape), measured_bytes=measured))
 
     def told() -> bool:
