@@ -61,6 +61,25 @@ resources: {{memory_bytes: {memory}}}
 """
 
 
+def write_doubler(
+    folder: Path,
+    factor: int = 2,
+    *,
+    initialize: str = "pass",
+    delay_s: float = 0.0,
+    execute: str = "",
+    memory: str = "64Mi",
+    more: str = "",
+) -> Path:
+    """A folder with a small model that multiplies by `factor`. `execute`: a statement that replaces the delay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.py").write_text(
+        DOUBLER.format(factor=factor, initialize=initialize, execute=execute or f"time.sleep({delay_s})")
+    )
+    (folder / "model.yaml").write_text(ENTRY.format(memory=memory, more=more))
+    return folder
+
+
 @dataclass
 class Done:
     """What a command printed, and how it ended."""
@@ -129,25 +148,8 @@ class System:
 
     # Models.
 
-    def write(
-        self,
-        name: str,
-        *,
-        factor: int = 2,
-        initialize: str = "pass",
-        delay_s: float = 0.0,
-        execute: str = "",
-        memory: str = "64Mi",
-        more: str = "",
-    ) -> Path:
-        """A folder with a small model that multiplies by `factor`. `execute`: a statement that replaces the delay."""
-        folder = self.folder / "models" / f"{name}-{factor}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.py").write_text(
-            DOUBLER.format(factor=factor, initialize=initialize, execute=execute or f"time.sleep({delay_s})")
-        )
-        (folder / "model.yaml").write_text(ENTRY.format(memory=memory, more=more))
-        return folder
+    def write(self, name: str, *, factor: int = 2, **options: Any) -> Path:
+        return write_doubler(self.folder / "models" / f"{name}-{factor}", factor, **options)
 
     def serve(self, name: str, *, factor: int = 2, **options: Any) -> int:
         """Register and promote such a model; returns its version."""

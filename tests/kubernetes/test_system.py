@@ -27,7 +27,7 @@ from controlplane.local import processes
 from controlplane.registry import open_registry
 from controlplane.registry.registry import Registry
 from tests.agent.test_pod import Kubelet
-from tests.e2e.system import DOUBLER, ENTRY, infer
+from tests.e2e.system import infer, write_doubler
 from tests.helm.rendering import CHART, read
 from tests.kubernetes.control_plane import ControlPlane
 from tests.registry.servers import ACCESS_KEY, SECRET_KEY, versitygw
@@ -193,9 +193,7 @@ def values() -> dict[str, Any]:
 def registered(registry: Registry, folder: Path) -> None:
     from controlplane.cli.main import main
 
-    folder.mkdir()
-    (folder / "model.py").write_text(DOUBLER.format(factor=2, initialize="pass", delay_s=0.0))
-    (folder / "model.yaml").write_text(ENTRY.format(memory=64 << 20, more=""))
+    write_doubler(folder)
     assert main([f"--registry={registry.url}", "register", "doubler", str(folder)]) == 0
     assert main([f"--registry={registry.url}", "promote", "doubler", "1", "--no-wait"]) == 0
 

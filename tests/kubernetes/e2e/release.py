@@ -16,7 +16,7 @@ import pytest
 import tritonclient.grpc as triton
 import yaml
 
-from tests.e2e.system import DOUBLER, ENTRY, Load
+from tests.e2e.system import Load, write_doubler
 from tests.kubernetes.cluster import ADDRESS, Cluster
 from tests.registry.servers import ACCESS_KEY, BUCKET, SECRET_KEY, versitygw
 from tests.waiting import until
@@ -146,10 +146,7 @@ class Installed:
         return Load(client, MODEL, clients=3, factors=(2, 3))
 
     def register(self, folder: Path, factor: int) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "model.py").write_text(DOUBLER.format(factor=factor, initialize="pass", delay_s=0.0))
-        (folder / "model.yaml").write_text(ENTRY.format(memory=64 << 20, more=""))
-        self.ctl("register", MODEL, str(folder))
+        self.ctl("register", MODEL, str(write_doubler(folder, factor)))
 
     def promote(self, version: int) -> None:
         self.ctl("promote", MODEL, str(version), "--no-wait")

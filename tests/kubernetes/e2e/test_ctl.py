@@ -20,7 +20,7 @@ from controlplane.cli.cluster.reading import LeaderReader, open_gateway
 from controlplane.cli.cluster.release import Release
 from controlplane.cli.cluster.tunnel import open_tunnel
 from controlplane.core.errors import Unavailable
-from tests.e2e.system import DOUBLER, ENTRY, infer
+from tests.e2e.system import infer, write_doubler
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.e2e.release import MODEL, RELEASE, Installed, installed, model
 from tests.waiting import until
@@ -67,9 +67,7 @@ def test_the_same_verbs_as_locally(installed: Installed, model: Path, tmp_path: 
     assert json.loads(installed.by_context("top", "--once", "-o", "json"))["fleets"]
     (output,) = json.loads(installed.by_context("infer", MODEL, "--input=[[3]]", "-o", "json"))["outputs"]
     assert output["data"] == [[6.0]]
-    (tmp_path / "model.py").write_text(DOUBLER.format(factor=5, initialize="pass", delay_s=0.0))
-    (tmp_path / "model.yaml").write_text(ENTRY.format(memory=64 << 20, more=""))
-    installed.by_context("register", MODEL, str(tmp_path))
+    installed.by_context("register", MODEL, str(write_doubler(tmp_path, 5)))
     installed.by_context("promote", MODEL, "2")
     assert "[[15.0]]" in installed.by_context("infer", MODEL, "--input=[[3]]")
     installed.by_context("rollback", MODEL)
