@@ -13,7 +13,7 @@ from gateway.holding import Holding
 from gateway.replicas import Replicas
 from gateway.resolving import Resolved, resolve, share
 from gateway.sequences import NO_SEQUENCE, Seat, SequenceMark, Sequences
-from gateway.settings import RETRY_AFTER_S, Settings
+from gateway.settings import RETRY_AFTER_S, Settings, in_all
 
 MAX_KEY = 128
 """Characters of a correlation id; Triton refuses longer ones, and here they would be remembered."""
@@ -90,12 +90,17 @@ class Forwarding:
         return Destination(resolved=destination.resolved, endpoint=endpoint, once=False) if endpoint else None
 
     def _check_room(self, resolved: Resolved, *, goes_on: bool) -> None:
-        """Raises Overloaded when the replicas have as many requests in flight from here as they may have.
+        """Raises Overloaded when the replicas have as many requests in flight from here as they may have; or the
+        version, if more is asked of it than they can do.
 
         A sequence that goes on counts as high: its beginning would have been in vain.
         """
-        most = self._settings.most_in_flight(len(resolved.members), high=resolved.high or goes_on)
-        if sum(self.replicas.in_flight.get(each.replica, 0) for each in resolved.members) >= most:
+        high = resolved.high or goes_on
+        most = in_all(self._settings.per_replica(resolved.pace), len(resolved.members), high=high)
+        in_flight = sum(self.replicas.in_flight.get(each.replica, 0) for each in resolved.members)
+        if resolved.pace is not None:
+            in_flight = self.replicas.of_version(resolved.key)
+        if in_flight >= most:
             raise Overloaded(
                 f"the replicas of {resolved.model} have as many requests in flight as they may have; "
                 "this one was not passed on, ask again in a moment",

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 import httpx2
 
+from controlplane.core.names import Key
 from controlplane.core.routes import Endpoint
 from gateway.settings import GONE_S, Settings
 
@@ -43,6 +44,7 @@ class Replicas:
         self._limit = settings.max_request_bytes + (1 << 20)
         self._channels: dict[str, Any] = {}
         self._in_flight: Counter[str] = Counter()
+        self._of_versions: Counter[Key] = Counter()
         self._errors: Counter[str] = Counter()
         self._away: dict[str, tuple[int, float]] = {}
         self._clients: dict[str, httpx2.AsyncClient] = {}
@@ -84,16 +86,20 @@ class Replicas:
             self._errors.pop(name)
             self._away[name] = (times + 1, time.monotonic() + min(AWAY_S * (times + 1), MOST_AWAY_S))
 
+    def of_version(self, key: Key) -> int:
+        """Requests of the Python side in flight for a version, at all replicas."""
+        return self._of_versions[key]
+
     @contextlib.contextmanager
-    def request(self, endpoint: Endpoint) -> Iterator[None]:
+    def request(self, endpoint: Endpoint, key: Key) -> Iterator[None]:
         """Count a request while it runs."""
         self._in_flight[endpoint.replica] += 1
+        self._of_versions[key] += 1
         try:
             yield
         finally:
-            self._in_flight[endpoint.replica] -= 1
-            if not self._in_flight[endpoint.replica]:
-                del self._in_flight[endpoint.replica]
+            _less(self._in_flight, endpoint.replica)
+            _less(self._of_versions, key)
 
     def channel(self, endpoint: Endpoint) -> Any:
         """The channel to a replica's gRPC port."""
@@ -164,3 +170,9 @@ class Replicas:
             await channel.close()
         for client in self._clients.values():
             await client.aclose()
+
+
+def _less(counts: Counter[Any], name: object) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

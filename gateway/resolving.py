@@ -7,22 +7,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controlplane.core.errors import NotFound
-from controlplane.core.routes import Endpoint, Route, RouteTable
+from controlplane.core.names import Key
+from controlplane.core.routes import Endpoint, Pace, Route, RouteTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
     """The version a request gets. `members` empty: it is loaded nowhere at present, and `reason` may say why;
-    `refused`: there is no use in waiting for it."""
+    `refused`: there is no use in waiting for it. `pace`: what each member does, where more is asked of it."""
 
     model: str
     version: int
     members: tuple[Endpoint, ...] = ()
+    pace: Pace | None = None
     reason: str = ""
     refused: bool = False
     sequences: bool = False
     high: bool = False
     sequence_idle_s: float = 0.0
+
+    @property
+    def key(self) -> Key:
+        """The version, with its model."""
+        return Key(self.model, self.version)
 
 
 def resolve(table: RouteTable, model: str, wish: str, draw: float) -> Resolved:
@@ -48,6 +55,7 @@ def resolve(table: RouteTable, model: str, wish: str, draw: float) -> Resolved:
         model=model,
         version=version,
         members=tuple(table.endpoints[name] for name in names if name in table.endpoints),
+        pace=table.crowded.get(pool) if pool is not None else None,
         reason=route.reasons.get(version, ""),
         refused=version in route.refused,
         sequences=route.sequence_idle_s is not None,

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import TypeAdapter, ValidationError
 
 from controlplane.core.errors import InvalidInput
+from controlplane.core.routes import Pace
 
 FILE = "settings.json"
 MOST_IN_FLIGHT = 1_000_000_000
@@ -33,7 +34,8 @@ class Settings:
     `cold_wait_s`: how long a request waits at most for a model that is not loaded; `held_per_model`, `held_total`,
     `held_bytes` bound how many of them wait. `sequences`: how many sequences are remembered at once.
     `max_in_flight_per_replica`: how many requests for models of normal priority a pool of replicas may have in flight,
-    for each of them; of high priority twice as many, counted apart. What is more is refused at once.
+    for each of them; of high priority twice as many, counted apart. What is more is refused at once. `max_wait_s`: so
+    is what would take longer than this, of a model of which more is asked than its replicas can do.
     `access_log_bytes`: the access log is put aside (one old file is kept) when it has grown to this.
     """
 
@@ -53,11 +55,19 @@ class Settings:
     held_bytes: Annotated[int, Gt(0)] = 1 << 30
     sequences: Annotated[int, Gt(0)] = 100_000
     max_in_flight_per_replica: Annotated[int, Gt(0), Le(100_000)] = 1024
+    max_wait_s: Annotated[float, Ge(2)] = 10.0
     access_log_bytes: Annotated[int, Gt(0)] = 256 << 20
 
-    def most_in_flight(self, replicas: int, *, high: bool = False) -> int:
-        """How many requests of normal or high priority a pool of so many replicas may have in flight."""
-        return min(replicas * self.max_in_flight_per_replica * (2 if high else 1), MOST_IN_FLIGHT)
+    def per_replica(self, pace: Pace | None) -> int:
+        """How many requests of normal priority a pool may have in flight for each of its replicas. `pace`: what each
+        does, where more is asked."""
+        most = self.max_in_flight_per_replica
+        return most if pace is None else min(most, pace.within(self.max_wait_s))
+
+
+def in_all(per_replica: int, replicas: int, *, high: bool = False) -> int:
+    """How many requests of normal or high priority a pool of so many replicas may have in flight."""
+    return min(replicas * per_replica * (2 if high else 1), MOST_IN_FLIGHT)
 
 
 def read_settings(folder: Path) -> Settings:

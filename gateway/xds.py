@@ -16,7 +16,7 @@ from controlplane.core.errors import ControlPlaneError
 from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.local.home import replace_file
 from gateway.admin import Admin
-from gateway.config.clusters import assignment, cluster_list
+from gateway.config.clusters import Members, assignment, cluster_list
 from gateway.config.names import PROTOCOLS, Files, Protocol, any_cluster, cluster, pool_base
 from gateway.config.routes import RouteWriter
 from gateway.settings import Settings
@@ -29,9 +29,8 @@ EFFECT_TIMEOUT_S = 60.0
 POLL_S = (0.003, 0.1)
 REJECTIONS = r"^(http\..*\.rds\.|cluster_manager\.cds\.|cluster\..*\.)update_rejected$"
 
-
-Bases = Mapping[str, tuple[str, ...]]
-"""The replicas of each pair of clusters, by the clusters' name without the protocol."""
+Bases = Mapping[str, Members]
+"""Each pair of clusters, by their name without the protocol."""
 
 
 class Rejected(ControlPlaneError):
@@ -83,7 +82,7 @@ class Xds:
         self._files.endpoints.mkdir(parents=True, exist_ok=True)
         self._written.clear()
         table, version = self.served.table, _version(self.served.table)
-        bases = {**self.served.lingering, **bases_of(table)}
+        bases = {**self._lingering(), **bases_of(table, self._settings)}
         self._write_members(bases, table.endpoints, version)
         self._write_clusters(bases, version)
         self._write_routes(table, version)
@@ -93,7 +92,8 @@ class Xds:
         """Make `table` true. Raises Rejected when Envoy refuses it, and then leaves the old one in force."""
         async with self._turn:
             served, version = self.served, _version(table)
-            bases, old = bases_of(table), {**self.served.lingering, **bases_of(self.served.table)}
+            bases = bases_of(table, self._settings)
+            old = {**self._lingering(), **bases_of(served.table, self._settings)}
             rejections = await self._rejections()
             try:
                 # The new clusters first, then the routes that lead there, and only then the old ones go.
@@ -101,7 +101,7 @@ class Xds:
                 expected = self._write_members({**old, **bases}, endpoints, version)
                 expected |= self._write_clusters({**old, **bases}, version)
                 await self._effective(expected, rejections)
-                if table.routes != served.table.routes or table.pools != served.table.pools:
+                if _led(table) != _led(served.table):
                     await self._effective(self._write_routes(table, version), rejections)
             except Rejected:
                 self.restore()
@@ -111,8 +111,8 @@ class Xds:
                 raise Rejected(
                     f"Envoy's files can't be written: {error.strerror}", remedy="make room on the gateway's disk"
                 ) from error
-            lingering = {base: names for base, names in old.items() if base not in bases}
-            self._kept.keep(Served(table=table, lingering=lingering))
+            lingering = {base: members for base, members in old.items() if base not in bases}
+            self._keep(table, lingering)
             try:
                 self._write_members({**lingering, **bases}, table.endpoints, version)
             except OSError as error:
@@ -127,20 +127,34 @@ class Xds:
             active = await self._admin.active()
             busy = {name for (name, _), count in active.items() if count}
             left = {
-                base: names
-                for base, names in served.lingering.items()
+                base: members
+                for base, members in self._lingering().items()
                 if any(cluster(base, protocol) in busy for protocol in PROTOCOLS)
             }
             if len(left) < len(served.lingering):
-                bases = {**left, **bases_of(served.table)}
-                self._kept.keep(Served(table=served.table, lingering=left))
+                bases = {**left, **bases_of(served.table, self._settings)}
+                self._keep(served.table, left)
                 self._write_clusters(bases, _version(served.table))
                 self._forget(bases)
+
+    def _keep(self, table: RouteTable, lingering: Bases) -> None:
+        usual = self._settings.per_replica(None)
+        self._kept.keep(
+            Served(
+                table=table,
+                lingering={base: members.names for base, members in lingering.items()},
+                limits={base: members.most for base, members in lingering.items() if members.most != usual},
+            )
+        )
+
+    def _lingering(self) -> Bases:
+        served, usual = self.served, self._settings.per_replica(None)
+        return {base: Members(names, served.limits.get(base, usual)) for base, names in served.lingering.items()}
 
     def _write_members(self, bases: Bases, endpoints: Mapping[str, Endpoint], version: str) -> dict[str, str]:
         expected = {}
         for protocol in PROTOCOLS:
-            of = {cluster(base, protocol): names for base, names in bases.items()}
+            of = {cluster(base, protocol): members.names for base, members in bases.items()}
             of[any_cluster(protocol)] = tuple(sorted(endpoints))
             for name, names in of.items():
                 members = [endpoints[replica] for replica in names if replica in endpoints]
@@ -150,12 +164,12 @@ class Xds:
         return expected
 
     def _write_clusters(self, bases: Bases, version: str) -> dict[str, str]:
-        resources = cluster_list(bases, self._side_ports, self._files, self._settings)
+        resources = cluster_list(bases, self._side_ports, self._files)
         changed = self._write(self._files.clusters, resources, version)
         return {"cluster_manager.cds.version_text": version} if changed else {}
 
     def _write_routes(self, table: RouteTable, version: str) -> dict[str, str]:
-        bases = {pool: pool_base(names) for pool, names in table.pools.items()}
+        bases = {pool: _base_of(table, pool, self._settings) for pool in table.pools}
         texts = self._routes.write(table.routes, bases, version, starting=not table.epoch)
         for protocol, text in texts.items():
             replace_file(self._files.routes(protocol), text)
@@ -218,9 +232,23 @@ class Xds:
             return None
 
 
-def bases_of(table: RouteTable) -> Bases:
+def bases_of(table: RouteTable, settings: Settings) -> Bases:
     """The clusters that the table's pools need."""
-    return {pool_base(names): names for names in table.pools.values()}
+    return {
+        _base_of(table, pool, settings): Members(names, settings.per_replica(table.crowded.get(pool)))
+        for pool, names in table.pools.items()
+    }
+
+
+def _base_of(table: RouteTable, pool: str, settings: Settings) -> str:
+    pace = table.crowded.get(pool)
+    alone = f"{pool} {settings.per_replica(pace)}" if pace is not None else ""
+    return pool_base(table.pools[pool], alone)
+
+
+def _led(table: RouteTable) -> tuple[object, ...]:
+    """All of a table that its routes in Envoy follow from."""
+    return table.routes, table.pools, table.crowded
 
 
 def _version(table: RouteTable) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.core.models import Cost, History
 from controlplane.core.names import Key, Reason
+from controlplane.core.routes import Pace
 
 ANALOGS = "analogs"
 """The forecast by moments like this one, which is believed until another one has served better."""
@@ -39,7 +40,8 @@ class Load:
     `features`: the past and the present (see `analogs`); `steady`: how many replicas would have been enough for all of
     the past (None: it is too short to tell); `sequel`: the newest moment whose sequel is known; `seasons`: what was
     needed at this time of other days, by the season's name; `history`: what was needed so far, for the fleet's record.
-    `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept busy at
+    `crowded`: the versions of which more is asked than their copies can do, and what that is. `costs` of executions are
+    by version digest. By version: `copies`, how many its own load has lately kept busy at
     most, and `use`, how often it is asked (see `popularity`). `slow`: replicas that have computed slower than the
     others for a while, and how many times as long they take.
     """
@@ -67,6 +69,7 @@ class Load:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     copies: Mapping[Key, float] = field(default_factory=dict)
     use: Mapping[Key, float] = field(default_factory=dict)
+    crowded: Mapping[Key, Pace] = field(default_factory=dict)
     slow: Mapping[str, float] = field(default_factory=dict)
 
     @property

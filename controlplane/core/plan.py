@@ -115,6 +115,7 @@ class _Planner:
                 holds.update({each.name: frozenset(each.ordered or each.copies) for each in replicas})
         table = build_table(
             self.snapshot,
+            self.now,
             serving={
                 name: self._with_progress(self.snapshot.models[name], each, placements)
                 for name, each in serving.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,11 +62,30 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What one replica does of a version while there is always enough to do: so many requests a second, `at_once` of
+    them at the same time."""
+
+    per_s: float
+    at_once: int
+
+    def within(self, wait_s: float) -> int:
+        """How many requests a replica may have so that none takes longer than `wait_s`; but never so few that its
+        batches are not full, and the next ones ready."""
+        return max(math.ceil(self.per_s * wait_s), 2 * self.at_once)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTable:
-    """All routes at one instant. `pools` maps a pool's id to its replicas' names, sorted; routes share pools."""
+    """All routes at one instant.
+
+    `pools` maps a pool's id to its replicas' names, sorted; routes share pools. `crowded`: pools for one version each,
+    of which more is asked than its replicas can do; so what would wait there for too long is to be refused.
+    """
 
     epoch: int = 0
     generation: int = 0
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
     pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    crowded: Mapping[str, Pace] = field(default_factory=dict)
     routes: Mapping[str, Route] = field(default_factory=dict)

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from controlplane.core.entry import Priority
 from controlplane.core.members import quick, trusted
 from controlplane.core.names import Key, Place, Reason
-from controlplane.core.routes import Endpoint, Route, RouteTable, Target
+from controlplane.core.routes import Endpoint, Pace, Route, RouteTable, Target
 from controlplane.core.snapshot import Snapshot
 
 HOPELESS = frozenset({"QUARANTINED", "TOO_LARGE"})
 """Reasons for which a version is served nowhere that no time and no further replica changes."""
+
+PACE_KNOWN_S = 60.0
+"""For how long what was measured of a queue says something of now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class Serving:
 
 def build_table(
     snapshot: Snapshot,
+    now: float,
     *,
     serving: Mapping[str, Serving],
     ready: Mapping[Key, Sequence[str]],
@@ -54,10 +58,13 @@ def build_table(
     left out too, except where nobody else has the version: then silence is no proof that they are gone. So are those
     that are `distrusted`, except where nobody else could take a new request: serving badly beats not serving. Of the
     `slow` ones (how many times as long they take) some are left out of each version (`members.quick`), but for
-    versions with sequences: these are not compared, and where a sequence goes is found by who is there.
+    versions with sequences: these are not compared, and where a sequence goes is found by who is there. A version of
+    which more is asked than can be done has a pool of its own, so that it takes no place from others.
     """
     pools: dict[str, tuple[str, ...]] = {}
-    ids: dict[tuple[str, ...], str] = {}
+    ids: dict[tuple[Key | None, tuple[str, ...]], str] = {}
+    paces = _paces(snapshot, now)
+    crowded: dict[str, Pace] = {}
 
     def pool_of(key: Key) -> str | None:
         here = [
@@ -73,10 +80,14 @@ def build_table(
         if not members or all(name in draining for name in members):
             # Nobody who may take a new request. Those who drain still end theirs: they stay endpoints.
             return None
-        if members not in ids:
-            ids[members] = "p" + hashlib.sha256("\n".join(members).encode()).hexdigest()[:12]
-            pools[ids[members]] = members
-        return ids[members]
+        own = (key if key in paces else None, members)
+        if own not in ids:
+            alone = (str(key), "") if key in paces else ()
+            ids[own] = "p" + hashlib.sha256("\n".join((*alone, *members)).encode()).hexdigest()[:12]
+            pools[ids[own]] = members
+            if key in paces:
+                crowded[ids[own]] = paces[key]
+        return ids[own]
 
     routes: dict[str, Route] = {}
     for name in sorted(serving):
@@ -114,7 +125,13 @@ def build_table(
         endpoint = snapshot.replicas[name].endpoint
         if endpoint is not None and name not in gone:
             endpoints[name] = replace(endpoint, draining=name in draining)
-    return RouteTable(endpoints=endpoints, pools=pools, routes=routes)
+    return RouteTable(endpoints=endpoints, pools=pools, crowded=crowded, routes=routes)
+
+
+def _paces(snapshot: Snapshot, now: float) -> Mapping[Key, Pace]:
+    """What the copies do of each version of which more is asked, where that was measured of late."""
+    loads = [each for each in snapshot.loads.values() if now - each.at <= PACE_KNOWN_S]
+    return {key: pace for each in loads for key, pace in each.crowded.items()}
 
 
 def _has_sequences(snapshot: Snapshot, key: Key) -> bool:

@@ -13,10 +13,11 @@ from controlplane.core.models import Cost, FleetRecord, Manifest
 from controlplane.core.names import Key
 from controlplane.core.placement.popularity import Popularity
 from controlplane.core.scaling.analogs import Past
-from controlplane.core.scaling.capacity import MOST_USED, all_it_can, at_once, fit, instances_of, per_s
+from controlplane.core.scaling.capacity import MOST_USED, all_it_can, at_once, fit, full_batch, instances_of, per_s
 from controlplane.core.scaling.seasons import Seasons
 from controlplane.metrics.batches import BatchMeter
 from controlplane.metrics.counters import Counters
+from controlplane.metrics.crowding import Crowding
 from controlplane.metrics.readings import Interval
 from controlplane.metrics.signals import busy_s
 from controlplane.metrics.slowness import Slowness
@@ -56,6 +57,7 @@ class LoadMeter:
     _copies: dict[Key, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
     _slowness: Slowness = field(default_factory=Slowness)
+    _crowding: Crowding = field(default_factory=Crowding)
     _brought: dict[Key, tuple[float, float]] = field(default_factory=dict)
     """Items, and the requests that brought them; the past counts ever less."""
 
@@ -117,6 +119,12 @@ class LoadMeter:
         def copy_of(key: Key) -> tuple[Entry, int]:
             entry = manifests[key][1].entry
             return entry, instances_of(entry, record.capabilities)
+
+        def executed_at_once(key: Key) -> int:
+            if key not in manifests:
+                return 1
+            entry, instances = copy_of(key)
+            return instances * full_batch(entry)
 
         arrived: dict[Key, float] = defaultdict(float)
         asked: dict[Key, float] = defaultdict(float)
@@ -195,6 +203,7 @@ class LoadMeter:
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),
+            crowded=self._crowding.take(told.values(), executed_at_once, now),
             slow=self._slowness.slow(now),
         )
         return self.load

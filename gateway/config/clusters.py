@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from controlplane.core.routes import Endpoint
 from gateway.config.names import (
@@ -17,7 +18,7 @@ from gateway.config.names import (
     side_cluster,
     typed,
 )
-from gateway.settings import GONE_S, Settings
+from gateway.settings import GONE_S, in_all
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 OUTLIERS: Json = {
@@ -66,6 +67,14 @@ GONE: Json = {
 """How a machine that is gone is noticed (GONE_S)."""
 SHARED = 16384
 """Requests in flight at the Python side, which has limits of its own for each model, or in calls about the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The replicas of a pair of clusters, and how many requests of normal priority may be in flight for each."""
+
+    names: tuple[str, ...]
+    most: int
 
 
 def protocol_options(protocol: Protocol, **more: Json) -> Json:
@@ -161,21 +170,19 @@ def side(protocol: Protocol, port: int) -> Json:
     )
 
 
-def cluster_list(
-    bases: Mapping[str, Sized], side_ports: Mapping[Protocol, int], files: Files, settings: Settings
-) -> list[Json]:
+def cluster_list(bases: Mapping[str, Members], side_ports: Mapping[Protocol, int], files: Files) -> list[Json]:
     """All clusters: the Python side, all replicas, then those of `bases`, by protocol.
 
-    `bases` are the pools' members. A cluster's limits follow from their number, which never changes: draining does not
-    change it either, since Envoy would begin to count anew.
+    A cluster's limits follow from its members and what its name stands for, which never changes: draining does not
+    change them either, since Envoy would begin to count anew.
     """
     found: list[Json] = []
     for protocol in PROTOCOLS:
         found.append(side(protocol, side_ports[protocol]))
         found.append(pool_cluster(any_cluster(protocol), protocol, files, thresholds(SHARED, SHARED)))
         for base, members in sorted(bases.items()):
-            most = (settings.most_in_flight(len(members)), settings.most_in_flight(len(members), high=True))
-            found.append(pool_cluster(cluster(base, protocol), protocol, files, thresholds(*most)))
+            normal, high = (in_all(members.most, len(members.names), high=high) for high in (False, True))
+            found.append(pool_cluster(cluster(base, protocol), protocol, files, thresholds(normal, high)))
     return found
 
 

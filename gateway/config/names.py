@@ -51,13 +51,14 @@ def cluster(base: str, protocol: Protocol) -> str:
     return f"{base}-{protocol}"
 
 
-def pool_base(members: Sequence[str]) -> str:
+def pool_base(members: Sequence[str], alone: str = "") -> str:
     """What the clusters of a pool with these replicas are called, without the protocol.
 
     A name for its members and not for the pool's id: so a cluster never changes its members, and what was led to one
-    before is never led to a replica that does not hold it.
+    before is never led to a replica that does not hold it. `alone`: what sets it apart from others with the same ones.
     """
-    return "pool-" + hashlib.sha256("\n".join(members).encode()).hexdigest()[:16]
+    named = (*members, f"alone {alone}") if alone else members
+    return "pool-" + hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
 
 
 def any_cluster(protocol: Protocol) -> str:

@@ -18,7 +18,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from controlplane.core.routes import RouteTable
+from controlplane.core.routes import Pace, RouteTable
 from gateway.config.names import SERVICE
 from tests.gateway.asking import ask, ask_http, grpc_input
 from tests.gateway.running import Running, route, table
@@ -230,6 +230,39 @@ def test_the_python_side_sheds_as_envoy_does(gateway: Running, triton: Triton, g
         assert [each.result() for each in full.answers] == [1] * LIMIT
         assert ask(client, "echo") == 2
     assert 'gateway_side_shed_total{model="echo"} 3.0' in httpx2.get(f"{gateway.status}/metrics").text
+
+
+@pytest.mark.parametrize("side", [False, True])
+def test_of_a_model_whose_replicas_are_too_slow_less_may_wait(
+    tmp_path: Path, triton: Triton, gate: Path, *, side: bool
+) -> None:
+    """And it takes no place from the others there."""
+    running = Running(tmp_path / "home", max_wait_s=2)
+    idle_s = 60.0 if side else None
+    slow = route("gated", pool="slow", idle_s=idle_s)
+    routes = table(triton.endpoint, gated=slow, high=replace(slow, model="high", priority="high"), echo=route("echo"))
+    pools = {**routes.pools, "slow": routes.pools["all"]}
+    try:
+        running.controller.put(replace(routes, pools=pools, crowded={"slow": Pace(per_s=LIMIT / 2, at_once=1)}))
+        with Full(running, "grpc") as full, running.grpc() as client:
+            try:
+                with pytest.raises(InferenceServerException, match=f"replicas of gated {REFUSED}") as refused:
+                    wait_for(lambda: _pending(triton) == LIMIT - 1, "the replica to have all of them")
+                    ask(client, "gated")
+                assert refused.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+                assert [ask(client, "echo") for _ in range(10 * LIMIT)] == [1] * 10 * LIMIT
+            finally:
+                gate.touch()
+            assert [each.result() for each in full.answers] == [1] * LIMIT
+            assert ask(client, "gated") == 1
+        # As soon as enough is done of it, it is as all others.
+        running.controller.put(table(triton.endpoint, gated=route("gated", idle_s=idle_s)))
+        gate.unlink()
+        with Full(running, "grpc", 2 * LIMIT):
+            wait_for(lambda: _pending(triton) == 2 * LIMIT - 1, "the replica to have all of them")
+            gate.touch()
+    finally:
+        running.stop()
 
 
 def test_too_many_that_wait_for_a_model(tmp_path: Path, triton: Triton) -> None:
