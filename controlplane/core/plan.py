@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.core.actions import Action, FinishRollout
 from controlplane.core.census import Census
-from controlplane.core.fleets import quarantine_of
 from controlplane.core.load import Room, Scaler
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
@@ -18,7 +17,7 @@ from controlplane.core.placement.terms import Placement, Slot, Want
 from controlplane.core.placement.wants import apart, serving_of, wants_of
 from controlplane.core.records import records
 from controlplane.core.replicas import Changes, depart, resize, worth
-from controlplane.core.rollout import Progress, TargetState, progress
+from controlplane.core.rollout import Progress, confirmed, progress, target_state
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
 from controlplane.core.scaling.decision import Decision, decide, is_quiet
@@ -176,7 +175,14 @@ class _Planner:
         self.budget.take(decision.desired + extra - len(replicas), record.shape.gpus)
         self.decisions[fleet], self.scalers[fleet] = decision, scaler
         changes = resize(
-            fleet, decision, replicas, snapshot, lost=self.census.lost, down=self.down, replacing=scaler.replacing
+            fleet,
+            decision,
+            replicas,
+            snapshot,
+            self.now,
+            lost=self.census.lost,
+            down=self.down,
+            replacing=scaler.replacing,
         )
         self.actions += changes.actions
         self.reasons[f"fleet/{fleet}"] += [changes.reason, *told]
@@ -406,11 +412,13 @@ class _Planner:
         if rollout is None:
             return serving
         key = Key(model.name, rollout.target)
-        tables = self._confirmed()
+        tables = confirmed(self.snapshot, self.now)
         state: Progress
         if self.snapshot.settled or tables:
             known_s = self.now - self.snapshot.rollouts.get(rollout.id, self.now)
-            state = progress(rollout, key, self._target_state(key, placements), tables, known_s)
+            state = progress(
+                rollout, key, target_state(key, self.snapshot, self.census, placements, self.may_grow), tables, known_s
+            )
         else:
             state = Progress(reason=SETTLING)
         self.reasons[f"model/{model.name}"].append(state.reason)
@@ -432,56 +440,6 @@ class _Planner:
             warm=serving.warm,
             aliased=serving.aliased,
             weight_percent=0 if state.end == "failed" else state.weight_percent,
-        )
-
-    def _confirmed(self) -> list[RouteTable | None]:
-        """The tables of those gateways that are heard (None: not known yet). Where none is, of those that may be there
-        all the same: that nobody objects is no confirmation."""
-        settings, gateways = self.snapshot.settings, self.snapshot.gateways.values()
-        live = [each.table for each in gateways if self.now - each.heard_at <= settings.gateway_live_s]
-        return live or [None for each in gateways if self.now - each.heard_at <= settings.gateway_lost_s]
-
-    def _target_state(self, key: Key, placements: Mapping[str, Placement]) -> TargetState:
-        fleet = self.census.fleet(key)
-        if fleet is None:
-            unread = self.census.blocked[key].code == "UNREAD"
-            return (
-                TargetState(waiting=self.census.blocked[key].text)
-                if unread
-                else TargetState(blocked=self.census.blocked[key])
-            )
-        quarantine = quarantine_of(self.snapshot.fleets[fleet], key, self.snapshot.digest(key))
-        if quarantine is not None:
-            text = f"{key} is quarantined on fleet {fleet}: {quarantine.reason}"
-            return TargetState(blocked=Reason(code="QUARANTINED", text=text))
-        placement = placements[fleet]
-        unplaced = placement.unplaced.get(key)
-        never = unplaced is not None and (
-            unplaced.code == "TOO_LARGE" or (unplaced.code == "CLASH" and fleet not in self.may_grow)
-        )
-        if unplaced is not None and never:
-            return TargetState(blocked=unplaced)
-        planned = tuple(
-            sorted(
-                name
-                for name, held in placement.holds.items()
-                if key in held and Place(key, name) not in placement.leaving and name not in self.census.lost
-            )
-        )
-        waiting = [unplaced.text] if unplaced is not None else []
-        for name in planned:
-            copy = self.snapshot.replicas[name].copies.get(key)
-            if copy is not None and copy.state == "failed" and copy.blames in ("model", "crash"):
-                return TargetState(failed=Reason(code="LOAD_FAILED", text=f"{key} failed on {name}: {copy.reason}"))
-            if name not in self.census.ready.get(key, ()):
-                doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}" if copy else "ordered"
-                waiting.append(f"{key} on {name}: {doing}")
-        ready = tuple(sorted(set(self.census.ready.get(key, ())) & set(planned)))
-        return TargetState(
-            planned=planned,
-            ready=ready,
-            waiting="; ".join(waiting),
-            room_is_made=unplaced is not None and unplaced.code == "WAITS_FOR_ROOM",
         )
 
     def _unserved(self, placements: Mapping[str, Placement]) -> Mapping[Key, Reason]:

@@ -11,6 +11,9 @@ from controlplane.core.names import Reason
 from controlplane.core.scaling.decision import Decision
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
+ENDING = ("stopping", "stopped")
+ENDS = Reason(code="LEAVING", text="it was told to stop, and ends")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
@@ -27,19 +30,23 @@ def resize(
     decision: Decision,
     replicas: Sequence[ReplicaView],
     snapshot: Snapshot,
+    now: float,
     *,
     lost: frozenset[str],
     down: frozenset[str] = frozenset(),
     replacing: tuple[str, Reason] | None = None,
 ) -> Changes:
     """Bring a fleet to the size that was decided. Whoever is on its way out and was not told to stop yet, comes back
-    before a new one is started. While one is being replaced there is one more, until enough others are up; but whose
+    before a new one is started; but an agent that has begun to stop ends, also if that was a controller's word of which
+    this one knows nothing. While one is being replaced there is one more, until enough others are up; but whose
     server does not come up, that one's place is free at once."""
     desired = decision.desired
     out, why = replacing or ("", decision.reason)
     leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
     stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
     stopping |= {each.name: Reason(code="LEAVING", text=each.leaving) for each in replicas if each.leaving}
+    ending = {each.name for each in replicas if each.report is not None and each.report.server in ENDING}
+    stopping |= dict.fromkeys(ending - stopping.keys(), ENDS)
     staying = sorted((each for each in replicas if each.name not in stopping), key=worth)
     if out in down and snapshot.settled:
         stopping |= {each.name: why for each in staying if each.name == out}
@@ -53,6 +60,7 @@ def resize(
         may = (
             {each.name for each in replicas if each.name in stopping and not each.leaving}
             - snapshot.stopped
+            - ending
             - lost
             - down
         )
@@ -74,7 +82,8 @@ def resize(
     for each in replicas:
         if each.name not in stopping or each.leaving:
             continue  # it stays, or goes already
-        if each.report is not None and each.report.server == "stopped":
+        is_out = each.name in snapshot.stopped or _in_no_table(each.name, snapshot, now)
+        if each.report is not None and each.report.server == "stopped" and is_out:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
         elif each.name in lost and each.name in snapshot.stopped:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent, and was to stop"))

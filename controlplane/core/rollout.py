@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from controlplane.core.census import Census
+from controlplane.core.fleets import quarantine_of
 from controlplane.core.models import Rollout
-from controlplane.core.names import Key, Reason
+from controlplane.core.names import Key, Place, Reason
+from controlplane.core.placement.terms import Placement
 from controlplane.core.routes import RouteTable, Target
+from controlplane.core.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,57 @@ def progress(
         text = f"{key} was not served after {rollout.deadline_s:.0f} s: {waiting.text}"
         return Progress(reason=Reason(code="DEADLINE", text=text), end="failed")
     return Progress(reason=waiting, weight_percent=share if complete else 0)
+
+
+def confirmed(snapshot: Snapshot, now: float) -> list[RouteTable | None]:
+    """The tables of those gateways that are heard (None: not known yet). Where none is, of those that may be there
+    all the same: that nobody objects is no confirmation."""
+    settings, gateways = snapshot.settings, snapshot.gateways.values()
+    live = [each.table for each in gateways if now - each.heard_at <= settings.gateway_live_s]
+    return live or [None for each in gateways if now - each.heard_at <= settings.gateway_lost_s]
+
+
+def target_state(
+    key: Key, snapshot: Snapshot, census: Census, placements: Mapping[str, Placement], may_grow: Collection[str]
+) -> TargetState:
+    """How a rollout's target is on its fleet. `may_grow`: the fleets that may get one more replica."""
+    fleet = census.fleet(key)
+    if fleet is None:
+        unread = census.blocked[key].code == "UNREAD"
+        return TargetState(waiting=census.blocked[key].text) if unread else TargetState(blocked=census.blocked[key])
+    quarantine = quarantine_of(snapshot.fleets[fleet], key, snapshot.digest(key))
+    if quarantine is not None:
+        text = f"{key} is quarantined on fleet {fleet}: {quarantine.reason}"
+        return TargetState(blocked=Reason(code="QUARANTINED", text=text))
+    placement = placements[fleet]
+    unplaced = placement.unplaced.get(key)
+    never = unplaced is not None and (
+        unplaced.code == "TOO_LARGE" or (unplaced.code == "CLASH" and fleet not in may_grow)
+    )
+    if unplaced is not None and never:
+        return TargetState(blocked=unplaced)
+    planned = tuple(
+        sorted(
+            name
+            for name, held in placement.holds.items()
+            if key in held and Place(key, name) not in placement.leaving and name not in census.lost
+        )
+    )
+    waiting = [unplaced.text] if unplaced is not None else []
+    for name in planned:
+        copy = snapshot.replicas[name].copies.get(key)
+        if copy is not None and copy.state == "failed" and copy.blames in ("model", "crash"):
+            return TargetState(failed=Reason(code="LOAD_FAILED", text=f"{key} failed on {name}: {copy.reason}"))
+        if name not in census.ready.get(key, ()):
+            doing = f"{copy.state}{': ' + copy.reason if copy.reason else ''}" if copy else "ordered"
+            waiting.append(f"{key} on {name}: {doing}")
+    ready = tuple(sorted(set(census.ready.get(key, ())) & set(planned)))
+    return TargetState(
+        planned=planned,
+        ready=ready,
+        waiting="; ".join(waiting),
+        room_is_made=unplaced is not None and unplaced.code == "WAITS_FOR_ROOM",
+    )
 
 
 def _leads_all(table: RouteTable, key: Key) -> bool:

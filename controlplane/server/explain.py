@@ -146,6 +146,13 @@ def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[
             names = ", ".join(table.pools[target.pool])
             text = f"{key} gets {target.weight_percent} % of unversioned requests, served by {names}"
             yield Reason(code="SERVED", text=text)
+    for number, pool in sorted(route.pinned.items()) if route else ():
+        if (pace := table.crowded.get(pool or "")) is not None:
+            text = (
+                f"more is asked of {Key(document.name, number)} than a copy can do, {pace.per_s:g} requests a second: "
+                "gateways refuse what would take longer than their max_wait_s (RESOURCE_EXHAUSTED, 429)"
+            )
+            yield Reason(code="CROWDED", text=text)
     for key, errors_per_s in controller.memory.failing(now).items():
         if key.model == document.name:
             rate = f"{errors_per_s:.1f}" if errors_per_s >= LEAST_RATE else f"less than {LEAST_RATE}"

@@ -10,6 +10,7 @@ from controlplane.core.entry import Load, Priority, Serving
 from controlplane.core.load import Load as Measured
 from controlplane.core.messages import Demand
 from controlplane.core.names import Key
+from controlplane.core.routes import Pace
 from tests.core.world import World, manifest
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -139,6 +140,12 @@ class Interleavings(RuleBasedStateMachine):
         if self.world.replicas:
             name = data.draw(st.sampled_from(sorted(self.world.replicas)))
             self.world.load = Measured(at=self.world.now, step_s=2.0, slow={name: 4.0} if slow else {})
+
+    @rule(names=st.sets(NAMES), per_s=st.sampled_from([0.0, 20.0]))
+    def ask_for_more_than_can_be_done(self, names: set[str], per_s: float) -> None:
+        stable = {name: model.stable for name, model in self.world.registry.models.items() if name in names}
+        paces = {Key(name, number): Pace(per_s=per_s, at_once=1) for name, number in stable.items() if number}
+        self.world.load = Measured(at=self.world.now, step_s=2.0, crowded=paces)
 
     @invariant()
     def nobody_is_led_astray(self) -> None:

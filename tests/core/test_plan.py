@@ -467,3 +467,18 @@ def test_an_idle_ensemble_leaves_with_its_steps_and_a_used_one_keeps_them() -> N
     assert not replica.copies
     ask(world, key)
     assert world.served(key) == {"cpu-0"}
+
+
+@pytest.mark.parametrize("server", ["stopping", "stopped"])
+def test_who_was_told_to_stop_ends_though_the_controller_that_said_so_is_gone(server: str) -> None:
+    world = World(replicas=2)
+    key = promoted(world)
+    world.resize(1)
+    while world.replicas["cpu-1"].server != "stopped":
+        world.turn()
+    world.replicas["cpu-1"].server = server
+    world.restart_controller()
+    world.resize(2)
+    world.run(40)
+    assert len(world.served(key)) == 2
+    assert world.served(key) == world.replicas.keys()

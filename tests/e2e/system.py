@@ -100,6 +100,7 @@ class System:
     folder: Path
     definition: str = "fleets: [{name: cpu, replicas: 2, memory_bytes: 1Gi}]"
     environment: dict[str, str] = field(default_factory=dict)
+    gateway: str = "cold_wait_s: 60"
 
     @property
     def home(self) -> Home:
@@ -133,7 +134,7 @@ class System:
         if not file.exists():
             file.write_text(
                 self.definition
-                + "\ngateway: {grpc_port: 0, http_port: 0, cold_wait_s: 60}"
+                + f"\ngateway: {{grpc_port: 0, http_port: 0, {self.gateway}}}"
                 + "\ncontroller: {poll_s: 0.1, drain_s: 1}\n"
             )
         return file
