@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., System]]:
     """Starts a system for one test."""
     made: list[System] = []
 
-    def starter(definition: str, **options: dict[str, str]) -> System:
+    def starter(definition: str, **options: Any) -> System:
         system = System(tmp_path / f"system-{len(made)}", definition, **options)
         made.append(system)
         system.up()
