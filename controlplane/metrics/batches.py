@@ -87,16 +87,19 @@ class BatchMeter:
     """Adds up, over all servers of a fleet, what was executed of each version; the past counts ever less."""
 
     totals: dict[Key, dict[int, Executions]] = field(default_factory=dict)
+    executed_at: dict[Key, float] = field(default_factory=dict)
+    """When something new was last counted, in seconds since 1970."""
     _last: dict[str, Mapping[Key, Batches]] = field(default_factory=dict)
     _executed: Mapping[str, Mapping[Key, Batches]] = field(default_factory=dict)
 
     async def read(self, urls: Mapping[str, str]) -> None:
         """Read each server's statistics. `urls` is by replica; others are forgotten. Who is silent adds nothing."""
         self._last = {name: each for name, each in self._last.items() if name in urls}
-        self.take({name: page for name, (_, page) in (await read_pages(urls, parse_batches)).items()})
+        pages = await read_pages(urls, parse_batches)
+        self.take({name: page for name, (_, page) in pages.items()}, max((at for at, _ in pages.values()), default=0.0))
 
-    def take(self, pages: Mapping[str, Mapping[Key, Batches]]) -> None:
-        """Count what is new on these pages, by replica."""
+    def take(self, pages: Mapping[str, Mapping[Key, Batches]], at: float) -> None:
+        """Count what is new on these pages, by replica, which were read `at` a time (seconds since 1970)."""
         news: dict[Key, list[Executions]] = {}
         executed: dict[str, dict[Key, Batches]] = {}
         for name, page in pages.items():
@@ -109,6 +112,7 @@ class BatchMeter:
         for key, executions in news.items():
             if any(each.count for each in executions):
                 self._add(key, executions)
+                self.executed_at[key] = at
 
     def executed(self) -> Mapping[str, Mapping[Key, Batches]]:
         """What was new in the last reading, by replica; nothing until there is another one."""
@@ -133,3 +137,4 @@ class BatchMeter:
         """Keep only what concerns these versions."""
         kept = set(keys)
         self.totals = {key: each for key, each in self.totals.items() if key in kept}
+        self.executed_at = {key: at for key, at in self.executed_at.items() if key in kept}

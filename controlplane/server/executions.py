@@ -38,17 +38,19 @@ def signals_of(controller: Controller, replica: str, key: Key, now: float) -> di
     return {"age_s": round(now - found.at, 1), **{name: round(value, 3) for name, value in shown.items()}}
 
 
-def batches(controller: Controller, document: Model) -> Iterator[dict[str, Any]]:
-    """Which batches were executed of late, and how long one took in the mean."""
+def batches(controller: Controller, document: Model, now: float) -> Iterator[dict[str, Any]]:
+    """Which batches were executed of late, how long one took in the mean, and when the last were (`age_s`)."""
     for fleet, meter in controller.measuring.meters.items():
         for each in document.versions:
-            executions = meter.batches.totals.get(Key(document.name, each.number), {})
+            key = Key(document.name, each.number)
+            executions = meter.batches.totals.get(key, {})
             count = sum(size.count for size in executions.values())
             for size in sorted(executions.values(), key=lambda size: size.size):
                 if size.count >= 1:
                     share, mean_ms = size.count / count, size.total_s / size.count * 1e3
                     told = {"size": size.size, "share": round(share, 4), "mean_ms": round(mean_ms, 3)}
-                    yield {"fleet": fleet, "version": each.number, **told}
+                    age_s = round(now - meter.batches.executed_at[key], 1)
+                    yield {"fleet": fleet, "version": each.number, "age_s": age_s, **told}
 
 
 def batching(controller: Controller, document: Model, now: float) -> Iterator[Reason]:
@@ -71,6 +73,7 @@ def batching(controller: Controller, document: Model, now: float) -> Iterator[Re
             duty=sum(duties) / len(duties) if duties else None,
             limit_ms=_left_to_the_queue_ms(case),
             items=case.meter.items(case.key),
+            age_s=now - case.meter.batches.executed_at[case.key],
         )
         yield from explain(case.entry, measured)
 

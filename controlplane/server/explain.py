@@ -119,7 +119,7 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
             {"code": reason.code, "text": reason.text}
             for reason in _memory(controller, controller.snapshot.models[name])
         ],
-        "batches": list(batches(controller, controller.snapshot.models[name])),
+        "batches": list(batches(controller, controller.snapshot.models[name], now)),
         "capacity": [
             {"code": reason.code, "text": reason.text}
             for reason in capacity(controller, controller.snapshot.models[name])

@@ -61,7 +61,7 @@ class Controller:
                 keys[index]: {1: Executions(size=1, count=count, total_s=total_s)}
                 for index, (count, total_s) in self._executed.items()
             }
-            self._meter.batches.take({SERVER: pages})
+            self._meter.batches.take({SERVER: pages}, now)
         self._turn += 1
         held = {} if seen.serving else {keys[each]: int(seen.waiting[each]) for each in np.flatnonzero(seen.waiting)}
         self.load = self._meter.measure(

@@ -27,6 +27,12 @@ def measured(cost: Cost, duty: float | None, *sizes: int) -> Batching:
     return Batching(executions=executions, cost=fit(executions), duty=duty, limit_ms=100)
 
 
+def test_what_was_executed_long_ago_is_told_with_its_age() -> None:
+    what = measured(HELPS, None, 1, 2)
+    assert "nothing since" not in explain(entry(), replace(what, age_s=100.0))[0].text
+    assert explain(entry(), replace(what, age_s=3600.0))[0].text.endswith("(nothing since 60 min ago)")
+
+
 @pytest.mark.parametrize(
     ("of", "what", "code", "said"),
     [

@@ -30,7 +30,9 @@ def waiting(system: System) -> float:
 def test_of_a_slow_model_little_waits_and_others_are_not_refused(system: System) -> None:
     system.serve("slow", execute="time.sleep(0.05)")  # not more than 20 a second
     system.serve("quick")
-    quick, slow = (Load(system.client, name, clients=count, pause_s=0.1) for name, count in (("quick", 2), ("slow", 100)))
+    quick, slow = (
+        Load(system.client, name, clients=count, pause_s=0.1) for name, count in (("quick", 2), ("slow", 100))
+    )
     with quick, slow:
         eventually(lambda: slow.failures, 120, "nothing is refused")
         eventually(lambda: 0 < waiting(system) <= 50, 120, "more waits than is done in two seconds")

@@ -196,7 +196,7 @@ def pages(*counts: int) -> Iterator[Mapping[str, Mapping[Key, Batches]]]:
 
 def test_batches_of_all_servers_add_up() -> None:
     meter = BatchMeter()
-    meter.take({"a": parse_batches(PAGE), "b": parse_batches(PAGE)})
+    meter.take({"a": parse_batches(PAGE), "b": parse_batches(PAGE)}, NOW)
     assert (meter.totals[M][1].count, meter.totals[M][4].count) == (4, 4)
     meter.forget_others(())
     assert not meter.totals
@@ -204,12 +204,13 @@ def test_batches_of_all_servers_add_up() -> None:
 
 def test_the_past_fades_but_for_the_last_executions() -> None:
     meter = BatchMeter()
-    for page in pages(100, 100, 0):
-        meter.take(page)
+    for turn, page in enumerate(pages(100, 100, 0)):
+        meter.take(page, NOW + turn)
+    assert meter.executed_at == {M: NOW + 1}
     assert meter.totals[M][1].count == pytest.approx(100 * 0.9 + 100), "nothing new: nothing is forgotten"
     seldom = BatchMeter()
     for page in pages(*[1] * 200):
-        seldom.take(page)
+        seldom.take(page, NOW)
     assert 50 <= seldom.totals[M][1].count <= 60, "what is asked seldom is known all the same"
 
 
@@ -230,7 +231,7 @@ def test_a_version_that_was_loaded_anew_counts_from_zero() -> None:
 )
 def test_what_an_execution_costs_is_known_from_enough_of_them(executions: int, each_s: float, known: bool) -> None:
     meter = LoadMeter(step_s=2.0)
-    meter.batches.take({"a": {M: {1: Executions(size=1, count=executions, total_s=executions * each_s)}}})
+    meter.batches.take({"a": {M: {1: Executions(size=1, count=executions, total_s=executions * each_s)}}}, NOW)
     told = interval(Counters(success=4))
     load = measure(meter, record=replace(RECORD, costs={}), a=told)
     assert (load.demand > 0, bool(load.costs), meter.is_curious([told])) == (known, known, not known)
@@ -251,7 +252,7 @@ def test_replicas_that_compute_slower_than_others_are_told() -> None:
 
     for turn in range(5):
         now = NOW + 10 * turn
-        meter.batches.take(pages(20 * (turn + 1)))
+        meter.batches.take(pages(20 * (turn + 1)), now)
         load = measure(meter, a=interval(read, at=now), b=interval(read, at=now), now=now)
         assert ("b" in load.slow) == (turn >= 3), "for half a minute"
     assert load.slow == {"b": pytest.approx(5)}

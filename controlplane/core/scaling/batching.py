@@ -28,6 +28,8 @@ SOME = 20.0
 WORTH = 0.1
 """A delay that is a smaller part of an execution is not worth a change."""
 SHOWN = 4
+FRESH_S = 120.0
+"""What was executed longer ago is not said without its age."""
 LONGEST_DELAY = 0.5
 """A batch is never waited for longer than this part of what the goal leaves to the queue."""
 SINGLE = 1.1
@@ -38,13 +40,14 @@ SINGLE = 1.1
 class Batching:
     """What was measured of one version: executions by batch size (faded), their `cost` (None: too few to tell), the
     share of the time that its instances computed, `duty` (None: not known), and how many `items` a request brings.
-    `limit_ms` is what the goal leaves to the queue."""
+    `limit_ms` is what the goal leaves to the queue; `age_s`: how long ago the last executions were."""
 
     executions: Collection[Executions]
     cost: Cost | None
     duty: float | None
     limit_ms: float
     items: float = 1.0
+    age_s: float = 0.0
 
 
 def explain(entry: Entry, measured: Batching) -> tuple[Reason, ...]:
@@ -128,6 +131,8 @@ def _what_it_is(case: _Case) -> Reason:
         text += ", as far as batches of one size can tell"
     elif case.full > 1:
         text += f", so full batches of {case.full} do {case.gain(case.full):.1f} times what single items do"
+    if case.measured.age_s > FRESH_S:
+        text += f" (nothing since {case.measured.age_s / 60:.0f} min ago)"
     return Reason(code="BATCHING", text=text)
 
 
