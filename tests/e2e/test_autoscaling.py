@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpcclient
 
+from controlplane.cli.addresses import gateway_addresses
+from controlplane.client.access import read_access
+from controlplane.local import processes
+from controlplane.local.home import Home
+from gateway.settings import Settings, write_settings
 from tests.e2e.system import Load, System, eventually
 from tests.waiting import until
 
@@ -98,6 +107,45 @@ async def test_five_hundred_requests_to_an_empty_fleet_are_held_and_answered(sys
         answers = [float(each.as_numpy("y")[0, 0]) for each in await asyncio.gather(*asked)]
     assert answers == [6.0] * 500
     assert len(system.replicas()) >= 1
+
+
+@contextlib.contextmanager
+def second_gateway(system: System, home: Home) -> Iterator[str]:
+    """Another gateway of the system, and its address."""
+    home.prepare()
+    write_settings(home.gateway, Settings(name="second", grpc_port=0, http_port=0))
+    access = read_access(system.home.controller_file, system.home.token_file)
+    given = ["--home", home.root, "--controller-url", access.url, "--token-file", system.home.token_file]
+    command = [sys.executable, "-m", "gateway", *map(str, given)]
+    environment = {**os.environ, processes.HOME_VARIABLE: str(home.root)}
+    with (home.logs / "gateway.log").open("ab") as log:
+        gateway = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        eventually(lambda: {"second"} <= {each["name"] for each in system.told("/v1/gateways") if each["ready"]})
+        yield gateway_addresses(home).grpc
+    finally:
+        gateway.terminate()
+        gateway.wait(60)
+        processes.sweep(home.root)
+
+
+async def test_two_gateways_that_ask_at_once_start_one_replica(system: System, tmp_path: Path) -> None:
+    system.serve("quick", factor=3)
+    eventually(lambda: not system.replicas(), 120)
+    before = len(said(system))
+    with second_gateway(system, Home(tmp_path / "second")) as other:
+        given = grpcclient.InferInput("x", [1, 1], "FP32")
+        given.set_data_from_numpy(np.array([[3.0]], dtype=np.float32))
+        async with (
+            grpcclient.InferenceServerClient(system.grpc) as one,
+            grpcclient.InferenceServerClient(other) as two,
+        ):
+            asked = [client.infer("quick", [given], client_timeout=120) for client in (one, two) * 10]
+            answers = [float(each.as_numpy("y")[0, 0]) for each in await asyncio.gather(*asked)]
+    assert answers == [9.0] * 20
+    started = [found[1] for line in said(system)[before:] if (found := re.match(r"replica (\S+): starting", line))]
+    assert started == ["cpu-0"]
+    eventually(lambda: not system.replicas(), 120, "none again, and nobody waits for the gateway that has ended")
 
 
 def test_a_size_set_by_hand_comes_before_the_load(system: System) -> None:
