@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from controlplane.local.processes import HOME_VARIABLE, free_ports
 from gateway.config.bootstrap import bootstrap
-from gateway.config.clusters import Members, assignment, cluster_list
+from gateway.config.clusters import assignment, cluster_list
 from gateway.config.names import (
     LUA,
     PROTOCOLS,
@@ -155,8 +155,7 @@ def gateway(folder: Path, routes: RouteTable, *, led: bool = True) -> Proxy:
     config = bootstrap(settings, files)
     base = pool_base(routes.pools["all"])
     write(files, routes, "1")
-    members = Members(routes.pools["all"], settings.per_replica(None))
-    _put(files.clusters, cluster_list({base: members}, {"grpc": 9, "http": 9}, files))
+    _put(files.clusters, cluster_list({base: routes.pools["all"]}, {"grpc": 9, "http": 9}, files, settings))
     for protocol in PROTOCOLS:
         for name in (cluster(base, protocol), any_cluster(protocol)):
             _put(files.endpoints_of(name), [assignment(name, protocol, list(routes.endpoints.values()))])

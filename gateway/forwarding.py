@@ -97,10 +97,7 @@ class Forwarding:
         """
         high = resolved.high or goes_on
         most = in_all(self._settings.per_replica(resolved.pace), len(resolved.members), high=high)
-        in_flight = sum(self.replicas.in_flight.get(each.replica, 0) for each in resolved.members)
-        if resolved.pace is not None:
-            in_flight = self.replicas.of_version(resolved.key)
-        if in_flight >= most:
+        if self.replicas.taken(resolved.members, resolved.alone) >= most:
             raise Overloaded(
                 f"the replicas of {resolved.model} have as many requests in flight as they may have; "
                 "this one was not passed on, ask again in a moment",

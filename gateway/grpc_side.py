@@ -104,7 +104,7 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     async def _call(self, method: str, message: bytes, context: Any, destination: Destination) -> bytes:
         """A replica's answer. Raises AioRpcError, or Unavailable where its connection was closed meanwhile."""
-        with self._forwarding.replicas.request(destination.endpoint, destination.resolved.key):
+        with self._forwarding.replicas.request(destination.endpoint, destination.resolved.alone):
             channel = self._forwarding.replicas.channel(destination.endpoint)
             call = channel.unary_unary(method)(
                 message, timeout=context.time_remaining(), metadata=passed_on(context), wait_for_ready=False

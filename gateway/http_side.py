@@ -138,7 +138,7 @@ class HttpSide:
         if endpoint.draining:
             headers.append(("connection", "close"))  # who drains is about to stop, which idle connections would delay
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._forwarding.replicas.request(endpoint, resolved.key))
+            stack.enter_context(self._forwarding.replicas.request(endpoint, resolved.alone))
             answer = await client.send(
                 client.build_request(request.method, url + rest + query, headers=headers, content=body), stream=True
             )

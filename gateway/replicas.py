@@ -44,7 +44,8 @@ class Replicas:
         self._limit = settings.max_request_bytes + (1 << 20)
         self._channels: dict[str, Any] = {}
         self._in_flight: Counter[str] = Counter()
-        self._of_versions: Counter[Key] = Counter()
+        self._shared: Counter[str] = Counter()
+        self._alone: Counter[Key] = Counter()
         self._errors: Counter[str] = Counter()
         self._away: dict[str, tuple[int, float]] = {}
         self._clients: dict[str, httpx2.AsyncClient] = {}
@@ -86,20 +87,24 @@ class Replicas:
             self._errors.pop(name)
             self._away[name] = (times + 1, time.monotonic() + min(AWAY_S * (times + 1), MOST_AWAY_S))
 
-    def of_version(self, key: Key) -> int:
-        """Requests of the Python side in flight for a version, at all replicas."""
-        return self._of_versions[key]
+    def taken(self, members: Iterable[Endpoint], alone: Key | None) -> int:
+        """How many places these have given away from here: to the version that is `alone` there, or to all others."""
+        return self._alone[alone] if alone is not None else sum(self._shared[each.replica] for each in members)
 
     @contextlib.contextmanager
-    def request(self, endpoint: Endpoint, key: Key) -> Iterator[None]:
-        """Count a request while it runs."""
-        self._in_flight[endpoint.replica] += 1
-        self._of_versions[key] += 1
+    def request(self, endpoint: Endpoint, alone: Key | None = None) -> Iterator[None]:
+        """Count a request while it runs. `alone`: its version, where that has places of its own."""
+        place: tuple[Counter[Any], Any] = (self._alone, alone) if alone else (self._shared, endpoint.replica)
+        counted: tuple[tuple[Counter[Any], Any], ...] = ((self._in_flight, endpoint.replica), place)
+        for counter, name in counted:
+            counter[name] += 1
         try:
             yield
         finally:
-            _less(self._in_flight, endpoint.replica)
-            _less(self._of_versions, key)
+            for counter, name in counted:
+                counter[name] -= 1
+                if not counter[name]:
+                    del counter[name]
 
     def channel(self, endpoint: Endpoint) -> Any:
         """The channel to a replica's gRPC port."""
@@ -170,9 +175,3 @@ class Replicas:
             await channel.close()
         for client in self._clients.values():
             await client.aclose()
-
-
-def _less(counts: Counter[Any], name: object) -> None:
-    counts[name] -= 1
-    if not counts[name]:
-        del counts[name]

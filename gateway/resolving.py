@@ -27,9 +27,9 @@ class Resolved:
     sequence_idle_s: float = 0.0
 
     @property
-    def key(self) -> Key:
-        """The version, with its model."""
-        return Key(self.model, self.version)
+    def alone(self) -> Key | None:
+        """The version, if it has places of its own at the members."""
+        return Key(self.model, self.version) if self.pace is not None else None
 
 
 def resolve(table: RouteTable, model: str, wish: str, draw: float) -> Resolved:

@@ -33,13 +33,11 @@ class Served:
     """The table that Envoy has confirmed.
 
     `lingering`: clusters of earlier tables that no route leads to any more, with their replicas; they stay until
-    nothing is in flight there, so that what is can be counted. `limits`: what each replica of these may have in flight,
-    where that is not what the settings say.
+    nothing is in flight there, so that what is can be counted.
     """
 
     table: RouteTable = field(default_factory=RouteTable)
     lingering: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

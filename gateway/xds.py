@@ -16,7 +16,7 @@ from controlplane.core.errors import ControlPlaneError
 from controlplane.core.routes import Endpoint, RouteTable
 from controlplane.local.home import replace_file
 from gateway.admin import Admin
-from gateway.config.clusters import Members, assignment, cluster_list
+from gateway.config.clusters import assignment, cluster_list, limits
 from gateway.config.names import PROTOCOLS, Files, Protocol, any_cluster, cluster, pool_base
 from gateway.config.routes import RouteWriter
 from gateway.settings import Settings
@@ -27,10 +27,11 @@ log = structlog.get_logger(__name__)
 EFFECT_TIMEOUT_S = 60.0
 """How long Envoy may take for one file: a table of 10,000 models takes half a second on a busy machine."""
 POLL_S = (0.003, 0.1)
-REJECTIONS = r"^(http\..*\.rds\.|cluster_manager\.cds\.|cluster\..*\.)update_rejected$"
+REJECTIONS = r"^(runtime\.|http\..*\.rds\.|cluster_manager\.cds\.|cluster\..*\.)update_rejected$"
 
-Bases = Mapping[str, Members]
-"""Each pair of clusters, by their name without the protocol."""
+
+Bases = Mapping[str, tuple[str, ...]]
+"""The replicas of each pair of clusters, by the clusters' name without the protocol."""
 
 
 class Rejected(ControlPlaneError):
@@ -82,9 +83,10 @@ class Xds:
         self._files.endpoints.mkdir(parents=True, exist_ok=True)
         self._written.clear()
         table, version = self.served.table, _version(self.served.table)
-        bases = {**self._lingering(), **bases_of(table, self._settings)}
+        bases = {**self.served.lingering, **bases_of(table)}
         self._write_members(bases, table.endpoints, version)
         self._write_clusters(bases, version)
+        self._write_limits(table, version)
         self._write_routes(table, version)
         self._forget(bases)
 
@@ -92,14 +94,14 @@ class Xds:
         """Make `table` true. Raises Rejected when Envoy refuses it, and then leaves the old one in force."""
         async with self._turn:
             served, version = self.served, _version(table)
-            bases = bases_of(table, self._settings)
-            old = {**self._lingering(), **bases_of(served.table, self._settings)}
+            bases, old = bases_of(table), {**self.served.lingering, **bases_of(self.served.table)}
             rejections = await self._rejections()
             try:
                 # The new clusters first, then the routes that lead there, and only then the old ones go.
                 endpoints = {**served.table.endpoints, **table.endpoints}
                 expected = self._write_members({**old, **bases}, endpoints, version)
                 expected |= self._write_clusters({**old, **bases}, version)
+                expected |= self._write_limits(table, version)
                 await self._effective(expected, rejections)
                 if _led(table) != _led(served.table):
                     await self._effective(self._write_routes(table, version), rejections)
@@ -111,8 +113,8 @@ class Xds:
                 raise Rejected(
                     f"Envoy's files can't be written: {error.strerror}", remedy="make room on the gateway's disk"
                 ) from error
-            lingering = {base: members for base, members in old.items() if base not in bases}
-            self._keep(table, lingering)
+            lingering = {base: names for base, names in old.items() if base not in bases}
+            self._kept.keep(Served(table=table, lingering=lingering))
             try:
                 self._write_members({**lingering, **bases}, table.endpoints, version)
             except OSError as error:
@@ -127,34 +129,20 @@ class Xds:
             active = await self._admin.active()
             busy = {name for (name, _), count in active.items() if count}
             left = {
-                base: members
-                for base, members in self._lingering().items()
+                base: names
+                for base, names in served.lingering.items()
                 if any(cluster(base, protocol) in busy for protocol in PROTOCOLS)
             }
             if len(left) < len(served.lingering):
-                bases = {**left, **bases_of(served.table, self._settings)}
-                self._keep(served.table, left)
+                bases = {**left, **bases_of(served.table)}
+                self._kept.keep(Served(table=served.table, lingering=left))
                 self._write_clusters(bases, _version(served.table))
                 self._forget(bases)
-
-    def _keep(self, table: RouteTable, lingering: Bases) -> None:
-        usual = self._settings.per_replica(None)
-        self._kept.keep(
-            Served(
-                table=table,
-                lingering={base: members.names for base, members in lingering.items()},
-                limits={base: members.most for base, members in lingering.items() if members.most != usual},
-            )
-        )
-
-    def _lingering(self) -> Bases:
-        served, usual = self.served, self._settings.per_replica(None)
-        return {base: Members(names, served.limits.get(base, usual)) for base, names in served.lingering.items()}
 
     def _write_members(self, bases: Bases, endpoints: Mapping[str, Endpoint], version: str) -> dict[str, str]:
         expected = {}
         for protocol in PROTOCOLS:
-            of = {cluster(base, protocol): members.names for base, members in bases.items()}
+            of = {cluster(base, protocol): names for base, names in bases.items()}
             of[any_cluster(protocol)] = tuple(sorted(endpoints))
             for name, names in of.items():
                 members = [endpoints[replica] for replica in names if replica in endpoints]
@@ -164,12 +152,17 @@ class Xds:
         return expected
 
     def _write_clusters(self, bases: Bases, version: str) -> dict[str, str]:
-        resources = cluster_list(bases, self._side_ports, self._files)
+        resources = cluster_list(bases, self._side_ports, self._files, self._settings)
         changed = self._write(self._files.clusters, resources, version)
         return {"cluster_manager.cds.version_text": version} if changed else {}
 
+    def _write_limits(self, table: RouteTable, version: str) -> dict[str, str]:
+        crowded = {_base_of(table, pool): (len(table.pools[pool]), pace) for pool, pace in table.crowded.items()}
+        changed = self._write(self._files.limits, [limits(crowded, self._settings)], version)
+        return {"runtime.version_text": version} if changed else {}
+
     def _write_routes(self, table: RouteTable, version: str) -> dict[str, str]:
-        bases = {pool: _base_of(table, pool, self._settings) for pool in table.pools}
+        bases = {pool: _base_of(table, pool) for pool in table.pools}
         texts = self._routes.write(table.routes, bases, version, starting=not table.epoch)
         for protocol, text in texts.items():
             replace_file(self._files.routes(protocol), text)
@@ -232,23 +225,18 @@ class Xds:
             return None
 
 
-def bases_of(table: RouteTable, settings: Settings) -> Bases:
+def bases_of(table: RouteTable) -> Bases:
     """The clusters that the table's pools need."""
-    return {
-        _base_of(table, pool, settings): Members(names, settings.per_replica(table.crowded.get(pool)))
-        for pool, names in table.pools.items()
-    }
+    return {_base_of(table, pool): names for pool, names in table.pools.items()}
 
 
-def _base_of(table: RouteTable, pool: str, settings: Settings) -> str:
-    pace = table.crowded.get(pool)
-    alone = f"{pool} {settings.per_replica(pace)}" if pace is not None else ""
-    return pool_base(table.pools[pool], alone)
+def _base_of(table: RouteTable, pool: str) -> str:
+    return pool_base(table.pools[pool], alone=pool if pool in table.crowded else "")
 
 
 def _led(table: RouteTable) -> tuple[object, ...]:
     """All of a table that its routes in Envoy follow from."""
-    return table.routes, table.pools, table.crowded
+    return table.routes, table.pools, table.crowded.keys()
 
 
 def _version(table: RouteTable) -> str:

@@ -153,6 +153,7 @@ class Agent:
             capabilities=status.capabilities,
             copies=tuple(copy for _, keeper in sorted(self._keepers.items()) for copy in keeper.copies()),
             crashes=status.crashes,
+            told_to_stop=self._ordered_to_stop,
             failed_starts=status.failed_starts,
             leaked_bytes=self._leaked_bytes,
             disk_free_bytes=self._store.free_bytes(),

@@ -47,7 +47,7 @@ class ReplicaReport:
     `incarnation` changes with each start of the agent. `crashes` counts unexpected ends of the server since the agent
     took it over, `failed_starts` how often in a row it did not come up (0 once it has; agents that don't know the field
     say 0), `leaked_bytes` what unloading models did not give back since the server's start; `reason` says why the
-    server is not ready.
+    server is not ready. `told_to_stop`: by a controller; it ends, whatever else it is told.
     """
 
     replica: str
@@ -63,6 +63,7 @@ class ReplicaReport:
     copies: tuple[Copy, ...] = ()
     crashes: int = 0
     failed_starts: int = 0
+    told_to_stop: bool = False
     leaked_bytes: int = 0
     disk_free_bytes: int | None = None
 

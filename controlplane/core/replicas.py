@@ -11,7 +11,6 @@ from controlplane.core.names import Reason
 from controlplane.core.scaling.decision import Decision
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
-ENDING = ("stopping", "stopped")
 ENDS = Reason(code="LEAVING", text="it was told to stop, and ends")
 
 
@@ -37,15 +36,16 @@ def resize(
     replacing: tuple[str, Reason] | None = None,
 ) -> Changes:
     """Bring a fleet to the size that was decided. Whoever is on its way out and was not told to stop yet, comes back
-    before a new one is started; but an agent that has begun to stop ends, also if that was a controller's word of which
-    this one knows nothing. While one is being replaced there is one more, until enough others are up; but whose
-    server does not come up, that one's place is free at once."""
+    before a new one is started; but an agent that a controller before this one has told to stop, ends. Nobody comes for
+    one that has ended before that one is gone: on Kubernetes a pod that does not run yet goes before one that does.
+    While one is being replaced there is one more, until enough others are up; but whose server does not come up, that
+    one's place is free at once."""
     desired = decision.desired
     out, why = replacing or ("", decision.reason)
     leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
     stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
     stopping |= {each.name: Reason(code="LEAVING", text=each.leaving) for each in replicas if each.leaving}
-    ending = {each.name for each in replicas if each.report is not None and each.report.server in ENDING}
+    ending = {each.name for each in replicas if each.report is not None and each.report.told_to_stop}
     stopping |= dict.fromkeys(ending - stopping.keys(), ENDS)
     staying = sorted((each for each in replicas if each.name not in stopping), key=worth)
     if out in down and snapshot.settled:
@@ -69,7 +69,9 @@ def resize(
             del stopping[name]
         taken = {each.name for each in replicas}
         numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
-        missing, most = desired - len(staying) - len(back), snapshot.settings.starts_at_once
+        ended = sum(has_ended(each) and not each.leaving for each in replicas if each.name in stopping)
+        missing = max(desired - len(staying) - len(back) - ended, 0)
+        most = snapshot.settings.starts_at_once
         starting = sum(each.name in snapshot.starting and _is_new(each) for each in staying)
         begin = missing if most is None else min(missing, max(most - starting, 0))
         later = missing - begin
@@ -82,8 +84,8 @@ def resize(
     for each in replicas:
         if each.name not in stopping or each.leaving:
             continue  # it stays, or goes already
-        is_out = each.name in snapshot.stopped or _in_no_table(each.name, snapshot, now)
-        if each.report is not None and each.report.server == "stopped" and is_out:
+        is_out = each.name in snapshot.stopped or (snapshot.settled and _in_no_table(each.name, snapshot, now))
+        if has_ended(each) and is_out:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
         elif each.name in lost and each.name in snapshot.stopped:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent, and was to stop"))
@@ -118,6 +120,11 @@ def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departu
         unrouted=frozenset(unrouted),
         stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
     )
+
+
+def has_ended(replica: ReplicaView) -> bool:
+    """Whether its server has, since it was to."""
+    return replica.report is not None and replica.report.server == "stopped"
 
 
 def _is_new(replica: ReplicaView) -> bool:

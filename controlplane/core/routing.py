@@ -15,8 +15,8 @@ from controlplane.core.snapshot import Snapshot
 HOPELESS = frozenset({"QUARANTINED", "TOO_LARGE"})
 """Reasons for which a version is served nowhere that no time and no further replica changes."""
 
-PACE_KNOWN_S = 60.0
-"""For how long what was measured of a queue says something of now."""
+MEASURED_S = 60.0
+"""A load that is older says nothing of now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +129,22 @@ def build_table(
 
 
 def _paces(snapshot: Snapshot, now: float) -> Mapping[Key, Pace]:
-    """What the copies do of each version of which more is asked, where that was measured of late."""
-    loads = [each for each in snapshot.loads.values() if now - each.at <= PACE_KNOWN_S]
-    return {key: pace for each in loads for key, pace in each.crowded.items()}
+    """What the copies do of each version of which more is asked than that. What the gateways go by stays where not all
+    of a fleet is measured, as after a controller's start."""
+    measured = {name for name, load in snapshot.loads.items() if load.complete and now - load.at <= MEASURED_S}
+    paces: dict[Key, Pace] = {}
+    if not measured >= snapshot.fleets.keys():
+        for table in (table for gateway in snapshot.gateways.values() for table in gateway.tables() if table.crowded):
+            for route in table.routes.values():
+                for number, pool in route.pinned.items():
+                    pace = table.crowded.get(pool or "")
+                    if pace is not None and not measured >= _fleets(table.pools[pool or ""], snapshot):
+                        paces[Key(route.model, number)] = pace
+    return paces | {key: pace for load in snapshot.loads.values() for key, pace in load.crowded.items()}
+
+
+def _fleets(replicas: Collection[str], snapshot: Snapshot) -> set[str]:
+    return {snapshot.replicas[name].fleet for name in replicas if name in snapshot.replicas}
 
 
 def _has_sequences(snapshot: Snapshot, key: Key) -> bool:

@@ -88,7 +88,7 @@ class BatchMeter:
 
     totals: dict[Key, dict[int, Executions]] = field(default_factory=dict)
     executed_at: dict[Key, float] = field(default_factory=dict)
-    """When something new was last counted, in seconds since 1970."""
+    """When more was counted than at the reading before, in seconds since 1970. Not known until then."""
     _last: dict[str, Mapping[Key, Batches]] = field(default_factory=dict)
     _executed: Mapping[str, Mapping[Key, Batches]] = field(default_factory=dict)
 
@@ -104,15 +104,17 @@ class BatchMeter:
         executed: dict[str, dict[Key, Batches]] = {}
         for name, page in pages.items():
             before = self._last.get(name, {})
+            is_known = name in self._last
             executed[name] = {key: since(batches, before.get(key, {})) for key, batches in page.items()}
             for key, batches in executed[name].items():
                 news.setdefault(key, []).extend(batches.values())
+                if is_known and any(each.count for each in batches.values()):
+                    self.executed_at[key] = at
             self._last[name] = page
         self._executed = executed
         for key, executions in news.items():
             if any(each.count for each in executions):
                 self._add(key, executions)
-                self.executed_at[key] = at
 
     def executed(self) -> Mapping[str, Mapping[Key, Batches]]:
         """What was new in the last reading, by replica; nothing until there is another one."""

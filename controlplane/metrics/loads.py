@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from controlplane.core.load import Load
 from controlplane.core.models import Cost, FleetRecord, Manifest
 from controlplane.core.names import Key
 from controlplane.core.placement.popularity import Popularity
+from controlplane.core.routes import Pace
 from controlplane.core.scaling.analogs import Past
 from controlplane.core.scaling.capacity import MOST_USED, all_it_can, at_once, fit, full_batch, instances_of, per_s
 from controlplane.core.scaling.seasons import Seasons
@@ -34,6 +36,7 @@ ENOUGH, ENOUGH_S = 20.0, 10.0
 """So many executions tell what one costs, or so many seconds of them: the first after a load are slow."""
 FORGET = 0.95
 """What is kept of the past at each step of how many items a request brings."""
+UNKNOWN = Pace(per_s=0.0, at_once=1)
 A_FEW = 4.0
 """What fewer requests than these, since the reading before, would tell can wait: what is asked seldom needs little."""
 
@@ -120,11 +123,8 @@ class LoadMeter:
             entry = manifests[key][1].entry
             return entry, instances_of(entry, record.capabilities)
 
-        def executed_at_once(key: Key) -> int:
-            if key not in manifests:
-                return 1
-            entry, instances = copy_of(key)
-            return instances * full_batch(entry)
+        def usual(key: Key) -> Pace:
+            return self._usual(costs.get(key), *copy_of(key), key) if key in manifests else UNKNOWN
 
         arrived: dict[Key, float] = defaultdict(float)
         asked: dict[Key, float] = defaultdict(float)
@@ -203,7 +203,7 @@ class LoadMeter:
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),
-            crowded=self._crowding.take(told.values(), executed_at_once, now),
+            crowded=self._crowding.take(told.values(), usual, now),
             slow=self._slowness.slow(now),
         )
         return self.load
@@ -213,6 +213,14 @@ class LoadMeter:
         if executed > 0 and counted.inferences > 0:
             items, requests = self._brought.get(key, (0.0, 0.0))
             self._brought[key] = items * FORGET + counted.inferences, requests * FORGET + executed
+
+    def _usual(self, cost: Cost | None, entry: Entry, instances: int, key: Key) -> Pace:
+        """What a copy can do, given what its executions have cost (0: that is not known)."""
+        items = self.items(key)
+        return Pace(
+            per_s=all_it_can(cost, entry, instances, items=items) if cost is not None else 0.0,
+            at_once=math.ceil(instances * max(full_batch(entry) / items, 1.0)),
+        )
 
     def _every_s(self, interval: Interval) -> float:
         """How often a server is read."""

@@ -49,7 +49,8 @@ def batches(controller: Controller, document: Model, now: float) -> Iterator[dic
                 if size.count >= 1:
                     share, mean_ms = size.count / count, size.total_s / size.count * 1e3
                     told = {"size": size.size, "share": round(share, 4), "mean_ms": round(mean_ms, 3)}
-                    age_s = round(now - meter.batches.executed_at[key], 1)
+                    at = meter.batches.executed_at.get(key)
+                    age_s = None if at is None else round(now - at, 1)
                     yield {"fleet": fleet, "version": each.number, "age_s": age_s, **told}
 
 
@@ -73,7 +74,7 @@ def batching(controller: Controller, document: Model, now: float) -> Iterator[Re
             duty=sum(duties) / len(duties) if duties else None,
             limit_ms=_left_to_the_queue_ms(case),
             items=case.meter.items(case.key),
-            age_s=now - case.meter.batches.executed_at[case.key],
+            age_s=now - case.meter.batches.executed_at.get(case.key, now),
         )
         yield from explain(case.entry, measured)
 

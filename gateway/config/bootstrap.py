@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.config.filters import connection_manager
-from gateway.config.names import PROTOCOLS, Files, Json, Protocol, typed
+from gateway.config.names import LIMITS, PROTOCOLS, Files, Json, Protocol, typed
 from gateway.settings import Settings
 
 HISTOGRAM_BUCKETS_MS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
@@ -61,6 +61,20 @@ def bootstrap(settings: Settings, files: Files) -> Json:
         "stats_flush_interval": "60s",
         # Only scopes that allow it are looked through: failures by replica (logs.py).
         "stats_eviction_interval": "3600s",
+        "layered_runtime": {
+            "layers": [
+                {
+                    "name": LIMITS,
+                    "rtds_layer": {
+                        "name": LIMITS,
+                        "rtds_config": {
+                            "resource_api_version": "V3",
+                            "path_config_source": {"path": str(files.limits)},
+                        },
+                    },
+                }
+            ]
+        },
         "dynamic_resources": {
             "cds_config": {"resource_api_version": "V3", "path_config_source": {"path": str(files.clusters)}}
         },

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sized
 
-from controlplane.core.routes import Endpoint
+from controlplane.core.routes import Endpoint, Pace
 from gateway.config.names import (
+    LIMITS,
     PROTOCOLS,
     SIDE_HOST,
     Files,
@@ -18,7 +18,7 @@ from gateway.config.names import (
     side_cluster,
     typed,
 )
-from gateway.settings import GONE_S, in_all
+from gateway.settings import GONE_S, Settings, in_all
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 OUTLIERS: Json = {
@@ -67,14 +67,6 @@ GONE: Json = {
 """How a machine that is gone is noticed (GONE_S)."""
 SHARED = 16384
 """Requests in flight at the Python side, which has limits of its own for each model, or in calls about the server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Members:
-    """The replicas of a pair of clusters, and how many requests of normal priority may be in flight for each."""
-
-    names: tuple[str, ...]
-    most: int
 
 
 def protocol_options(protocol: Protocol, **more: Json) -> Json:
@@ -170,20 +162,37 @@ def side(protocol: Protocol, port: int) -> Json:
     )
 
 
-def cluster_list(bases: Mapping[str, Members], side_ports: Mapping[Protocol, int], files: Files) -> list[Json]:
+def cluster_list(
+    bases: Mapping[str, Sized], side_ports: Mapping[Protocol, int], files: Files, settings: Settings
+) -> list[Json]:
     """All clusters: the Python side, all replicas, then those of `bases`, by protocol.
 
-    A cluster's limits follow from its members and what its name stands for, which never changes: draining does not
-    change them either, since Envoy would begin to count anew.
+    `bases` are the pools' members. A cluster's limits follow from their number, which never changes: draining does not
+    change it either, since Envoy would begin to count anew.
     """
     found: list[Json] = []
     for protocol in PROTOCOLS:
         found.append(side(protocol, side_ports[protocol]))
         found.append(pool_cluster(any_cluster(protocol), protocol, files, thresholds(SHARED, SHARED)))
         for base, members in sorted(bases.items()):
-            normal, high = (in_all(members.most, len(members.names), high=high) for high in (False, True))
-            found.append(pool_cluster(cluster(base, protocol), protocol, files, thresholds(normal, high)))
+            usual = settings.per_replica(None)
+            most = (in_all(usual, len(members)), in_all(usual, len(members), high=True))
+            found.append(pool_cluster(cluster(base, protocol), protocol, files, thresholds(*most)))
     return found
+
+
+def limits(crowded: Mapping[str, tuple[int, Pace]], settings: Settings) -> Json:
+    """Of clusters for versions of which more is asked than can be done: how many requests may be in flight instead
+    (RTDS). So a limit may change, and Envoy goes on counting. `crowded`: by base, the number of members, and what
+    each does."""
+    layer: Json = {}
+    for base, (members, pace) in sorted(crowded.items()):
+        for protocol in PROTOCOLS:
+            for priority in ("default", "high"):
+                most = in_all(settings.per_replica(pace), members, high=priority == "high")
+                key = f"circuit_breakers.{cluster(base, protocol)}.{priority}"
+                layer |= {f"{key}.max_requests": most, f"{key}.max_pending_requests": most}
+    return typed("envoy.service.runtime.v3.Runtime", name=LIMITS, layer=layer)
 
 
 def assignment(name: str, protocol: Protocol, members: Iterable[Endpoint]) -> Json:

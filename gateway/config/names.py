@@ -40,6 +40,9 @@ METADATA = "gateway"
 SERVED_MODEL, SERVED_VERSION, SERVED_REPLICA = "x-gateway-model", "x-gateway-version", "x-gateway-replica"
 """How the Python side tells Envoy, in response headers, what it decided; Envoy logs them and takes them off."""
 
+LIMITS = "limits"
+"""The runtime layer with the limits that differ from their cluster's."""
+
 
 def typed(kind: str, **fields: Any) -> Json:
     """A google.protobuf.Any as JSON: `kind` is the message's full name."""
@@ -86,6 +89,11 @@ class Files:
     def clusters(self) -> Path:
         """All clusters (CDS)."""
         return self.folder / "xds" / "clusters.json"
+
+    @property
+    def limits(self) -> Path:
+        """The limits that differ from their cluster's (RTDS)."""
+        return self.folder / "xds" / "limits.json"
 
     def routes(self, protocol: Protocol) -> Path:
         """The routes of one listener (RDS)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from controlplane.core.load import Load
 from controlplane.core.names import Key
 from controlplane.core.routes import Pace, RouteTable
-from controlplane.core.routing import PACE_KNOWN_S
+from controlplane.core.routing import MEASURED_S
 from tests.core.world import World, promoted
 
 PACE = Pace(per_s=20.0, at_once=1)
@@ -41,12 +41,20 @@ def test_it_has_a_pool_of_its_own_until_that_is_over() -> None:
     assert (after.pools, after.crowded, after.routes) == (before.pools, before.crowded, before.routes)
 
 
-def test_what_was_measured_long_ago_says_nothing_of_now() -> None:
+def test_what_the_gateways_go_by_stays_while_nobody_knows() -> None:
     world = World()
     key = promoted(world)
     world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0, crowded={key: PACE})
-    assert table(world).crowded
-    world.now += PACE_KNOWN_S
+    crowded = table(world).crowded
+    assert crowded
+
+    world.restart_controller()
+    assert table(world).crowded == crowded, "a new controller has not measured anything"
+    world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0, complete=False)
+    assert table(world).crowded == crowded
+    world.memory.loads["cpu"] = Load(at=world.now - MEASURED_S - 1, step_s=2.0)
+    assert table(world).crowded == crowded
+    world.memory.loads["cpu"] = Load(at=world.now, step_s=2.0)
     assert not table(world).crowded
 
 

@@ -133,6 +133,7 @@ class Replica:
     crashes: int = 0
     failed_starts: int = 0
     leaked_bytes: int = 0
+    told_to_stop: bool = False
     crashed: bool = False
     """It may have been led to what it lost when its server ended."""
 
@@ -149,7 +150,7 @@ class Replica:
             if key not in self.copies or self.copies[key].digest != each.digest:
                 self.copies[key] = Copy(model=key.model, version=key.version, digest=each.digest, state="pending")
         if assignment.stop:
-            self.server, self.copies = "stopped", {}
+            self.server, self.copies, self.told_to_stop = "stopped", {}, True
 
     def work(self, bad: dict[Key, Any], load_s: dict[Key, float]) -> None:
         """Each copy goes one state further. `load_s`: how long loads took, as the agent tells it."""
@@ -188,6 +189,7 @@ class Replica:
             crashes=self.crashes,
             failed_starts=self.failed_starts,
             leaked_bytes=self.leaked_bytes,
+            told_to_stop=self.told_to_stop,
         )
 
 

@@ -13,7 +13,7 @@ from syrupy.extensions.json import JSONSnapshotExtension
 
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from gateway.config.bootstrap import bootstrap
-from gateway.config.clusters import Members, assignment, cluster_list
+from gateway.config.clusters import assignment, cluster_list
 from gateway.config.names import PROTOCOLS, Files, pool_base
 from gateway.config.routes import Lead, RouteWriter, leads_of
 from gateway.settings import Settings
@@ -38,7 +38,7 @@ def test_bootstrap(golden: SnapshotAssertion) -> None:
 
 
 def test_clusters(golden: SnapshotAssertion) -> None:
-    assert cluster_list({"pool-a": Members(("r1", "r2"), 1024)}, {"grpc": 1, "http": 2}, FILES) == golden
+    assert cluster_list({"pool-a": ("r1", "r2")}, {"grpc": 1, "http": 2}, FILES, Settings()) == golden
 
 
 def test_members(golden: SnapshotAssertion) -> None:

@@ -16,7 +16,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.core.errors import InvalidInput
-from controlplane.core.names import Key
 from controlplane.core.routes import RouteTable
 from controlplane.local.processes import free_ports
 from gateway.__main__ import make, parse
@@ -185,7 +184,7 @@ async def test_a_replica_that_drains_is_left_no_idle_connection(tritons: tuple[T
     await ask()
     await replicas.forget_others((endpoint,))
     assert connected()
-    with replicas.request(endpoint, Key("echo", 1)):
+    with replicas.request(endpoint):
         leaving = asyncio.ensure_future(replicas.forget_others((draining,)))
         await asyncio.sleep(0)
         assert connected()  # it is in use

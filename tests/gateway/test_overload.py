@@ -255,6 +255,15 @@ def test_of_a_model_whose_replicas_are_too_slow_less_may_wait(
                 gate.touch()
             assert [each.result() for each in full.answers] == [1] * LIMIT
             assert ask(client, "gated") == 1
+            # What is done changes, and what is in flight goes on to count.
+            gate.unlink()
+            crowded = {"slow": Pace(per_s=LIMIT, at_once=1)}
+            running.controller.put(replace(routes, pools=pools, crowded=crowded))
+            with Full(running, "grpc", 2 * LIMIT):
+                wait_for(lambda: _pending(triton) == 2 * LIMIT - 1, "the replica to have all of them")
+                with pytest.raises(InferenceServerException, match=f"replicas of gated {REFUSED}"):
+                    ask(client, "gated")
+                gate.touch()
         # As soon as enough is done of it, it is as all others.
         running.controller.put(table(triton.endpoint, gated=route("gated", idle_s=idle_s)))
         gate.unlink()
