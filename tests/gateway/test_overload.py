@@ -237,10 +237,10 @@ def test_of_a_model_whose_replicas_are_too_slow_less_may_wait(
     tmp_path: Path, triton: Triton, gate: Path, *, side: bool
 ) -> None:
     """And it takes no place from the others there."""
-    running = Running(tmp_path / "home", max_wait_s=2)
+    running = Running(tmp_path / "home", max_wait_s=2, max_in_flight_per_replica=2 * LIMIT)
     idle_s = 60.0 if side else None
     slow = route("gated", pool="slow", idle_s=idle_s)
-    routes = table(triton.endpoint, gated=slow, high=replace(slow, model="high", priority="high"), echo=route("echo"))
+    routes = table(triton.endpoint, gated=slow, echo=route("echo", idle_s=idle_s))
     pools = {**routes.pools, "slow": routes.pools["all"]}
     try:
         running.controller.put(replace(routes, pools=pools, crowded={"slow": Pace(per_s=LIMIT / 2, at_once=1)}))
@@ -263,6 +263,7 @@ def test_of_a_model_whose_replicas_are_too_slow_less_may_wait(
                 wait_for(lambda: _pending(triton) == 2 * LIMIT - 1, "the replica to have all of them")
                 with pytest.raises(InferenceServerException, match=f"replicas of gated {REFUSED}"):
                     ask(client, "gated")
+                assert ask(client, "echo") == 1, "it has as many places"
                 gate.touch()
         # As soon as enough is done of it, it is as all others.
         running.controller.put(table(triton.endpoint, gated=route("gated", idle_s=idle_s)))
