@@ -37,7 +37,7 @@ def resize(
 ) -> Changes:
     """Bring a fleet to the size that was decided. Whoever is on its way out and was not told to stop yet, comes back
     before a new one is started; but an agent that a controller before this one has told to stop, ends. Nobody comes for
-    one that has ended before that one is gone: on Kubernetes a pod that does not run yet goes before one that does.
+    one that ends before it is gone: on Kubernetes a pod that does not run yet would have to go in its place.
     While one is being replaced there is one more, until enough others are up; but whose server does not come up, that
     one's place is free at once."""
     desired = decision.desired
@@ -69,8 +69,8 @@ def resize(
             del stopping[name]
         taken = {each.name for each in replicas}
         numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
-        ended = sum(has_ended(each) and not each.leaving for each in replicas if each.name in stopping)
-        missing = max(desired - len(staying) - len(back) - ended, 0)
+        ends = stopping.keys() & (snapshot.stopped | ending) - lost - {each.name for each in replicas if each.leaving}
+        missing = max(desired - len(staying) - len(back) - len(ends), 0)
         most = snapshot.settings.starts_at_once
         starting = sum(each.name in snapshot.starting and _is_new(each) for each in staying)
         begin = missing if most is None else min(missing, max(most - starting, 0))
@@ -85,7 +85,7 @@ def resize(
         if each.name not in stopping or each.leaving:
             continue  # it stays, or goes already
         is_out = each.name in snapshot.stopped or (snapshot.settled and _in_no_table(each.name, snapshot, now))
-        if has_ended(each) and is_out:
+        if each.report is not None and each.report.server == "stopped" and is_out:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="its server has ended"))
         elif each.name in lost and each.name in snapshot.stopped:
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent, and was to stop"))
@@ -120,11 +120,6 @@ def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departu
         unrouted=frozenset(unrouted),
         stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
     )
-
-
-def has_ended(replica: ReplicaView) -> bool:
-    """Whether its server has, since it was to."""
-    return replica.report is not None and replica.report.server == "stopped"
 
 
 def _is_new(replica: ReplicaView) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from controlplane.core.actions import RemoveReplica, StartReplica
 from controlplane.core.entry import Serving
 from controlplane.core.load import Load
 from controlplane.core.messages import Demand
@@ -469,16 +470,45 @@ def test_an_idle_ensemble_leaves_with_its_steps_and_a_used_one_keeps_them() -> N
     assert world.served(key) == {"cpu-0"}
 
 
+def leave(world: World, name: str) -> None:
+    """Until its agent has ended its server, as it was told to."""
+    world.resize(1)
+    while world.replicas[name].server != "stopped":
+        world.turn()
+
+
 @pytest.mark.parametrize("server", ["stopping", "stopped"])
 def test_who_was_told_to_stop_ends_though_the_controller_that_said_so_is_gone(server: str) -> None:
     world = World(replicas=2)
     key = promoted(world)
-    world.resize(1)
-    while world.replicas["cpu-1"].server != "stopped":
-        world.turn()
+    leave(world, "cpu-1")
     world.replicas["cpu-1"].server = server
     world.restart_controller()
     world.resize(2)
     world.run(40)
     assert len(world.served(key)) == 2
     assert world.served(key) == world.replicas.keys()
+
+
+def test_who_was_told_to_stop_by_somebody_else_comes_back() -> None:
+    """As an agent that is only started anew."""
+    world = World(replicas=2)
+    key = promoted(world)
+    started = world.started
+    world.replicas["cpu-1"].server = "stopped"
+    world.run(5)
+    world.replicas["cpu-1"].server = "ready"
+    world.run(5)
+    assert world.served(key) == {"cpu-0", "cpu-1"}
+    assert world.started == started
+
+
+def test_nobody_comes_for_one_that_has_ended_before_it_is_gone() -> None:
+    world = World(replicas=2)
+    promoted(world)
+    leave(world, "cpu-1")
+    world.resize(2)
+    assert not world.cycle().actions
+    world.sync_replicas()
+    assert [type(each) for each in world.cycle().actions] == [RemoveReplica]
+    assert [type(each) for each in world.cycle().actions] == [StartReplica]
