@@ -18,6 +18,7 @@ BENCHMARKS = (
     "outages",
     "held_requests",
     "from_zero",
+    "overload",
     "density",
     "simulated_and_real",
     "autoscaling",

@@ -111,14 +111,16 @@ class Departures:
 
 
 def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departures:
-    """Judge those who leave and whose versions are served elsewhere by now (`replaced`)."""
-    unrouted = {
+    """Judge those who leave and whose versions are served elsewhere by now (`replaced`). Who was told to stop may have
+    heard it, and gets nothing any more, whatever has happened to the others since."""
+    told = snapshot.stopped & snapshot.replicas.keys()
+    unrouted = told | {
         name for name in replaced if _is_given_up(name, snapshot, now) or _nothing_in_flight(name, snapshot, now)
     }
     return Departures(
-        draining=frozenset(replaced),
-        unrouted=frozenset(unrouted),
-        stop=frozenset(name for name in unrouted if _in_no_table(name, snapshot, now)),
+        draining=told | frozenset(replaced),
+        unrouted=unrouted,
+        stop=told | {name for name in unrouted if _in_no_table(name, snapshot, now)},
     )
 
 

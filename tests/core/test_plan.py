@@ -512,3 +512,18 @@ def test_nobody_comes_for_one_that_has_ended_before_it_is_gone() -> None:
     world.sync_replicas()
     assert [type(each) for each in world.cycle().actions] == [RemoveReplica]
     assert [type(each) for each in world.cycle().actions] == [StartReplica]
+
+
+def test_who_may_have_heard_that_it_is_to_stop_gets_nothing_any_more() -> None:
+    """Although the one that has what it had has ended, and its own last report was that it is ready."""
+    world = World(replicas=2)
+    key = promoted(world)
+    world.resize(1)
+    world.replicas["cpu-1"].silent = True
+    while "cpu-1" not in world.plan.stop:
+        world.turn()
+    world.replicas["cpu-0"].crash()
+    world.replicas["cpu-0"].crashed = True
+    world.replicas["cpu-1"].silent = False
+    world.run(20)  # looks whether requests are led astray
+    assert world.served(key) == world.replicas.keys() == {"cpu-0"}
