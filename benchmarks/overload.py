@@ -10,6 +10,7 @@ the flood first), as many are answered as without it, less a tenth, and of the o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ FLOOD_S, PATIENCE_S = 60.0, 120.0
 CAN_PER_S, TIMES = 40.0, 3.0
 """What the model's replica can do, in batches of four that take a tenth of a second; and how much more is asked."""
 OTHER_PER_S = 10.0
+CLIENTS = 8
 MAX_WAIT_S, NO_BOUND_S = 5.0, 3600.0
 ANSWERED = 0.9
 SYSTEM = """\
@@ -54,9 +56,15 @@ async def ask(url: str, model: str, per_s: float) -> Asked:
     given = triton.InferInput("x", [1, 1], "FP32")
     given.set_data_from_numpy(np.ones((1, 1), np.float32))
     asked, began = Asked(), time.perf_counter()
-    async with triton.InferenceServerClient(url) as client:
+    async with contextlib.AsyncExitStack() as stack:
+        # A connection holds a thousand requests; what is more would wait in the client.
+        apart = [("grpc.use_local_subchannel_pool", 1)]
+        clients = [
+            await stack.enter_async_context(triton.InferenceServerClient(url, channel_args=apart))
+            for _ in range(CLIENTS)
+        ]
 
-        async def one() -> None:
+        async def one(client: triton.InferenceServerClient) -> None:
             sent = time.perf_counter()
             try:
                 await client.infer(model, [given], client_timeout=PATIENCE_S)
@@ -71,7 +79,7 @@ async def ask(url: str, model: str, per_s: float) -> Asked:
         async with asyncio.TaskGroup() as tasks:
             for number in range(int(FLOOD_S * per_s)):
                 await asyncio.sleep(max(began + number / per_s - time.perf_counter(), 0.0))
-                tasks.create_task(one())
+                tasks.create_task(one(clients[number % CLIENTS]))
     return asked
 
 
