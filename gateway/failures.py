@@ -28,6 +28,8 @@ CLIENTS = frozenset(
     }
 )
 """Codes of gRPC that say what a client did wrong, or that it has gone (which is spelled in two ways)."""
+REFUSED = frozenset({"RESOURCE_EXHAUSTED", "429"})
+"""Codes of what was refused since there was too much."""
 
 
 def is_failure(code: str) -> bool:
@@ -84,14 +86,18 @@ class Failures:
         (since, before), (at, after) = self._looks[0], self._looks[-1]
         within_s = max(at - since, 1.0)
         grown: dict[Key, Counter[str]] = defaultdict(Counter)
+        refused: Counter[Key] = Counter()
         for which, count in after.items():
             grown[which.key][which.replica] += count - before.get(which, 0)
+            if not which.replica and which.code in REFUSED:
+                refused[which.key] += count - before.get(which, 0)
         return tuple(
             Failing(
                 model=key.model,
                 version=key.version,
                 errors_per_s=found.total() / within_s,
                 replicas={name: count / within_s for name, count in sorted(found.items()) if name and count},
+                refused_per_s=refused[key] / within_s,
             )
             for key, found in sorted(grown.items())
             if found.total()

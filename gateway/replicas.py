@@ -92,7 +92,7 @@ class Replicas:
         return self._alone[alone] if alone is not None else sum(self._shared[each.replica] for each in members)
 
     @contextlib.contextmanager
-    def request(self, endpoint: Endpoint, alone: Key | None = None) -> Iterator[None]:
+    def request(self, endpoint: Endpoint, alone: Key | None) -> Iterator[None]:
         """Count a request while it runs. `alone`: its version, where that has places of its own."""
         place: tuple[Counter[Any], Any] = (self._alone, alone) if alone else (self._shared, endpoint.replica)
         counted: tuple[tuple[Counter[Any], Any], ...] = ((self._in_flight, endpoint.replica), place)

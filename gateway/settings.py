@@ -55,7 +55,7 @@ class Settings:
     held_bytes: Annotated[int, Gt(0)] = 1 << 30
     sequences: Annotated[int, Gt(0)] = 100_000
     max_in_flight_per_replica: Annotated[int, Gt(0), Le(100_000)] = 1024
-    max_wait_s: Annotated[float, Ge(2)] = 10.0
+    max_wait_s: Annotated[float, Ge(2), Le(86_400)] = 10.0
     access_log_bytes: Annotated[int, Gt(0)] = 256 << 20
 
     def per_replica(self, pace: Pace | None) -> int:

@@ -151,7 +151,7 @@ class _Lane:
             await self._refuse(str(error))
             return
         await self._stream.tell(destination)
-        with forwarding.replicas.request(destination.endpoint):
+        with forwarding.replicas.request(destination.endpoint, destination.resolved.alone):
             method = forwarding.replicas.channel(destination.endpoint).stream_stream(SERVICE + STREAM_CALL)
             call = method(metadata=passed_on(context))
             try:

@@ -86,7 +86,7 @@ class Xds:
         bases = {**self.served.lingering, **bases_of(table)}
         self._write_members(bases, table.endpoints, version)
         self._write_clusters(bases, version)
-        self._write_limits(table, version)
+        self._write_limits(version, table)
         self._write_routes(table, version)
         self._forget(bases)
 
@@ -101,7 +101,8 @@ class Xds:
                 endpoints = {**served.table.endpoints, **table.endpoints}
                 expected = self._write_members({**old, **bases}, endpoints, version)
                 expected |= self._write_clusters({**old, **bases}, version)
-                expected |= self._write_limits(table, version)
+                # While requests still go the old way, what bounds them there stays.
+                expected |= self._write_limits(version, served.table, table)
                 await self._effective(expected, rejections)
                 if _led(table) != _led(served.table):
                     await self._effective(self._write_routes(table, version), rejections)
@@ -116,6 +117,7 @@ class Xds:
             lingering = {base: names for base, names in old.items() if base not in bases}
             self._kept.keep(Served(table=table, lingering=lingering))
             try:
+                self._write_limits(version, table)
                 self._write_members({**lingering, **bases}, table.endpoints, version)
             except OSError as error:
                 log.error("members that are gone stay in Envoy's files until the next table", error=str(error))
@@ -156,8 +158,12 @@ class Xds:
         changed = self._write(self._files.clusters, resources, version)
         return {"cluster_manager.cds.version_text": version} if changed else {}
 
-    def _write_limits(self, table: RouteTable, version: str) -> dict[str, str]:
-        crowded = {_base_of(table, pool): (len(table.pools[pool]), pace) for pool, pace in table.crowded.items()}
+    def _write_limits(self, version: str, *tables: RouteTable) -> dict[str, str]:
+        crowded = {
+            _base_of(table, pool): (len(table.pools[pool]), pace)
+            for table in tables
+            for pool, pace in table.crowded.items()
+        }
         changed = self._write(self._files.limits, [limits(crowded, self._settings)], version)
         return {"runtime.version_text": version} if changed else {}
 

@@ -40,7 +40,8 @@ class Load:
     `features`: the past and the present (see `analogs`); `steady`: how many replicas would have been enough for all of
     the past (None: it is too short to tell); `sequel`: the newest moment whose sequel is known; `seasons`: what was
     needed at this time of other days, by the season's name; `history`: what was needed so far, for the fleet's record.
-    `crowded`: the versions of which more is asked than their copies can do, and what that is. `costs` of executions are
+    `crowded`: the versions of which more is asked than their copies can do, and what that is (None: not all is
+    known yet). `costs` of executions are
     by version digest. By version: `copies`, how many its own load has lately kept busy at
     most, and `use`, how often it is asked (see `popularity`). `slow`: replicas that have computed slower than the
     others for a while, and how many times as long they take.
@@ -69,7 +70,7 @@ class Load:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     copies: Mapping[Key, float] = field(default_factory=dict)
     use: Mapping[Key, float] = field(default_factory=dict)
-    crowded: Mapping[Key, Pace] = field(default_factory=dict)
+    crowded: Mapping[Key, Pace] | None = field(default_factory=dict)
     slow: Mapping[str, float] = field(default_factory=dict)
 
     @property

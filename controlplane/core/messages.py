@@ -103,13 +103,15 @@ class Failing:
     """Requests for a version that failed of late, by no fault of the clients.
 
     `replicas`: how many a second on each replica on which any did; what reached none is in `errors_per_s` alone. None:
-    the gateway does not tell, since it is of an older release.
+    the gateway does not tell, since it is of an older release. `refused_per_s`: how many of them the gateway refused
+    since there was too much.
     """
 
     model: str
     version: int
     errors_per_s: float
     replicas: Mapping[str, float] | None = None
+    refused_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ def resize(
         staying.sort(key=lambda each: each.name == out)  # it leaves first
         desired += sum(is_up(each) for each in staying if each.name != out) < desired
     actions: list[Action] = []
-    later = 0
+    later, ends = 0, set[str]()
     if len(staying) < desired:
         may = (
             {each.name for each in replicas if each.name in stopping and not each.leaving}
@@ -69,11 +69,12 @@ def resize(
             del stopping[name]
         taken = {each.name for each in replicas}
         numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
-        ends = stopping.keys() & (snapshot.stopped | ending) - lost - {each.name for each in replicas if each.leaving}
-        missing = max(desired - len(staying) - len(back) - len(ends), 0)
+        ends = {each.name for each in replicas if not each.leaving} & (snapshot.stopped | ending) - lost
+        missing = desired - len(staying) - len(back)
         most = snapshot.settings.starts_at_once
         starting = sum(each.name in snapshot.starting and _is_new(each) for each in staying)
         begin = missing if most is None else min(missing, max(most - starting, 0))
+        begin = 0 if ends else begin
         later = missing - begin
         for _ in range(begin):
             name = f"{fleet}-{next(numbers)}"
@@ -91,7 +92,8 @@ def resize(
             actions.append(RemoveReplica(fleet=fleet, replica=each.name, reason="it is silent, and was to stop"))
     text = f"{_shall(fleet, len(staying), desired)}: {decision.reason.text}"
     if later:
-        text += f"; {later} of them start when those that are starting are up"
+        first = "those that end are gone" if ends else "those that are starting are up"
+        text += f"; {later} of them start when {first}"
     if desired > decision.desired:
         text += f"; one more while {why.text}"
     return Changes(reason=Reason(code=decision.reason.code, text=text), actions=tuple(actions), stopping=stopping)
@@ -113,14 +115,18 @@ class Departures:
 def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departures:
     """Judge those who leave and whose versions are served elsewhere by now (`replaced`). Who was told to stop may have
     heard it, and gets nothing any more, whatever has happened to the others since."""
-    told = snapshot.stopped & snapshot.replicas.keys()
+    told = {
+        name
+        for name, each in snapshot.replicas.items()
+        if name in snapshot.stopped or (each.report is not None and each.report.told_to_stop)
+    }
     unrouted = told | {
         name for name in replaced if _is_given_up(name, snapshot, now) or _nothing_in_flight(name, snapshot, now)
     }
     return Departures(
-        draining=told | frozenset(replaced),
-        unrouted=unrouted,
-        stop=told | {name for name in unrouted if _in_no_table(name, snapshot, now)},
+        draining=frozenset(told | set(replaced)),
+        unrouted=frozenset(unrouted),
+        stop=frozenset(told | {name for name in unrouted if _in_no_table(name, snapshot, now)}),
     )
 
 

@@ -15,9 +15,6 @@ from controlplane.core.snapshot import Snapshot
 HOPELESS = frozenset({"QUARANTINED", "TOO_LARGE"})
 """Reasons for which a version is served nowhere that no time and no further replica changes."""
 
-MEASURED_S = 60.0
-"""A load that is older says nothing of now."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
@@ -80,13 +77,14 @@ def build_table(
         if not members or all(name in draining for name in members):
             # Nobody who may take a new request. Those who drain still end theirs: they stay endpoints.
             return None
-        own = (key if key in paces else None, members)
+        pace = paces.get(key)
+        own = (key if pace is not None else None, members)
         if own not in ids:
-            alone = (str(key), "") if key in paces else ()
+            alone = (str(key), "") if pace is not None else ()
             ids[own] = "p" + hashlib.sha256("\n".join((*alone, *members)).encode()).hexdigest()[:12]
             pools[ids[own]] = members
-            if key in paces:
-                crowded[ids[own]] = paces[key]
+            if pace is not None:
+                crowded[ids[own]] = pace
         return ids[own]
 
     routes: dict[str, Route] = {}
@@ -129,18 +127,19 @@ def build_table(
 
 
 def _paces(snapshot: Snapshot, now: float) -> Mapping[Key, Pace]:
-    """What the copies do of each version of which more is asked than that. What the gateways go by stays where not all
-    of a fleet is measured, as after a controller's start."""
-    measured = {name for name, load in snapshot.loads.items() if load.complete and now - load.at <= MEASURED_S}
+    """What the copies do of each version of which more is asked than that. After a controller's start, while not all of
+    a fleet has been measured, what the gateways go by stays."""
+    known = {name: load.crowded for name, load in snapshot.loads.items() if load.crowded is not None}
     paces: dict[Key, Pace] = {}
-    if not measured >= snapshot.fleets.keys():
-        for table in (table for gateway in snapshot.gateways.values() for table in gateway.tables() if table.crowded):
+    if not known.keys() >= snapshot.fleets.keys():
+        live = (each for each in snapshot.gateways.values() if now - each.heard_at <= snapshot.settings.gateway_live_s)
+        for table in (table for gateway in live for table in gateway.tables() if table.crowded):
             for route in table.routes.values():
                 for number, pool in route.pinned.items():
                     pace = table.crowded.get(pool or "")
-                    if pace is not None and not measured >= _fleets(table.pools[pool or ""], snapshot):
+                    if pace is not None and not known.keys() >= _fleets(table.pools[pool or ""], snapshot):
                         paces[Key(route.model, number)] = pace
-    return paces | {key: pace for load in snapshot.loads.values() for key, pace in load.crowded.items()}
+    return paces | {key: pace for crowded in known.values() for key, pace in crowded.items()}
 
 
 def _fleets(replicas: Collection[str], snapshot: Snapshot) -> set[str]:

@@ -24,6 +24,8 @@ ENOUGH = 20.0
 CHANGED = 0.25
 """A pace is told anew where it has changed by this share and by more than chance does: every change gives the gateways
 a new table."""
+MOST = 20
+"""So many versions at most: each gets clusters of its own in Envoy, whose health is checked apart."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Crowding:
     _busy: dict[Key, _Busy] = field(default_factory=dict)
     _paces: dict[Key, tuple[float, Pace]] = field(default_factory=dict)
     """With when the queue was last seen to be too long."""
+    _told: frozenset[Key] = frozenset()
 
     def take(self, told: Iterable[Interval], usual: Callable[[Key], Pace], now: float) -> Mapping[Key, Pace]:
         """The pace of each version whose queue is too long, from readings of all servers that have told something.
@@ -53,19 +56,27 @@ class Crowding:
         copies: Counter[Key] = Counter()
         waiting: dict[Key, float] = defaultdict(float)
         done: dict[Key, list[tuple[float, float]]] = defaultdict(list)
+        others: dict[Key, float] = defaultdict(float)
         for each in told:
             for key, after in each.after.items():
+                counted = each.counted(key)
+                ended = counted.success + counted.failures
                 copies[key] += 1
                 waiting[key] += after.pending
                 if after.pending and key in each.before and each.before[key].pending:
-                    counted = each.counted(key)
-                    done[key].append((counted.success + counted.failures, each.window_s))
+                    done[key].append((ended, each.window_s))
+                else:
+                    others[key] += ended / each.window_s
+        for key in [key for key, busy in self._busy.items() if busy.at > now]:
+            del self._busy[key]
         for key in copies.keys() & (done.keys() | self._paces.keys()):
             can = usual(key)
             known_at, known = self._paces.get(key, (now, None))
             if key in done:
                 busy = self._measure(key, done[key], can.at_once, now)
                 per_s = busy.per_s if now - busy.since >= SMOOTH_S else max(busy.per_s, can.per_s)
+                if others[key]:  # one that hangs does not tell what those do that answer
+                    per_s = max(per_s, (busy.per_s * len(done[key]) + others[key]) / copies[key])
             else:
                 self._busy.pop(key, None)
                 per_s = max(known.per_s if known is not None else 0.0, can.per_s)
@@ -75,8 +86,12 @@ class Crowding:
                 self._paces[key] = now if is_long else known_at, _pace(known, per_s, can.at_once)
         self._busy = {key: busy for key, busy in self._busy.items() if key in done}
         # Of a clock that was set back nothing is left to go by.
-        self._paces = {key: each for key, each in self._paces.items() if 0 <= now - each[0] < QUIET_S}
-        return {key: pace for key, (_, pace) in self._paces.items()}
+        paces = {key: each for key, each in self._paces.items() if 0 <= now - each[0] < QUIET_S}
+        if len(paces) > MOST:
+            worst = sorted(paces, key=lambda key: (key not in self._told, -waiting[key], key))[:MOST]
+            paces = {key: paces[key] for key in worst}
+        self._paces, self._told = paces, frozenset(paces)
+        return {key: pace for key, (_, pace) in paces.items()}
 
     def _measure(self, key: Key, done: list[tuple[float, float]], at_once: int, now: float) -> _Busy:
         """What one copy does, in the mean of those that had enough to do."""
@@ -92,7 +107,7 @@ def _pace(before: Pace | None, per_s: float, at_once: int) -> Pace:
     """The same as before, if it has not changed much. Two digits are enough."""
     if before is not None:
         # As many end together as are executed at once.
-        by_chance = math.sqrt(at_once * before.per_s / (2 * SMOOTH_S))
-        if abs(per_s - before.per_s) <= CHANGED * before.per_s + 2 * by_chance:
+        by_chance = min(2 * math.sqrt(at_once * before.per_s / (2 * SMOOTH_S)), before.per_s / 2)
+        if abs(per_s - before.per_s) <= CHANGED * before.per_s + by_chance:
             return before
     return Pace(per_s=float(f"{per_s:.2g}"), at_once=at_once)

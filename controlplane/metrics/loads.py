@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from controlplane.core.entry import Entry
@@ -61,6 +61,8 @@ class LoadMeter:
     _seen: dict[str, float] = field(default_factory=dict)
     _slowness: Slowness = field(default_factory=Slowness)
     _crowding: Crowding = field(default_factory=Crowding)
+    _has_seen_all: bool = False
+    """Whether all that serve were measured once."""
     _brought: dict[Key, tuple[float, float]] = field(default_factory=dict)
     """Items, and the requests that brought them; the past counts ever less."""
 
@@ -101,12 +103,14 @@ class LoadMeter:
         serving: frozenset[str],
         held: Mapping[Key, int],
         now: float,
+        refused: Mapping[Key, float] | None = None,
         down: bool = False,
     ) -> Load:
         """Take in the latest intervals of the fleet's servers.
 
         `manifests` (with their digests) are those of the versions that are loaded or waited for; `serving` replicas
-        should have been read (`down`: some that have served can't be, just now); `held` requests wait at gateways. A
+        should have been read (`down`: some that have served can't be, just now); `held` requests wait at gateways,
+        which have `refused` so many a second of late. A
         server that is read seldom (`every_s`) is taken to go on as it was until then. Where none has told anything new,
         the load stays what it was, and grows old.
         """
@@ -147,6 +151,7 @@ class LoadMeter:
                     answered += counted.success
                     met += counted.success if _is_met(counted, record) else 0.0
                     self._take_items(key, counted)
+        _add_refused(arrived, refused or {})
         known = [key for key in {*arrived, *waiting} if key in costs]
         self.known = frozenset(costs)
         each = {
@@ -203,7 +208,7 @@ class LoadMeter:
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),
-            crowded=self._crowding.take(told.values(), usual, now),
+            crowded=self._crowded(told.values(), usual, now, complete=bool(fresh) and serving <= fresh.keys()),
             slow=self._slowness.slow(now),
         )
         return self.load
@@ -213,6 +218,13 @@ class LoadMeter:
         if executed > 0 and counted.inferences > 0:
             items, requests = self._brought.get(key, (0.0, 0.0))
             self._brought[key] = items * FORGET + counted.inferences, requests * FORGET + executed
+
+    def _crowded(
+        self, told: Iterable[Interval], usual: Callable[[Key], Pace], now: float, *, complete: bool
+    ) -> Mapping[Key, Pace] | None:
+        crowded = self._crowding.take(told, usual, now)
+        self._has_seen_all = self._has_seen_all or complete
+        return crowded if self._has_seen_all else None
 
     def _usual(self, cost: Cost | None, entry: Entry, instances: int, key: Key) -> Pace:
         """What a copy can do, given what its executions have cost (0: that is not known)."""
@@ -254,6 +266,14 @@ class LoadMeter:
         if moment is not None:
             self._seasons.add(moment.at, moment.need)
         return self._past
+
+
+def _add_refused(arrived: dict[Key, float], refused: Mapping[Key, float]) -> None:
+    """Count what gateways refused among what arrives; at most as much again, for who is refused may ask again at once,
+    and counts each time."""
+    for key, refused_per_s in refused.items():
+        if key in arrived:
+            arrived[key] += min(refused_per_s, arrived[key])
 
 
 def _is_enough(cost: Cost) -> bool:

@@ -99,7 +99,7 @@ class Measuring:
 
     def _measure(self) -> None:
         snapshot, now = self._snapshot(), time.time()
-        held = self._memory.held(now)
+        held, refused = self._memory.held(now), self._memory.refused(now)
         serving: dict[str, set[str]] = defaultdict(set)
         loaded: dict[str, set[Key]] = defaultdict(set)
         intervals: dict[str, dict[str, Interval]] = defaultdict(dict)
@@ -126,6 +126,7 @@ class Measuring:
                 manifests=manifests,
                 serving=frozenset(serving[name]),
                 held=asked,
+                refused=refused,
                 now=now,
                 # What those would tell is missing, and not zero. Where others serve, they have it by and by.
                 down=any(not serving[name] or self._comes_back(each, now) for each in down[name]),

@@ -216,7 +216,7 @@ class Memory:
             used=dict(self.used),
             leaving=self.last_plan.leaving,
             stopping=self.last_plan.stopping,
-            stopped=self.last_plan.stop,
+            stopped=frozenset(name for name in self.last_plan.stop if orders.is_told_to_stop(name)),
             loads=dict(self.loads),
             scalers=self.last_plan.scalers,
             unread=frozenset(name for name in map(_model_of, self.problems) if name and name not in self.models),
@@ -246,6 +246,14 @@ class Memory:
         for report in self.live_gateways(now):
             for each in report.failing:
                 found[Key(each.model, each.version)] += each.errors_per_s
+        return found
+
+    def refused(self, now: float) -> Mapping[Key, float]:
+        """How many requests a second all gateways have refused of late since there was too much, by version."""
+        found: dict[Key, float] = defaultdict(float)
+        for report in self.live_gateways(now):
+            for each in report.failing:
+                found[Key(each.model, each.version)] += each.refused_per_s
         return found
 
     def failing_on(self, key: Key, now: float) -> Mapping[str, float] | None:

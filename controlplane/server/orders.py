@@ -59,6 +59,11 @@ class Orders:
         issued = self._assignments.get(replica)
         return issued.assignment if issued else None
 
+    def is_told_to_stop(self, replica: str) -> bool:
+        """Whether its latest assignment says so."""
+        issued = self._assignments.get(replica)
+        return issued is not None and issued.stop
+
     def renew(self, replica: str) -> None:
         """Issue the replica's assignment anew (its download addresses may have expired)."""
         issued = self._assignments.get(replica)

@@ -277,7 +277,7 @@ class Load:
                 except Exception as error:  # noqa: BLE001 - each is counted, and shown when the test fails
                     with self._lock:
                         self.failures.append((time.monotonic(), str(error)[:200]))
-                    self._stop.wait(0.02)
+                    self._stop.wait(max(self._pause_s, 0.02))
                     continue
                 with self._lock:
                     self.answers[version] += 1

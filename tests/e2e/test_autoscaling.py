@@ -125,8 +125,10 @@ def second_gateway(system: System, home: Home) -> Iterator[str]:
         yield gateway_addresses(home).grpc
     finally:
         gateway.terminate()
-        gateway.wait(60)
-        processes.sweep(home.root)
+        try:
+            gateway.wait(60)
+        finally:
+            processes.sweep(home.root)
 
 
 async def test_two_gateways_that_ask_at_once_start_one_replica(system: System, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ async def test_a_replica_that_drains_is_left_no_idle_connection(tritons: tuple[T
     await ask()
     await replicas.forget_others((endpoint,))
     assert connected()
-    with replicas.request(endpoint):
+    with replicas.request(endpoint, None):
         leaving = asyncio.ensure_future(replicas.forget_others((draining,)))
         await asyncio.sleep(0)
         assert connected()  # it is in use

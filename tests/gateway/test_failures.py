@@ -42,6 +42,21 @@ def test_what_failed_between_the_looks_by_version_and_replica() -> None:
     )
 
 
+def test_what_was_refused_is_told_apart_from_what_a_server_refuses() -> None:
+    failures = Failures()
+    failures.take({}, 0.0)
+    counts = {
+        Failed(A, "RESOURCE_EXHAUSTED", ""): 20,
+        Failed(A, "429", ""): 10,
+        Failed(A, "RESOURCE_EXHAUSTED", "r1"): 5,
+        Failed(A, "UNAVAILABLE", ""): 5,
+    }
+    failures.take(counts, 10.0)
+    assert failures.failing == (
+        Failing(model="a", version=1, errors_per_s=4.0, replicas={"r1": 0.5}, refused_per_s=3.0),
+    )
+
+
 def test_what_is_long_ago_is_forgotten() -> None:
     failures, at, count = Failures(), 0.0, 0
     failures.take({}, at)

@@ -242,29 +242,34 @@ def test_of_a_model_whose_replicas_are_too_slow_less_may_wait(
     slow = route("gated", pool="slow", idle_s=idle_s)
     routes = table(triton.endpoint, gated=slow, echo=route("echo", idle_s=idle_s))
     pools = {**routes.pools, "slow": routes.pools["all"]}
+    routes = replace(routes, pools=pools, crowded={"slow": Pace(per_s=LIMIT / 2, at_once=1)})
     try:
-        running.controller.put(replace(routes, pools=pools, crowded={"slow": Pace(per_s=LIMIT / 2, at_once=1)}))
-        with Full(running, "grpc") as full, running.grpc() as client:
-            try:
-                with pytest.raises(InferenceServerException, match=f"replicas of gated {REFUSED}") as refused:
-                    wait_for(lambda: _pending(triton) == LIMIT - 1, "the replica to have all of them")
-                    ask(client, "gated")
-                assert refused.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
-                assert [ask(client, "echo") for _ in range(10 * LIMIT)] == [1] * 10 * LIMIT
-            finally:
-                gate.touch()
-            assert [each.result() for each in full.answers] == [1] * LIMIT
-            assert ask(client, "gated") == 1
+        running.controller.put(routes)
+        with running.grpc() as client, ExitStack() as stack:
+            full = stack.enter_context(Full(running, "grpc"))
+            stack.callback(gate.touch)
+            wait_for(lambda: _pending(triton) == LIMIT - 1, "the replica to have all of them")
+            with pytest.raises(InferenceServerException, match=f"replicas of gated {REFUSED}") as refused:
+                ask(client, "gated")
+            assert refused.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+            assert [ask(client, "echo") for _ in range(10 * LIMIT)] == [1] * 10 * LIMIT
+            if side:
+                told: queue.Queue[object] = queue.Queue()
+                client.start_stream(lambda result, error: told.put(error))
+                client.async_stream_infer("gated", grpc_input())
+                assert f"replicas of gated {REFUSED}" in str(told.get(timeout=30))
+                client.stop_stream()
             # What is done changes, and what is in flight goes on to count.
-            gate.unlink()
-            crowded = {"slow": Pace(per_s=LIMIT, at_once=1)}
-            running.controller.put(replace(routes, pools=pools, crowded=crowded))
-            with Full(running, "grpc", 2 * LIMIT):
-                wait_for(lambda: _pending(triton) == 2 * LIMIT - 1, "the replica to have all of them")
-                with pytest.raises(InferenceServerException, match=f"replicas of gated {REFUSED}"):
-                    ask(client, "gated")
-                assert ask(client, "echo") == 1, "it has as many places"
-                gate.touch()
+            running.controller.put(replace(routes, crowded={"slow": Pace(per_s=LIMIT, at_once=1)}))
+            more = stack.enter_context(Full(running, "grpc"))
+            wait_for(lambda: _pending(triton) == 2 * LIMIT - 1, "the replica to have all of them")
+            with pytest.raises(InferenceServerException, match=f"replicas of gated {REFUSED}"):
+                ask(client, "gated")
+            assert ask(client, "echo") == 1, "it has as many places"
+            running.controller.put(routes)
+            gate.touch()
+            assert [each.result() for each in (*full.answers, *more.answers)] == [1] * 2 * LIMIT
+            assert ask(client, "gated") == 1
         # As soon as enough is done of it, it is as all others.
         running.controller.put(table(triton.endpoint, gated=route("gated", idle_s=idle_s)))
         gate.unlink()

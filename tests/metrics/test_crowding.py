@@ -149,6 +149,36 @@ def test_copies_that_are_asked_less_do_not_tell_what_one_can_do() -> None:
     assert told == Pace(per_s=100, at_once=4)
 
 
+def test_one_that_hangs_does_not_tell_what_the_others_do() -> None:
+    model = Model(4, usual_per_s=100)
+    for _ in range(60):
+        assert model.tells([(200, 0), (200, 0), (200, 0), (0, 1)]) is None
+    assert model.tells([(200, 0), (200, 0), (200, 0), (0, 1000)]) == Pace(per_s=75, at_once=4)
+
+
+def test_a_hang_is_told_also_where_many_are_executed_at_once() -> None:
+    model = Model(at_once=64)
+    assert model.does(20, waiting=500, steps=20) == Pace(per_s=20, at_once=64)
+    told = model.does(0, waiting=500, steps=100)
+    assert told is not None
+    assert told.per_s <= 1
+
+
+def test_only_so_many_have_places_of_their_own_and_they_keep_them() -> None:
+    crowding, now = Crowding(), NOW
+
+    def read(waiting: float, *, of: range) -> set[str]:
+        nonlocal now
+        now += STEP_S
+        queue = {Key(f"m{number}", 1): Counters(success=20, pending=waiting + number) for number in of}
+        told = Interval(at=now, window_s=STEP_S, before={key: Counters(pending=9) for key in queue}, after=queue)
+        return {key.model for key in crowding.take([told], lambda key: Pace(per_s=0, at_once=1), now)}
+
+    most = {f"m{number}" for number in range(80, 100)}
+    assert read(100, of=range(100)) == most
+    assert read(100, of=range(200)) == most
+
+
 def test_what_is_unloaded_is_forgotten_and_so_is_a_time_that_has_not_been() -> None:
     model = Model()
     assert model.does(100, waiting=900, steps=2) is not None

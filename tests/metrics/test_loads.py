@@ -12,6 +12,7 @@ import pytest
 from controlplane.core.entry import InstanceGroup
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal, History, Manifest
 from controlplane.core.names import Key
+from controlplane.core.routes import Pace
 from controlplane.core.scaling.capacity import MOST_USED, Executions
 from controlplane.metrics.batches import Batches, BatchMeter, parse_batches, since
 from controlplane.metrics.counters import Counters
@@ -39,6 +40,7 @@ def measure(
     record: FleetRecord = RECORD,
     made: Mapping[Key, tuple[str, Manifest]] = MADE,
     held: int = 0,
+    refused: Mapping[Key, float] | None = None,
     now: float = NOW,
     **intervals: Any,
 ) -> Any:
@@ -48,6 +50,7 @@ def measure(
         manifests=made,
         serving=frozenset(intervals),
         held={M: held} if held else {},
+        refused=refused,
         now=now,
     )
 
@@ -271,3 +274,24 @@ def test_what_a_controller_before_has_written_down_is_known_and_written_on() -> 
     assert load.history.most[:2] == (3.0, 4.0)
     assert set(load.history.most[2:288]) == {None}
     assert load.history.last > slot and load.history.most[288:] == (0.0,) * (load.history.last - slot + 1)
+
+
+def test_what_gateways_refuse_arrives_too_but_who_asks_again_and_again_counts_once() -> None:
+    asked = interval(Counters(success=20))
+    plain = measure(LoadMeter(step_s=2.0), a=asked)
+    more = [measure(LoadMeter(step_s=2.0), refused={M: per_s}, a=asked) for per_s in (5.0, 1000.0)]
+    assert [load.rate_per_s for load in (plain, *more)] == [10, 15, 20]
+    assert [load.demand / plain.demand for load in more] == [pytest.approx(1.5), pytest.approx(2.0)]
+    assert measure(LoadMeter(step_s=2.0), refused={Key("other", 1): 5.0}, a=asked).rate_per_s == 10
+
+
+def test_what_is_crowded_is_not_known_until_all_were_read_once() -> None:
+    meter, crowded = LoadMeter(step_s=2.0), {M: Pace(per_s=10, at_once=1)}
+
+    def read(turn: int, **others: Any) -> Any:
+        before, after = (Counters(success=20 * (turn + each), pending=100) for each in (0, 1))
+        return measure(meter, a=interval(after, before, at=NOW + 2 * turn), now=NOW + 2 * turn, **others)
+
+    assert read(0, b=interval(Counters(), window_s=0.0)).crowded is None
+    assert read(1).crowded == crowded
+    assert read(2, b=interval(Counters(), window_s=0.0)).crowded == crowded

@@ -29,7 +29,7 @@ WORTH = 0.1
 """A delay that is a smaller part of an execution is not worth a change."""
 SHOWN = 4
 FRESH_S = 120.0
-"""What was executed longer ago is not said without its age."""
+"""What was executed longer ago is told with its age, where that is known."""
 LONGEST_DELAY = 0.5
 """A batch is never waited for longer than this part of what the goal leaves to the queue."""
 SINGLE = 1.1
