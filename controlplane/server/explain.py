@@ -153,10 +153,13 @@ def _how_it_is(controller: Controller, document: Model, now: float) -> Iterator[
                 "gateways refuse what would take longer than their max_wait_s (RESOURCE_EXHAUSTED, 429)"
             )
             yield Reason(code="CROWDED", text=text)
+    refused = controller.memory.refused(now)
     for key, errors_per_s in controller.memory.failing(now).items():
         if key.model == document.name:
             rate = f"{errors_per_s:.1f}" if errors_per_s >= LEAST_RATE else f"less than {LEAST_RATE}"
             text = f"{rate} requests a second for {key} failed in the last half minute"
+            if (refused_per_s := refused.get(key, 0.0)) >= LEAST_RATE:
+                text += f", {refused_per_s:.1f} of them refused since there was too much"
             text += _where(controller, key, errors_per_s, now)
             yield Reason(code="FAILING", text=text)
     last = document.rollout

@@ -37,7 +37,9 @@ def test_of_a_slow_model_little_waits_and_others_are_not_refused(system: System)
         eventually(lambda: slow.failures, 120, "nothing is refused")
         eventually(lambda: 0 < waiting(system) <= 50, 120, "more waits than is done in two seconds")
         quick.more(50)
-        assert "CROWDED" in str(system.told("/v1/models/slow/explain"))
+        reasons = {each["code"]: each["text"] for each in system.told("/v1/models/slow/explain")["reasons"]}
+        assert "CROWDED" in reasons
+        assert "refused since there was too much" in reasons["FAILING"]
         slow.more(5)
     assert not quick.failures
     assert all(REFUSED in text and "RESOURCE_EXHAUSTED" in text for _, text in slow.failures)
