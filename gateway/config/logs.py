@@ -25,12 +25,13 @@ def _details(text: str) -> Json:
     return _matches(f"response.code_details == '{text}'")
 
 
+OVERFLOW = "upstream_reset_before_response_started{overflow}"
 SHED: Json = {
     "and_filter": {
         "filters": [
             # The flag alone won't do: a request that fails gets it too where too many retries run already.
             {"response_flag_filter": {"flags": ["UO"]}},
-            _details("upstream_reset_before_response_started{overflow}"),
+            _details(OVERFLOW),
         ]
     }
 }
@@ -52,13 +53,21 @@ FAILED: dict[Protocol, Json] = {
             "filters": [
                 {"grpc_status_filter": {"statuses": sorted({"OK", *CLIENTS} - {"CANCELLED"}), "exclude": True}},
                 # The dear one comes last: it is asked only about what did not go well.
-                _matches(f"response.code != 0 && !(response.code_details in {list(GONE)})"),
+                _matches(f"response.code != 0 && !(response.code_details in {[*GONE, OVERFLOW]})"),
             ]
         }
     },
-    "http": {"or_filter": {"filters": [_status("EQ", 500), _status("GE", 502), _status("EQ", 429)]}},
+    "http": {
+        "and_filter": {
+            "filters": [
+                {"or_filter": {"filters": [_status("EQ", 500), _status("GE", 502), _status("EQ", 429)]}},
+                _matches(f"response.code_details != '{OVERFLOW}'"),
+            ]
+        }
+    },
 }
-"""Matches what failed: codes that `gateway.failures.is_failure` calls so, of clients that are still there."""
+"""Matches what failed: codes that `gateway.failures.is_failure` calls so, of clients that are still there. Not what
+Envoy refuses since too many are in flight: it names the replica then that it would have asked."""
 
 
 def access_logs(protocol: Protocol, files: Files) -> list[Json]:
@@ -76,6 +85,7 @@ def access_logs(protocol: Protocol, files: Files) -> list[Json]:
         _logger("decided", statistics(protocol, *DECIDED[:2]), decided=True),
         _logger("led-failures", failures(protocol, *LED), FAILED[protocol], decided=False),
         _logger("decided-failures", failures(protocol, *DECIDED), FAILED[protocol], decided=True),
+        {"name": "shed-failures", "filter": SHED, "typed_config": failures(protocol, *LED[:2], DECIDED[2])},
         {"name": "shed", "filter": SHED, "typed_config": shed(protocol)},
     ]
 

@@ -122,9 +122,14 @@ def _stats(gateway: Running, pattern: str) -> int:
 
 
 def _shed(gateway: Running, model: str, protocol: str) -> int:
-    text = httpx2.get(f"{gateway.admin}/stats/prometheus").text
-    found = re.findall(rf'^envoy_model_shed\{{model="{model}",.*protocol="{protocol}".*\}} (\d+)', text, re.MULTILINE)
+    found = re.findall(
+        rf'^envoy_model_shed\{{model="{model}",.*protocol="{protocol}".*\}} (\d+)', _page(gateway), re.MULTILINE
+    )
     return sum(map(int, found))
+
+
+def _page(gateway: Running) -> str:
+    return httpx2.get(f"{gateway.admin}/stats/prometheus").text
 
 
 def test_grpc_requests_are_shed_while_full_and_admitted_again(
@@ -151,6 +156,8 @@ def test_grpc_requests_are_shed_while_full_and_admitted_again(
         assert ask(client, "echo") == 2
     after = {model: _shed(gateway, model, "grpc") - count for model, count in before.items()}
     assert after == {"gated": 1, "echo": 4, "other": 0}
+    failed = re.findall(r'^envoy_model_failures\{model="gated",.*replica="(.*?)"', _page(gateway), re.MULTILINE)
+    assert failed == [""], "none was asked"
     # Each was looked at once: what is refused is not sent again.
     assert _stats(gateway, "pool-.*active_overflow") - overflows == 5
     assert _stats(gateway, "pool-.*upstream_rq_retry$") == retries
