@@ -21,6 +21,7 @@ BENCHMARKS = (
     "overload",
     "density",
     "simulated_and_real",
+    "seasons",
     "autoscaling",
 )
 

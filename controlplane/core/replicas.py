@@ -54,6 +54,8 @@ def resize(
     elif any(each.name == out for each in staying) and desired:
         staying.sort(key=lambda each: each.name == out)  # it leaves first
         desired += sum(is_up(each) for each in staying if each.name != out) < desired
+    # While somebody replaces them one by one, who goes is his business: who is told to stop would stay all the same.
+    rolling = any(each.extra for each in replicas)
     actions: list[Action] = []
     later, ends = 0, set[str]()
     if len(staying) < desired:
@@ -69,7 +71,7 @@ def resize(
             del stopping[name]
         taken = {each.name for each in replicas}
         numbers = (n for n in range(desired + len(taken) + 1) if f"{fleet}-{n}" not in taken)
-        ends = {each.name for each in replicas if not each.leaving} & (snapshot.stopped | ending) - lost
+        ends = {each.name for each in replicas if not each.leaving and not rolling} & (snapshot.stopped | ending) - lost
         missing = desired - len(staying) - len(back)
         most = snapshot.settings.starts_at_once
         starting = sum(each.name in snapshot.starting and _is_new(each) for each in staying)
@@ -80,7 +82,7 @@ def resize(
             name = f"{fleet}-{next(numbers)}"
             actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
     elif snapshot.settled:
-        kept = desired + sum(each.extra for each in staying)
+        kept = desired if not rolling else len(staying)
         stopping |= {each.name: why if each.name == out else leaving for each in staying[kept:]}
     for each in replicas:
         if each.name not in stopping or each.leaving:

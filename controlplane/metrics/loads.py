@@ -52,8 +52,8 @@ class LoadMeter:
     load: Load | None = None
     known: frozenset[Key] = frozenset()
     """The versions whose executions' cost was known at the last measurement."""
+    seasons: Seasons = field(default_factory=Seasons)
     _past: Past | None = None
-    _seasons: Seasons = field(default_factory=Seasons)
     _has_learned: bool = False
     """Whether it knows what a controller before this one has written down."""
     _popularity: Popularity = field(default_factory=Popularity)
@@ -110,9 +110,8 @@ class LoadMeter:
 
         `manifests` (with their digests) are those of the versions that are loaded or waited for; `serving` replicas
         should have been read (`down`: some that have served can't be, just now); `held` requests wait at gateways,
-        which have `refused` so many a second of late. A
-        server that is read seldom (`every_s`) is taken to go on as it was until then. Where none has told anything new,
-        the load stays what it was, and grows old.
+        which have `refused` so many a second of late. A server that is read seldom (`every_s`) is taken to go on as it
+        was until then. Where none has told anything new, the load stays what it was, and grows old.
         """
         served = {name: each for name, each in intervals.items() if name in serving and each.window_s > 0}
         news = {name: each for name, each in served.items() if each.at > self._seen.get(name, 0.0)}
@@ -174,7 +173,7 @@ class LoadMeter:
         start_s = self.start_s(record)
         slack_s = (goal.queue_ms or goal.latency_ms or 0.0) / 1e3
         if record.history is not None and not self._has_learned:
-            self._seasons.learn(record.history)
+            self.seasons.learn(record.history)
             self._has_learned = True
         # Those who have told before and are silent now have not nothing to do, but about as much as the others.
         silent = (served.keys() & serving) - fresh.keys()
@@ -203,8 +202,8 @@ class LoadMeter:
             features=past.features(),
             steady=past.steady(),
             sequel=past.moments[-1] if past.moments else None,
-            seasons=self._seasons.likely(now, start_s),
-            history=self._seasons.history(),
+            seasons=self.seasons.likely(now, start_s),
+            history=self.seasons.history(),
             costs={manifests[key][0]: cost for key, cost in costs.items()},
             copies=dict(self._copies),
             use=self._popularity.counts(),
@@ -264,7 +263,7 @@ class LoadMeter:
             self._past.reset(start_s, slack_s, share)
         moment = self._past.add(demand, now)
         if moment is not None:
-            self._seasons.add(moment.at, moment.need)
+            self.seasons.add(moment.at, moment.need)
         return self._past
 
 

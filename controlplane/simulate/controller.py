@@ -37,7 +37,7 @@ class Controller:
     name: str = "this autoscaler"
     scaler: Scaler = field(default_factory=Scaler)
     load: Load | None = None
-    _meter: LoadMeter = field(default_factory=lambda: LoadMeter(step_s=STEP_S))
+    meter: LoadMeter = field(default_factory=lambda: LoadMeter(step_s=STEP_S))
     _flying: list[Begun] = field(default_factory=list)
     _executed: dict[int, tuple[float, float]] = field(default_factory=dict)
     _waited: Integers | None = None
@@ -56,15 +56,15 @@ class Controller:
         """Measure, and decide."""
         now, keys, record = self.origin + seen.now, self._keys, self._record
         intervals = self._intervals(seen, now)
-        if self._turn % BATCHES_EVERY == 0 or self._meter.is_curious(intervals.values()):
+        if self._turn % BATCHES_EVERY == 0 or self.meter.is_curious(intervals.values()):
             pages = {
                 keys[index]: {1: Executions(size=1, count=count, total_s=total_s)}
                 for index, (count, total_s) in self._executed.items()
             }
-            self._meter.batches.take({SERVER: pages}, now)
+            self.meter.batches.take({SERVER: pages}, now)
         self._turn += 1
         held = {} if seen.serving else {keys[each]: int(seen.waiting[each]) for each in np.flatnonzero(seen.waiting)}
-        self.load = self._meter.measure(
+        self.load = self.meter.measure(
             record,
             intervals,
             manifests=self._manifests,

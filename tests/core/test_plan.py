@@ -281,6 +281,20 @@ def test_who_is_there_beside_as_many_as_shall_be_is_left_to_who_made_it() -> Non
     assert world.served(key) == {"cpu-1", "cpu-new"}
 
 
+def test_nobody_is_told_to_stop_while_somebody_replaces_them() -> None:
+    """On Kubernetes whoever was told stays until the rolling update has ended, and it may wait for that one."""
+    world = World(replicas=2)
+    key = promoted(world)
+    world.replicas["cpu-new"] = Replica("cpu-new", "cpu", 7)
+    world.extra = {"cpu-new"}
+    world.resize(1)
+    world.run(20)
+    assert world.served(key) == {"cpu-0", "cpu-1", "cpu-new"}
+    world.evicted, world.extra = {"cpu-0"}, set()
+    world.run(60)
+    assert world.served(key) == world.replicas.keys() == {"cpu-1"}
+
+
 def test_a_deleted_version_leaves_after_the_drain() -> None:
     world = World()
     first = promoted(world)
