@@ -19,13 +19,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.ending import left_to_starter
 from benchmarks.traffic import diurnal, synthetic
 from controlplane.core.models import FleetShape, Goal
 from controlplane.simulate.comparison import Bench, Comparison, compare
@@ -99,12 +99,6 @@ def compared(case: Case) -> Comparison:
     busy = float(case.trace.work_s.sum()) / max(case.trace.length_s, 1.0) / case.slots
     setting = Setting(shape=shape, slots=case.slots, start_s=case.start_s, initial=int(busy) + 1)
     return compare(Bench(case.trace, setting, WARM_UP_S))
-
-
-def _begin() -> None:
-    """In a process that compares: whoever started it decides when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def show(case: Case, made: Comparison) -> None:
@@ -195,7 +189,7 @@ def main() -> int:
         for start_s, slots in VARIATIONS
     ]
     made: list[Comparison] = []
-    with multiprocessing.Pool(initializer=_begin) as pool:
+    with multiprocessing.Pool(initializer=left_to_starter) as pool:
         for case, each in zip(cases + varied, pool.imap(compared, cases + varied), strict=True):
             show(case, each)
             made.append(each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,3 +23,9 @@ def scratch() -> Iterator[Path]:
         undisturbed()
         processes.sweep(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def left_to_starter() -> None:
+    """In a process of a pool: whoever started it decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

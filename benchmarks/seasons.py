@@ -15,6 +15,7 @@ import sys
 
 import numpy as np
 
+from benchmarks.ending import left_to_starter
 from benchmarks.traffic import GRAIN_S, by_rate
 from controlplane.core.models import FleetShape, Goal
 from controlplane.core.scaling.seasons import Seasons
@@ -67,7 +68,7 @@ def replayed(case: tuple[str, bool]) -> Outcome:
 def main() -> int:
     """Measure and print; 1 when a limit was missed."""
     cases = [(name, seasonal) for name in LIMITS for seasonal in (True, False)]
-    with multiprocessing.Pool(2) as pool:
+    with multiprocessing.Pool(2, initializer=left_to_starter) as pool:
         made = dict(zip(cases, pool.imap(replayed, cases), strict=True))
     print(f"{'much is asked':14} {'replica-hours':>14} {'in time':>9}", end="")
     print(f"   {'of today alone':>14} {'in time':>9}   ratio  limit")
