@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 import httpx2
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 LOOK_S = 0.25
+_ENDS: Final = {"replica": "replica {}: gone", "problem": "problem with {}: over"}
+"""What is said when there is none any more, by the kind of thing."""
 NEXT = "next: "
 """How the last line of a start-up that went well begins."""
 
@@ -144,7 +146,11 @@ class _Reporter:
         for key, text in state.lines.items():
             if self._said.get(key) != text:
                 _say(text)
-                self._said[key] = text
+        for key in sorted(self._said.keys() - state.lines.keys()):
+            kind, _, name = key.partition("/")
+            if kind in _ENDS:
+                _say(_ENDS[kind].format(name))
+        self._said = state.lines
         if state.ready and not self.ready:
             self.ready = True
             for line in next_steps(self._home, state.models):
@@ -167,11 +173,11 @@ def _read_state(home: Home) -> _State:
     lines = {}
     for each in replicas:
         why = f" ({each['reason']})" if each["reason"] and each["server"] != "ready" else ""
-        lines[each["name"]] = f"replica {each['name']}: {each['server']}{why}"
+        lines[f"replica/{each['name']}"] = f"replica {each['name']}: {each['server']}{why}"
         for copy in each["copies"]:
             name = f"{copy['model']}@{copy['version']}"
             what = f": {copy['reason']}" if copy["reason"] else ""
-            lines[f"{each['name']}/{name}"] = f"  {name} on {each['name']}: {copy['state']}{what}"
+            lines[f"copy/{each['name']}/{name}"] = f"  {name} on {each['name']}: {copy['state']}{what}"
     for each in gateways:
         ready = "ready" if each["ready"] else f"not ready ({each['reason'] or 'starting'})"
         lines[f"gateway/{each['name']}"] = f"gateway {each['name']}: {ready}"

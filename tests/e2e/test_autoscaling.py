@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -68,9 +69,16 @@ def ever(system: System) -> set[str]:
     return {found[1] for line in said(system) if (found := re.match(r"replica (\S+):", line))}
 
 
+def started(system: System) -> list[str]:
+    """The replicas that the controller has started so far, one by one."""
+    lines = (system.home.logs / "controller.log").read_text().splitlines()
+    return [json.loads(line)["replica"] for line in lines if '"event": "replica starts"' in line]
+
+
 def test_a_new_fleet_has_one_replica_until_it_is_known_what_it_can_do(system: System) -> None:
     eventually(lambda: "replica cpu-0: ready" in said(system), 60, "there is none")
     eventually(lambda: not system.replicas(), 120, "and none while nothing is asked")
+    eventually(lambda: "replica cpu-0: gone" in said(system), 60, "whoever reads along is told")
     assert ever(system) == {"cpu-0"}
     assert fleet(system)["desired"] == 0 and fleet(system)["backends"]
 
@@ -134,7 +142,7 @@ def second_gateway(system: System, home: Home) -> Iterator[str]:
 async def test_two_gateways_that_ask_at_once_start_one_replica(system: System, tmp_path: Path) -> None:
     system.serve("quick", factor=3)
     eventually(lambda: not system.replicas(), 120)
-    before = len(said(system))
+    before = started(system)
     with second_gateway(system, Home(tmp_path / "second")) as other:
         given = grpcclient.InferInput("x", [1, 1], "FP32")
         given.set_data_from_numpy(np.array([[3.0]], dtype=np.float32))
@@ -145,8 +153,7 @@ async def test_two_gateways_that_ask_at_once_start_one_replica(system: System, t
             asked = [client.infer("quick", [given], client_timeout=120) for client in (one, two) * 10]
             answers = [float(each.as_numpy("y")[0, 0]) for each in await asyncio.gather(*asked)]
     assert answers == [9.0] * 20
-    started = [found[1] for line in said(system)[before:] if (found := re.match(r"replica (\S+): starting", line))]
-    assert started == ["cpu-0"]
+    assert started(system)[len(before) :] == ["cpu-0"]
     eventually(lambda: not system.replicas(), 120, "none again, and nobody waits for the gateway that has ended")
 
 
