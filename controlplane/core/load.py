@@ -80,23 +80,40 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """What forecasts `said`, in replicas, and what was needed, with the work of that time as its weight."""
+    """What forecasts `said` at a time (seconds since 1970), in replicas, and what was needed after it, with the work of
+    that time as its weight."""
 
+    at: float
     need: float
     weight: float
     said: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """A forecast, and by how many replicas it is moved."""
+
+    name: str
+    moved: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """Which forecast is `believed`, and by how many replicas it is moved, as compared at `compared_at`, on what was
-    `judged`. `open`: what each said at moments whose sequel is not known yet. Times are in seconds since 1970."""
+    """Which forecast is believed, as compared at `compared_at`: the `usual` one, or a `season` where it was better.
+    They were `judged`, and seasons by what is noted seldom and kept for longer, `of_days`. `open`: what each said at
+    moments whose sequel is not known yet. Times are in seconds since 1970."""
 
-    believed: str = ANALOGS
-    moved: float = 0.0
+    usual: Believed = Believed(ANALOGS)
+    season: Believed | None = None
     compared_at: float = 0.0
     judged: tuple[Judged, ...] = ()
+    of_days: tuple[Judged, ...] = ()
     open: tuple[tuple[float, Mapping[str, float]], ...] = ()
+
+    @property
+    def believed(self) -> Believed:
+        """The one that counts where it says anything."""
+        return self.season or self.usual
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

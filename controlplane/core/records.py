@@ -99,7 +99,8 @@ def _history(record: FleetRecord, load: Load | None, scaler: Scaler | None) -> H
     if record.history is not None and load.history.last - record.history.last < REMEMBER_SLOTS:
         return None
     # Before enough was judged here, it is what a controller before this one believed.
-    return replace(load.history, believed=scaler.contest.believed, moved=round(scaler.contest.moved, 3))
+    believed = scaler.contest.believed
+    return replace(load.history, believed=believed.name, moved=round(believed.moved, 3))
 
 
 def _has_changed(measured: float, recorded: float) -> bool:

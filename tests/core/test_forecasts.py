@@ -7,9 +7,21 @@ from collections.abc import Mapping
 
 import pytest
 
-from controlplane.core.load import ANALOGS, Contest, Load, Moment
+from controlplane.core.load import ANALOGS, Believed, Contest, Load, Moment
 from controlplane.core.models import History
-from controlplane.core.scaling.forecasts import ENOUGH, EVERY_S, KEPT, NONE, contest_of, forecasts, judge
+from controlplane.core.scaling.forecasts import (
+    ENOUGH,
+    EVERY_S,
+    KEPT,
+    KEPT_OF_DAYS,
+    NONE,
+    TODAY,
+    contest_of,
+    forecasts,
+    judge,
+    season_need,
+    usual_need,
+)
 from controlplane.core.scaling.seasons import DAY, SLOT_S, WEEK, Seasons
 
 DAY_S = DAY * SLOT_S
@@ -30,29 +42,59 @@ def test_what_no_forecast_is_worth() -> None:
     assert forecasts(Load(at=0.0, step_s=2.0, demand=5.0, features=lately), 0.99) == {NONE: pytest.approx(7.0)}
 
 
-def test_a_season_never_says_less_than_the_present_does() -> None:
-    load = Load(at=0.0, step_s=2.0, demand=4.0, seasons={"yesterday": 1.0, "a week ago": 9.0})
-    assert forecasts(load, 0.99) == {NONE: 4.0, "yesterday": 4.0, "a week ago": 9.0}
+def test_a_season_never_says_less_than_the_last_half_minute_needs() -> None:
+    lately = (math.log1p(16.0), math.log1p(4.0), 0.0)
+    load = Load(at=0.0, step_s=2.0, demand=16.0, features=lately, seasons={"yesterday": 1.0, "a week ago": 9.0})
+    assert forecasts(load, 0.99) == {NONE: pytest.approx(20.0), "yesterday": pytest.approx(6.0), "a week ago": 9.0}
 
 
 def test_moments_alike_are_believed_until_enough_is_known() -> None:
-    assert said_and_needed(ENOUGH - 5, {NONE: 1.0, ANALOGS: 9.0}, 1.0, 9.0).believed == ANALOGS
+    assert said_and_needed(ENOUGH - 5, {NONE: 1.0, ANALOGS: 9.0}, 1.0, 9.0).usual == Believed(ANALOGS)
 
 
-def test_a_forecast_counts_only_where_it_beats_foreseeing_nothing() -> None:
-    steps = 2 * ENOUGH
-    same = said_and_needed(steps, {NONE: 3.0, ANALOGS: 3.0}, 2.0, 3.0)
-    assert same.believed == ANALOGS, "nothing is gained by another one"
-    contest = Contest()
-    for step in range(steps):  # what is needed alternates; only one of them knows, the other is wrong each time
-        need, wrong = (2.0, 9.0) if step % 2 else (9.0, 2.0)
-        at = 1e9 + step * EVERY_S
-        sequel = Moment((0.0, 0.0, 0.0), need=wrong, weight=1.0, at=at - EVERY_S)
-        said = {NONE: 5.5, ANALOGS: wrong, "yesterday": need}
+def hours(count: float, right: float, *, since: Contest | None = None) -> Contest:
+    """What is needed changes each quarter of an hour; a season is right in a part of them, and in the rest says the
+    opposite. What is planned without it is always enough for all."""
+    contest = since or Contest()
+    begin = contest.open[-1][0] if contest.open else 1e9
+    for step in range(1, round(count * 3600 / EVERY_S)):
+        at = begin + step * EVERY_S
+        need, other = (2.0, 9.0) if at % 1800 < 900 else (9.0, 2.0)
+        said = {NONE: 9.0, ANALOGS: 9.0, TODAY: 9.0, "yesterday": need if at % 36000 < right * 36000 else other}
+        then = at - EVERY_S
+        needed = 2.0 if then % 1800 < 900 else 9.0
+        sequel = Moment((0.0, 0.0, 0.0), need=needed, weight=needed, at=then)
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
-    assert contest.believed == "yesterday"
-    assert contest.moved == pytest.approx(0.0)
-    assert len(contest.judged) <= KEPT and len(contest.open) < 5
+    return contest
+
+
+def test_a_season_is_believed_when_it_has_been_better_for_hours() -> None:
+    assert hours(5.5, right=1.0).believed == Believed(ANALOGS), "two hours may fit by chance"
+    proven = hours(6.5, right=1.0)
+    assert proven.season is not None and proven.season.name == "yesterday"
+    assert proven.season.moved == pytest.approx(0.0)
+    assert hours(6.5, right=0.9).season is None, "moved until it is enough, it asks for too much"
+    assert hours(6.5, right=1.0, since=proven).season == proven.season
+    assert hours(3.0, right=0.0, since=proven).season is None, "and no longer than it is better"
+
+
+def test_a_day_and_a_half_of_seasons_is_kept() -> None:
+    contest = hours(40.0, right=1.0)
+    assert len(contest.judged) == KEPT and len(contest.of_days) == KEPT_OF_DAYS and len(contest.open) < 5
+    assert contest.judged[0].at == pytest.approx(contest.judged[-1].at - 6 * 3600, abs=60)
+    assert contest.of_days[0].at == pytest.approx(contest.of_days[-1].at - 36 * 3600, abs=300)
+
+
+def test_nothing_is_gained_by_a_forecast_that_says_the_same() -> None:
+    assert said_and_needed(2 * ENOUGH, {NONE: 3.0, ANALOGS: 3.0}, 2.0, 3.0).believed == Believed(ANALOGS)
+
+
+def test_a_season_that_says_nothing_now_leaves_it_to_today() -> None:
+    contest = Contest(usual=Believed(NONE, 1.0), season=Believed("yesterday", 0.5))
+    said = {NONE: 3.0, ANALOGS: 4.0}
+    assert season_need(contest, said) is None and usual_need(contest, said) == 4.0
+    assert season_need(contest, said | {"yesterday": 2.0}) == 2.5
+    assert usual_need(Contest(), {NONE: 3.0}) == 3.0, "too little is known for moments alike"
 
 
 @pytest.mark.parametrize(("tends", "believed"), [(-0.15, NONE), (0.15, ANALOGS)], ids=["worse", "better"])
@@ -63,7 +105,7 @@ def test_moments_alike_are_not_believed_where_they_are_worse_than_nothing(tends:
         sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
         said = {NONE: 5.5, ANALOGS: 5.5 + (tends if need == 2.0 else -tends)}  # the next need is the other one
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
-    assert contest.believed == believed
+    assert contest.usual.name == believed
 
 
 def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
@@ -73,8 +115,8 @@ def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
         sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
         said = {NONE: 1.0 + (step + 1) % 3 - 0.5, ANALOGS: 3.0 - (step + 1) % 3}
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
-    assert contest.believed == NONE
-    assert contest.moved == pytest.approx(0.5)
+    assert contest.usual.name == NONE
+    assert contest.usual.moved == pytest.approx(0.5)
 
 
 def test_seasons_tell_the_most_of_the_same_time_of_other_days() -> None:
@@ -118,8 +160,9 @@ def test_a_week_is_written_down_and_no_more() -> None:
 
 def test_what_was_believed_stays_until_enough_was_judged() -> None:
     before = contest_of(History(first=0, most=(), believed="yesterday", moved=0.5))
-    said = {NONE: 3.0, ANALOGS: 3.0, "yesterday": 3.0}
-    young = said_and_needed(ENOUGH - 40, said, 2.0, 3.0, contest=before)
-    assert (young.believed, young.moved) == ("yesterday", 0.5)
-    assert said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before).believed == ANALOGS
-    assert contest_of(History(first=0, most=())).believed == ANALOGS
+    said = {NONE: 3.0, ANALOGS: 3.0, TODAY: 3.0, "yesterday": 3.0}
+    assert said_and_needed(ENOUGH - 40, said, 2.0, 3.0, contest=before).believed == Believed("yesterday", 0.5)
+    assert said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before).believed == Believed(ANALOGS)
+    none = contest_of(History(first=0, most=(), believed=NONE, moved=0.5))
+    assert none.usual == Believed(NONE, 0.5) and none.season is None
+    assert contest_of(History(first=0, most=())).believed == Believed(ANALOGS)

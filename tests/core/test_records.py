@@ -12,7 +12,7 @@ import pytest
 from controlplane.core.actions import RecordFleet
 from controlplane.core.census import Census
 from controlplane.core.fleets import ANY_LOAD_S
-from controlplane.core.load import Contest, Load, Scaler
+from controlplane.core.load import Believed, Contest, Load, Scaler
 from controlplane.core.messages import Copy, CopyState, ReplicaReport
 from controlplane.core.models import Cost, FleetRecord, FleetShape, History, Model, Version
 from controlplane.core.names import Key
@@ -22,7 +22,7 @@ from controlplane.server.acting import with_news
 
 RECORD = FleetRecord(shape=FleetShape(name="cpu"))
 LOAD = Load(at=1e9, step_s=2.0)
-SCALER = Scaler(contest=Contest(believed="yesterday", moved=0.25))
+SCALER = Scaler(contest=Contest(season=Believed("yesterday", 0.25)))
 
 
 def recorded(record: FleetRecord, load: Load) -> RecordFleet | None:

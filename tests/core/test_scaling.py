@@ -247,9 +247,12 @@ def test_the_least_steady_capacity(demand: list[float], slack_s: float, share: f
     demand=st.lists(st.floats(0.1, 20), min_size=1, max_size=60),
     slack_s=st.floats(0.1, 30),
     share=st.floats(0.5, 0.999),
+    guess=st.floats(0, 25),
 )
-def test_it_is_enough_and_no_more_than_to_have_nothing_late(demand: list[float], slack_s: float, share: float) -> None:
-    found = enough(demand, 2.0, slack_s, share)
+def test_it_is_enough_and_no_more_than_to_have_nothing_late(
+    demand: list[float], slack_s: float, share: float, guess: float
+) -> None:
+    found = enough(demand, 2.0, slack_s, share, guess)
     assert late(demand, 2.0, slack_s, found) <= (1 - share) * sum(demand) * (1 + 1e-9)
     assert found <= needed(demand, 2.0, slack_s) * (1 + 2 * CLOSE) + 1e-6
 
@@ -263,6 +266,15 @@ def test_a_steady_capacity_is_known_after_a_while_and_told_anew_for_another_shar
     past.reset(10.0, 0.0, 0.5)
     steady = past.steady()
     assert steady is not None and 1.4 < steady < 4.0, "it works off what bursts leave, while half may be late"
+
+
+def test_what_comes_once_an_hour_is_not_forgotten_by_the_steady_capacity() -> None:
+    past = Past(step_s=2.0, horizon_s=10.0, slack_s=0.0)
+    told = []
+    for n in range(4 * 1800 - 1):
+        past.add(9.0 if n % 1800 < 180 else 1.0, 2.0 * n)
+        told.append(past.steady())
+    assert told[1799:] == [pytest.approx(9.0)] * (len(told) - 1799)
 
 
 def test_the_past_tells_what_follows_a_moment_like_this_one() -> None:

@@ -22,6 +22,8 @@ LIKE = 0.1
 """Which share of the past counts as like the present."""
 STEADY_FEWEST, STEADY_EVERY = 450, 150
 """After so many steps, a quarter of an hour, the least steady capacity is known; after each so many it is told anew."""
+STEADY_KEPT_S = 21600.0
+"""It is of the last six hours, as what forecasts are compared by: with less, what comes once an hour is forgotten."""
 SHORT = 64
 """In so few steps every stretch of time is looked at."""
 FEWEST = 240
@@ -103,6 +105,8 @@ class Past:
     """With the time of each."""
     moments: deque[Moment] = field(default_factory=deque)
     _features: deque[tuple[Features, float]] = field(default_factory=deque)
+    _course: deque[float] = field(default_factory=deque)
+    """The demand for longer: what the steady capacity is of."""
     _steady: float | None = None
     _steady_in: int = 0
 
@@ -111,6 +115,7 @@ class Past:
         steps = max(1, round(self.keep_s / self.step_s))
         self.demand = deque(self.demand, maxlen=steps)
         self.moments = deque(self.moments, maxlen=steps)
+        self._course = deque(self._course, maxlen=max(1, round(STEADY_KEPT_S / self.step_s)))
 
     @property
     def lag(self) -> int:
@@ -119,6 +124,10 @@ class Past:
 
     def add(self, demand: float, at: float) -> Moment | None:
         """The demand of one more step, which ended `at`. Returns the moment whose sequel is known now."""
+        self._course.append(demand)
+        return self._take(demand, at)
+
+    def _take(self, demand: float, at: float) -> Moment | None:
         self.demand.append((demand, at))
         self._features.append((self._describe(), at))
         if len(self._features) <= self.lag:
@@ -135,11 +144,12 @@ class Past:
     def steady(self) -> float | None:
         """The steady capacity that would have been enough for all of it, to be asked once a step. None: the past is too
         short to tell."""
-        if len(self.demand) < STEADY_FEWEST:
+        if len(self._course) < STEADY_FEWEST:
             return None
         if self._steady_in <= 0:
-            demand = [each for each, _ in self.demand]
-            self._steady, self._steady_in = enough(demand, self.step_s, self.slack_s, self.share), STEADY_EVERY
+            course = list(self._course)
+            self._steady = enough(course, self.step_s, self.slack_s, self.share, guess=self._steady or 0.0)
+            self._steady_in = STEADY_EVERY
         self._steady_in -= 1
         return self._steady
 
@@ -159,7 +169,7 @@ class Past:
         self.moments.clear()
         self._features.clear()
         for each, at in demand:
-            self.add(each, at)
+            self._take(each, at)
 
 
 def likely_need(moments: Iterable[Moment], features: Features, share: float) -> float | None:

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from controlplane.core.load import ANALOGS, Load, Scaler
+from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
 from controlplane.core.scaling.analogs import lasting, recent
-from controlplane.core.scaling.forecasts import NONE, forecasts, judge, spread
+from controlplane.core.scaling.forecasts import TODAY, forecasts, judge, season_need, spread, usual_need
 from controlplane.core.scaling.limits import Limits
 
 STALE_STEPS = 4
@@ -143,17 +143,16 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     if answered and load.met is not None and load.at - adjusted_at >= ADJUST_S:
         factor = LESS if late > allowed * answered else MORE if late < allowed * answered / 2 else 1.0
         miss, adjusted_at = min(max(miss * factor, allowed * LEAST_MISS), allowed * MOST_MISS), load.at
-    said = forecasts(load, 1 - miss)
-    contest = judge(scaler.contest, load, said, 1 - miss)
-    believed = contest.believed if contest.believed in said else ANALOGS if ANALOGS in said else NONE
-    moved = contest.moved if believed == contest.believed else 0.0
-    likely, most = said[believed] + moved, math.inf
+    said, most = forecasts(load, 1 - miss), math.inf
     if load.steady is not None and capped_late <= allowed * answered:
         # What has lately been enough without any change is enough, unless traffic rises to what was never seen.
         lately = lasting(load.features)
         most = max(load.steady, lately + spread(lately, load.at_once))
-    capped = most < likely
-    likely = max(min(likely, most), STEADY * recent(load.features))
+    of_today = min(usual_need(scaler.contest, said), most)
+    contest = judge(scaler.contest, load, said | {TODAY: of_today}, 1 - miss)
+    of_season, usual = season_need(contest, said), usual_need(contest, said)
+    capped = of_season is None and most < usual
+    likely = max(min(usual, most) if of_season is None else of_season, STEADY * recent(load.features))
     return replace(
         scaler,
         began=scaler.began if scaler.began is not None else load.at,
@@ -192,7 +191,7 @@ def _text(
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
         if scaler.likely > load.demand:
-            believed = scaler.contest.believed
+            believed = scaler.contest.believed.name
             text += f", and {scaler.likely:.2f} are likely to be needed within the {load.start_s:.0f} s of a start"
             text += f", as {believed}" if believed in load.seasons else ""
         if load.backlog_s > load.slack_s:

@@ -2,8 +2,8 @@
 
 Every forecast says what capacity will be needed within the time of a start. When that time has passed, what was needed
 is known. Forecasts are compared as policies are: each is moved by what would have brought the wanted share of the work
-in time, and then costs what capacity it asks for. To foresee nothing is one of the forecasts; the others count
-only where they beat it.
+in time, and then costs what capacity it asks for. To foresee nothing is one of the forecasts. A season must have beaten
+all that is planned without it, for hours: what was needed at the same time of another day fits now and then by chance.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from controlplane.core.load import ANALOGS, Contest, Judged, Load
+from controlplane.core.load import ANALOGS, Believed, Contest, Judged, Load
 from controlplane.core.models import History
-from controlplane.core.scaling.analogs import likely_need, sudden
+from controlplane.core.scaling.analogs import likely_need, recent, sudden
+from controlplane.core.scaling.seasons import SEASONS
 
 NONE = "none"
+TODAY = "today"
+"""What is planned where no season is believed."""
 EVERY_S, KEPT = 10.0, 2160
 """How often what forecasts say is noted, and how much of it is kept: six hours."""
+SELDOM_S, KEPT_OF_DAYS = 60.0, 2160
+"""The same for seasons: a day and a half, so that what comes once a day is not forgotten when it comes again."""
 AGAIN_S = 300.0
 """How often they are compared."""
 ENOUGH = 720
 """With fewer notes, two hours of them, a comparison says nothing."""
+PROVEN, KNOWN = 360, 120
+"""Of a season so many, six hours of them, until it is believed; who is believed stays so for two hours at least."""
 MARGIN = 0.9
-"""Moments like this one, if they cost no more than to foresee nothing, and else that, are believed unless another
-forecast would have cost so much less."""
+"""A season is believed if it would have cost so much less than what was planned without it."""
 TINY = 1e-3
 """Less than this is no capacity."""
 
@@ -35,7 +41,8 @@ def contest_of(history: History | None) -> Contest:
     """Where a controller goes on that knows what one before it has found."""
     if history is None or not history.believed:
         return Contest()
-    return Contest(believed=history.believed, moved=history.moved)
+    believed = Believed(history.believed, history.moved)
+    return Contest(season=believed) if believed.name in SEASONS else Contest(usual=believed)
 
 
 def spread(demand: float, at_once: float) -> float:
@@ -45,52 +52,88 @@ def spread(demand: float, at_once: float) -> float:
 
 
 def forecasts(load: Load, share: float) -> dict[str, float]:
-    """What each forecast says, in replicas: enough for `share` of the work within the time of a start."""
+    """What each forecast says, in replicas: enough for `share` of the work within the time of a start. A season says
+    what was needed at this time, or what the last half minute needs, if that is more."""
     said = {NONE: load.demand + spread(sudden(load.features), load.at_once)}
     alike = likely_need(load.moments, load.features, share)
     if alike is not None:
         said[ANALOGS] = alike
-    present = said.get(ANALOGS, said[NONE])
+    present = recent(load.features)
+    present += spread(present, load.at_once)
     return said | {name: max(need, present) for name, need in load.seasons.items()}
 
 
+def usual_need(contest: Contest, said: Mapping[str, float]) -> float:
+    """What is likely to be needed, by the forecasts of today alone."""
+    usual = contest.usual
+    if usual.name in said:
+        return said[usual.name] + usual.moved
+    return said.get(ANALOGS, said[NONE])
+
+
+def season_need(contest: Contest, said: Mapping[str, float]) -> float | None:
+    """What is likely to be needed, by the season that is believed, if one is, and says anything."""
+    season = contest.season
+    return said[season.name] + season.moved if season is not None and season.name in said else None
+
+
 def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float) -> Contest:
-    """Take in what forecasts say now and what came after earlier ones, and compare them from time to time."""
-    sequel = load.sequel
-    if sequel is not None:
-        due = [then for at, then in contest.open if at <= sequel.at]
-        judged = tuple(Judged(need=sequel.need, weight=sequel.weight, said=then) for then in due[-1:])
-        left = tuple((at, then) for at, then in contest.open if at > sequel.at)
-        contest = replace(contest, open=left, judged=(*contest.judged, *judged)[-KEPT:]) if due else contest
-    if not contest.open or load.at - contest.open[-1][0] >= EVERY_S:
-        contest = replace(contest, open=(*contest.open, (load.at, said)))
+    """Take in what forecasts say now (and what is planned without a season, as TODAY) and what came after earlier ones,
+    and compare them from time to time."""
+    contest = _noted(contest, load, said)
     if load.at - contest.compared_at < AGAIN_S:
         return contest
-    if len(contest.judged) < ENOUGH:
-        return replace(contest, compared_at=load.at)  # what was believed to begin with stays
-    believed = _best(contest, share)
-    # Moments like this one were asked for the share already; what it lacks is corrected by what is measured.
-    moved = 0.0 if believed == ANALOGS else _lack(contest.judged, believed, share)
-    return replace(contest, compared_at=load.at, believed=believed, moved=moved)
+    usual = contest.usual
+    if len(contest.judged) >= ENOUGH:  # until then, what was believed to begin with stays
+        usual = _usual(contest.judged, share)
+    return replace(contest, compared_at=load.at, usual=usual, season=_season(contest, share))
 
 
-def _best(contest: Contest, share: float) -> str:
-    """Who costs least, compared with foreseeing nothing at the same moments."""
-    parts = {NONE: 1.0}
-    for name in {name for each in contest.judged for name in each.said} - {NONE}:
-        both = [each for each in contest.judged if name in each.said]
-        if len(both) >= ENOUGH:
-            parts[name] = _cost(both, name, share) / max(_cost(both, NONE, share), TINY)
-    if ANALOGS not in parts:
-        return ANALOGS  # not judged yet
-    usual = ANALOGS if parts[ANALOGS] <= parts[NONE] else NONE
-    best = min(sorted(parts), key=parts.__getitem__)
-    return best if parts[best] < parts[usual] * MARGIN else usual
+def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
+    sequel = load.sequel
+    due = [note for note in contest.open if sequel is not None and note[0] <= sequel.at]
+    if sequel is not None and due:
+        at, then = due[-1]
+        made = Judged(at=at, need=sequel.need, weight=sequel.weight, said=then)
+        of_days = contest.of_days
+        if SEASONS.keys() & then.keys() and (not of_days or at - of_days[-1].at >= SELDOM_S):
+            of_days = (*of_days, made)[-KEPT_OF_DAYS:]
+        contest = replace(
+            contest, open=contest.open[len(due) :], judged=(*contest.judged, made)[-KEPT:], of_days=of_days
+        )
+    if not contest.open or load.at - contest.open[-1][0] >= EVERY_S:
+        contest = replace(contest, open=(*contest.open, (load.at, said)))
+    return contest
+
+
+def _usual(judged: Sequence[Judged], share: float) -> Believed:
+    """Moments like this one, if they cost no more than to foresee nothing at the same moments, or can't be judged."""
+    both = [each for each in judged if ANALOGS in each.said]
+    if len(both) < ENOUGH or _cost(both, ANALOGS, share) <= max(_cost(both, NONE, share), TINY):
+        # They were asked for the share already; what they lack is corrected by what is measured.
+        return Believed(ANALOGS)
+    return Believed(NONE, _lack(judged, NONE, share))
+
+
+def _season(contest: Contest, share: float) -> Believed | None:
+    """The season that costs least, if it was proven to cost less than what is planned without it."""
+    before = contest.season.name if contest.season is not None else None
+    parts = {}
+    for name in sorted(SEASONS):
+        both = [each for each in contest.of_days if name in each.said]
+        if name == before and len(both) < KNOWN:
+            return contest.season
+        if len(both) >= (KNOWN if name == before else PROVEN):
+            parts[name] = _cost(both, name, share) / max(_cost(both, TODAY, share), TINY)
+    best = min(parts, key=parts.__getitem__, default=None)
+    if best is None or parts[best] >= MARGIN:
+        return None
+    return Believed(best, _lack([each for each in contest.judged if best in each.said], best, share))
 
 
 def _lack(judged: Sequence[Judged], name: str, share: float) -> float:
     """How many replicas more than it said (negative: fewer) would have brought `share` of the work in time."""
-    lacks = sorted((each.need - each.said[name], each.weight) for each in judged if name in each.said)
+    lacks = sorted((each.need - each.said[name], each.weight) for each in judged)
     wanted = share * sum(weight for _, weight in lacks)
     reached = itertools.accumulate(weight for _, weight in lacks)
     return next((lack for (lack, _), so_far in zip(lacks, reached, strict=True) if so_far >= wanted), 0.0)

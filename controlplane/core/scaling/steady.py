@@ -13,13 +13,14 @@ CLOSE = 0.01
 """It is found this closely: far closer than a whole replica."""
 
 
-def enough(demand: Sequence[float], step_s: float, slack_s: float, share: float) -> float:
+def enough(demand: Sequence[float], step_s: float, slack_s: float, share: float, guess: float = 0.0) -> float:
     """The least steady capacity with which `share` of the work of `demand` would not have waited longer than `slack_s`.
-    `demand` and the capacity in replicas, a value each `step_s` seconds."""
+    `demand` and the capacity in replicas, a value each `step_s` seconds. A good `guess` saves most of the time."""
     allowed = (1 - share) * sum(demand)
     low, high = 0.0, max(demand, default=0.0)
+    close_by = iter((guess * (1 + CLOSE / 2), guess * (1 - CLOSE / 2)))
     while high - low > CLOSE * high:
-        middle = (low + high) / 2
+        middle = next((each for each in close_by if low < each < high), (low + high) / 2)
         if late(demand, step_s, slack_s, middle) <= allowed:
             high = middle
         else:
