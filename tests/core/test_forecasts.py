@@ -33,7 +33,7 @@ def said_and_needed(steps: int, said: Mapping[str, float], *needs: float, contes
     for step in range(steps):
         at = 1e9 + step * EVERY_S
         needed = Moment((0.0, 0.0, 0.0), need=needs[step % len(needs)], weight=1.0, at=at - EVERY_S)
-        contest = judge(contest, Load(at=at, step_s=2.0, sequel=needed), said, 0.99)
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=needed), said, 0.99, 0.99)
     return contest
 
 
@@ -64,7 +64,7 @@ def hours(count: float, right: float, *, since: Contest | None = None) -> Contes
         then = at - EVERY_S
         needed = 2.0 if then % 1800 < 900 else 9.0
         sequel = Moment((0.0, 0.0, 0.0), need=needed, weight=needed, at=then)
-        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
     return contest
 
 
@@ -104,7 +104,7 @@ def test_moments_alike_are_not_believed_where_they_are_worse_than_nothing(tends:
         at, need = 1e9 + step * EVERY_S, (9.0, 2.0)[step % 2]
         sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
         said = {NONE: 5.5, ANALOGS: 5.5 + (tends if need == 2.0 else -tends)}  # the next need is the other one
-        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
     assert contest.usual.name == believed
 
 
@@ -114,7 +114,7 @@ def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
         at, need = 1e9 + step * EVERY_S, 1.0 + step % 3
         sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
         said = {NONE: 1.0 + (step + 1) % 3 - 0.5, ANALOGS: 3.0 - (step + 1) % 3}
-        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99)
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
     assert contest.usual.name == NONE
     assert contest.usual.moved == pytest.approx(0.5)
 

@@ -149,7 +149,7 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         lately = lasting(load.features)
         most = max(load.steady, lately + spread(lately, load.at_once))
     of_today = min(usual_need(scaler.contest, said), most)
-    contest = judge(scaler.contest, load, said | {TODAY: of_today}, 1 - miss)
+    contest = judge(scaler.contest, load, said | {TODAY: of_today}, 1 - miss, shape.goal.share)
     of_season, usual = season_need(contest, said), usual_need(contest, said)
     capped = of_season is None and most < usual
     likely = max(min(usual, most) if of_season is None else of_season, STEADY * recent(load.features))

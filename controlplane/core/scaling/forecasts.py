@@ -77,16 +77,16 @@ def season_need(contest: Contest, said: Mapping[str, float]) -> float | None:
     return said[season.name] + season.moved if season is not None and season.name in said else None
 
 
-def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float) -> Contest:
+def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float, goal: float) -> Contest:
     """Take in what forecasts say now (and what is planned without a season, as TODAY) and what came after earlier ones,
-    and compare them from time to time."""
+    and compare them from time to time. `share` of the work shall be in time for now, so that it is `goal` at last."""
     contest = _noted(contest, load, said)
     if load.at - contest.compared_at < AGAIN_S:
         return contest
     usual = contest.usual
     if len(contest.judged) >= ENOUGH:  # until then, what was believed to begin with stays
         usual = _usual(contest.judged, share)
-    return replace(contest, compared_at=load.at, usual=usual, season=_season(contest, share))
+    return replace(contest, compared_at=load.at, usual=usual, season=_season(contest, share, goal))
 
 
 def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
@@ -115,8 +115,9 @@ def _usual(judged: Sequence[Judged], share: float) -> Believed:
     return Believed(NONE, _lack(judged, NONE, share))
 
 
-def _season(contest: Contest, share: float) -> Believed | None:
-    """The season that costs least, if it was proven to cost less than what is planned without it."""
+def _season(contest: Contest, share: float, goal: float) -> Believed | None:
+    """The season that costs least, if it was proven to cost less than what is planned without it: at the goal, not at
+    what is made up for just now."""
     before = contest.season.name if contest.season is not None else None
     parts = {}
     for name in sorted(SEASONS):
@@ -124,7 +125,7 @@ def _season(contest: Contest, share: float) -> Believed | None:
         if name == before and len(both) < KNOWN:
             return contest.season
         if len(both) >= (KNOWN if name == before else PROVEN):
-            parts[name] = _cost(both, name, share) / max(_cost(both, TODAY, share), TINY)
+            parts[name] = _cost(both, name, goal) / max(_cost(both, TODAY, goal), TINY)
     best = min(parts, key=parts.__getitem__, default=None)
     if best is None or parts[best] >= MARGIN:
         return None
