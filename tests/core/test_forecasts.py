@@ -15,6 +15,7 @@ from controlplane.core.scaling.forecasts import (
     KEPT,
     KEPT_OF_DAYS,
     NONE,
+    PROVEN,
     TODAY,
     contest_of,
     forecasts,
@@ -68,13 +69,12 @@ def hours(count: float, right: float, *, since: Contest | None = None) -> Contes
     return contest
 
 
-def test_a_season_is_believed_when_it_has_been_better_for_hours() -> None:
-    assert hours(5.5, right=1.0).believed == Believed(ANALOGS), "two hours may fit by chance"
-    proven = hours(6.5, right=1.0)
+def test_a_season_is_believed_when_it_has_been_better_for_a_day() -> None:
+    assert hours(23.5, right=1.0).believed == Believed(ANALOGS), "some hours may fit by chance"
+    proven = hours(25.0, right=1.0)
     assert proven.season is not None and proven.season.name == "yesterday"
     assert proven.season.moved == pytest.approx(0.0)
-    assert hours(6.5, right=0.9).season is None, "moved until it is enough, it asks for too much"
-    assert hours(6.5, right=1.0, since=proven).season == proven.season
+    assert hours(25.0, right=0.9).season is None, "moved until it is enough, it asks for too much"
     assert hours(3.0, right=0.0, since=proven).season is None, "and no longer than it is better"
 
 
@@ -161,8 +161,9 @@ def test_a_week_is_written_down_and_no_more() -> None:
 def test_what_was_believed_stays_until_enough_was_judged() -> None:
     before = contest_of(History(first=0, most=(), believed="yesterday", moved=0.5))
     said = {NONE: 3.0, ANALOGS: 3.0, TODAY: 3.0, "yesterday": 3.0}
-    assert said_and_needed(ENOUGH - 40, said, 2.0, 3.0, contest=before).believed == Believed("yesterday", 0.5)
-    assert said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before).believed == Believed(ANALOGS)
+    after = said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before)
+    assert after.believed == Believed("yesterday", 0.5)
+    assert said_and_needed(PROVEN * 7, said, 2.0, 3.0, contest=before).believed == Believed(ANALOGS)
     none = contest_of(History(first=0, most=(), believed=NONE, moved=0.5))
     assert none.usual == Believed(NONE, 0.5) and none.season is None
     assert contest_of(History(first=0, most=())).believed == Believed(ANALOGS)

@@ -3,7 +3,7 @@
 Every forecast says what capacity will be needed within the time of a start. When that time has passed, what was needed
 is known. Forecasts are compared as policies are: each is moved by what would have brought the wanted share of the work
 in time, and then costs what capacity it asks for. To foresee nothing is one of the forecasts. A season must have beaten
-all that is planned without it, for hours: what was needed at the same time of another day fits now and then by chance.
+all that is planned without it, for a day: what was needed at the same time of another day fits now and then by chance.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ AGAIN_S = 300.0
 """How often they are compared."""
 ENOUGH = 720
 """With fewer notes, two hours of them, a comparison says nothing."""
-PROVEN, KNOWN = 360, 120
-"""Of a season so many, six hours of them, until it is believed; who is believed stays so for two hours at least."""
+PROVEN = 1440
+"""The same for seasons: a whole day of them, so that its quiet hours and its busy ones count as they come."""
 MARGIN = 0.9
 """A season is believed if it would have cost so much less than what was planned without it."""
 TINY = 1e-3
@@ -118,14 +118,13 @@ def _usual(judged: Sequence[Judged], share: float) -> Believed:
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
     """The season that costs least, if it was proven to cost less than what is planned without it: at the goal, not at
     what is made up for just now."""
-    before = contest.season.name if contest.season is not None else None
     parts = {}
     for name in sorted(SEASONS):
         both = [each for each in contest.of_days if name in each.said]
-        if name == before and len(both) < KNOWN:
-            return contest.season
-        if len(both) >= (KNOWN if name == before else PROVEN):
+        if len(both) >= PROVEN:
             parts[name] = _cost(both, name, goal) / max(_cost(both, TODAY, goal), TINY)
+        elif contest.season is not None and contest.season.name == name:
+            return contest.season  # as it was proven before
     best = min(parts, key=parts.__getitem__, default=None)
     if best is None or parts[best] >= MARGIN:
         return None
