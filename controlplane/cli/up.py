@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 LOOK_S = 0.25
-_ENDS: Final = {"replica": "replica {}: gone", "problem": "problem with {}: over"}
+_ENDS: Final = {"replica": "replica {}: gone", "gateway": "gateway {}: gone", "problem": "problem with {}: over"}
 """What is said when there is none any more, by the kind of thing."""
 NEXT = "next: "
 """How the last line of a start-up that went well begins."""
@@ -146,11 +146,13 @@ class _Reporter:
         for key, text in state.lines.items():
             if self._said.get(key) != text:
                 _say(text)
-        for key in sorted(self._said.keys() - state.lines.keys()):
+        # A controller that has just started does not know yet who is there.
+        gone = self._said.keys() - state.lines.keys() if state.settled else set()
+        for key in sorted(gone):
             kind, _, name = key.partition("/")
             if kind in _ENDS:
                 _say(_ENDS[kind].format(name))
-        self._said = state.lines
+        self._said = {key: text for key, text in (self._said | state.lines).items() if key not in gone}
         if state.ready and not self.ready:
             self.ready = True
             for line in next_steps(self._home, state.models):
@@ -160,6 +162,7 @@ class _Reporter:
 @dataclass(frozen=True, slots=True)
 class _State:
     lines: dict[str, str]
+    settled: bool
     ready: bool
     models: int
 
@@ -168,8 +171,8 @@ def _read_state(home: Home) -> _State:
     from controlplane.client.reader import Reader
 
     with Reader.of(home) as reader:
-        replicas, gateways = reader.get("/v1/replicas"), reader.get("/v1/gateways")
         status = reader.get("/v1/status")
+        replicas, gateways = reader.get("/v1/replicas"), reader.get("/v1/gateways")
     lines = {}
     for each in replicas:
         why = f" ({each['reason']})" if each["reason"] and each["server"] != "ready" else ""
@@ -184,7 +187,8 @@ def _read_state(home: Home) -> _State:
     for key, text in status["problems"].items():
         lines[f"problem/{key}"] = f"problem with {key}: {text}"
     ready = status["replicas_ready"] >= status["replicas_wanted"] and status["gateways_ready"] > 0
-    return _State(lines, ready, status["models"])
+    settled = status["settled"] and status["planned_s_ago"] is not None
+    return _State(lines, settled, ready, status["models"])
 
 
 def next_steps(home: Home, models: int) -> list[str]:

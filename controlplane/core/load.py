@@ -38,8 +38,9 @@ class Load:
     were none). `complete` False: a replica that serves has not told lately. `start_s`: how long a replica takes from
     its start to its first answer (`started`: a start was seen). `slack_s`: how long a request may wait. `moments` and
     `features`: the past and the present (see `analogs`); `steady`: how many replicas would have been enough for all of
-    the past (None: it is too short to tell); `sequel`: the newest moment whose sequel is known; `seasons`: what was
-    needed at this time of other days, by the season's name; `history`: what was needed so far, for the fleet's record.
+    the last hours (None: they are too few to tell); `sequel`: the newest moment whose sequel is known; `seasons`: what
+    was needed at this time of other days, by the season's name; `history`: what was needed so far, for the fleet's
+    record.
     `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept busy at
     most, and `use`, how often it is asked (see `popularity`). `crowded`: the versions of which more is asked than their
     copies can do, and what that is (None: not all is known yet). `slow`: replicas that have computed slower than the
@@ -180,6 +181,7 @@ class Scaler:
         contest = replace(
             self.contest,
             compared_at=by(self.contest.compared_at),
+            of_days=tuple(replace(each, at=by(each.at)) for each in self.contest.of_days),
             open=tuple((by(at), said) for at, said in self.contest.open),
         )
         return replace(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
-from controlplane.core.load import ANALOGS, Believed, Contest, Load, Moment
+from controlplane.core.load import ANALOGS, Believed, Contest, Load, Moment, Scaler
 from controlplane.core.models import History
 from controlplane.core.scaling.forecasts import (
     ENOUGH,
@@ -15,8 +15,9 @@ from controlplane.core.scaling.forecasts import (
     KEPT,
     KEPT_OF_DAYS,
     NONE,
+    PRESENT,
     PROVEN,
-    TODAY,
+    STEADY,
     contest_of,
     forecasts,
     judge,
@@ -39,47 +40,117 @@ def said_and_needed(steps: int, said: Mapping[str, float], *needs: float, contes
 
 
 def test_what_no_forecast_is_worth() -> None:
-    lately = (math.log1p(4.0), 0.0, 0.0)
-    assert forecasts(Load(at=0.0, step_s=2.0, demand=5.0, features=lately), 0.99) == {NONE: pytest.approx(7.0)}
+    lately = (math.log1p(4.0), math.log1p(1.0), 0.0)
+    said = forecasts(Load(at=0.0, step_s=2.0, demand=5.0, features=lately), 0.99)
+    assert said == {NONE: pytest.approx(7.0), PRESENT: pytest.approx(2.0), STEADY: 0.0}
 
 
 def test_a_season_never_says_less_than_the_last_half_minute_needs() -> None:
     lately = (math.log1p(16.0), math.log1p(4.0), 0.0)
     load = Load(at=0.0, step_s=2.0, demand=16.0, features=lately, seasons={"yesterday": 1.0, "a week ago": 9.0})
-    assert forecasts(load, 0.99) == {NONE: pytest.approx(20.0), "yesterday": pytest.approx(6.0), "a week ago": 9.0}
+    said = forecasts(load, 0.99)
+    assert (said["yesterday"], said["a week ago"]) == (said[PRESENT], 9.0)
+    assert said[PRESENT] == pytest.approx(6.0)
 
 
 def test_moments_alike_are_believed_until_enough_is_known() -> None:
     assert said_and_needed(ENOUGH - 5, {NONE: 1.0, ANALOGS: 9.0}, 1.0, 9.0).usual == Believed(ANALOGS)
 
 
-def hours(count: float, right: float, *, since: Contest | None = None) -> Contest:
-    """What is needed changes each quarter of an hour; a season is right in a part of them, and in the rest says the
-    opposite. What is planned without it is always enough for all."""
+def hours(
+    count: float,
+    says: Callable[[float], float],
+    *,
+    of: str = "yesterday",
+    since: Contest | None = None,
+    goal: float = 0.99,
+    other: str = "",
+) -> Contest:
+    """What is needed changes each quarter of an hour; a season says, at a time, what it says. All others are always
+    enough, but for one that knows what is needed."""
     contest = since or Contest()
     begin = contest.open[-1][0] if contest.open else 1e9
     for step in range(1, round(count * 3600 / EVERY_S)):
         at = begin + step * EVERY_S
-        need, other = (2.0, 9.0) if at % 1800 < 900 else (9.0, 2.0)
-        said = {NONE: 9.0, ANALOGS: 9.0, TODAY: 9.0, "yesterday": need if at % 36000 < right * 36000 else other}
         then = at - EVERY_S
-        needed = 2.0 if then % 1800 < 900 else 9.0
-        sequel = Moment((0.0, 0.0, 0.0), need=needed, weight=needed, at=then)
-        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
+        sequel = Moment((0.0, 0.0, 0.0), need=needed_at(then), weight=needed_at(then), at=then)
+        said = {NONE: 9.0, ANALOGS: 9.0, PRESENT: 9.0, STEADY: 0.0, of: says(at)}
+        if other:
+            said[other] = needed_at(at)
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.999, goal)
     return contest
 
 
+def needed_at(at: float) -> float:
+    return 2.0 if at % 1800 < 900 else 9.0
+
+
+def wrong(at: float) -> float:
+    return 11.0 - needed_at(at)
+
+
+def wrong_now_and_then(at: float) -> float:
+    return wrong(at) if at % 36000 < 3600 else needed_at(at)
+
+
 def test_a_season_is_believed_when_it_has_been_better_for_a_day() -> None:
-    assert hours(23.5, right=1.0).believed == Believed(ANALOGS), "some hours may fit by chance"
-    proven = hours(25.0, right=1.0)
+    assert hours(23.5, needed_at).season is None, "some hours may fit by chance"
+    proven = hours(25.0, needed_at)
     assert proven.season is not None and proven.season.name == "yesterday"
     assert proven.season.moved == pytest.approx(0.0)
-    assert hours(25.0, right=0.9).season is None, "moved until it is enough, it asks for too much"
-    assert hours(3.0, right=0.0, since=proven).season is None, "and no longer than it is better"
+    assert hours(3.0, wrong, since=proven).season is None, "and no longer than it is better"
+
+
+@pytest.mark.parametrize("other", [NONE, ANALOGS, PRESENT])
+def test_a_season_must_be_better_than_each_that_knows_of_no_other_day(other: str) -> None:
+    assert hours(25.0, needed_at, other=other).season is None, "it knows as well"
+
+
+def test_a_season_must_be_better_than_a_steady_number() -> None:
+    assert hours(25.0, lambda at: 8.5).season is None
+    assert hours(25.0, wrong_now_and_then).season is None, "moved until it is enough, it asks for more"
+
+
+def test_a_season_is_judged_at_the_goal() -> None:
+    assert hours(25.0, wrong_now_and_then, goal=0.8).season is not None, "so much may be late, if not just now"
+
+
+def test_nothing_is_believed_of_what_nobody_asks() -> None:
+    contest = Contest()
+    for step in range(PROVEN * 7):
+        at = 1e9 + step * EVERY_S
+        said = {NONE: 0.0, ANALOGS: 0.0, PRESENT: 0.0, STEADY: 0.0, "yesterday": 0.0}
+        sequel = Moment((0.0, 0.0, 0.0), need=0.0, weight=1e-9, at=at - EVERY_S)
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
+    assert contest.season is None
+
+
+def test_one_season_that_says_nothing_is_no_hindrance_to_the_other() -> None:
+    before = Contest(season=Believed("a week ago", 0.5))
+    assert hours(20.0, needed_at, since=before).season == before.season, "as it was proven before"
+    now = hours(25.0, needed_at, since=before).season
+    assert now is not None and now.name == "yesterday"
+
+
+def test_a_season_that_was_silent_of_late_is_moved_by_what_is_known_of_it() -> None:
+    long = hours(30.0, lambda at: needed_at(at) - 1.0)
+    silent = hours(7.0, needed_at, of="a week ago", since=long)
+    assert silent.season is not None and silent.season.name == "yesterday"
+    assert silent.season.moved == pytest.approx(1.0)
+    quiet = Contest(season=silent.season, judged=silent.judged[-60:], of_days=silent.of_days)
+    assert hours(0.2, lambda at: 9.0, since=quiet).season == silent.season, "a few notes tell nothing"
+
+
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    proven = Scaler(contest=hours(25.0, needed_at))
+    end = proven.contest.of_days[-1].at
+    back = proven.shifted(lambda at: at - 7200 if at > end - 7200 else at).contest
+    assert back.season == proven.contest.season
+    assert hours(3.0, wrong, since=back).season is None
 
 
 def test_a_day_and_a_half_of_seasons_is_kept() -> None:
-    contest = hours(40.0, right=1.0)
+    contest = hours(40.0, needed_at)
     assert len(contest.judged) == KEPT and len(contest.of_days) == KEPT_OF_DAYS and len(contest.open) < 5
     assert contest.judged[0].at == pytest.approx(contest.judged[-1].at - 6 * 3600, abs=60)
     assert contest.of_days[0].at == pytest.approx(contest.of_days[-1].at - 36 * 3600, abs=300)
@@ -160,7 +231,7 @@ def test_a_week_is_written_down_and_no_more() -> None:
 
 def test_what_was_believed_stays_until_enough_was_judged() -> None:
     before = contest_of(History(first=0, most=(), believed="yesterday", moved=0.5))
-    said = {NONE: 3.0, ANALOGS: 3.0, TODAY: 3.0, "yesterday": 3.0}
+    said = {NONE: 3.0, ANALOGS: 3.0, PRESENT: 3.0, STEADY: 0.0, "yesterday": 3.0}
     after = said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before)
     assert after.believed == Believed("yesterday", 0.5)
     assert said_and_needed(PROVEN * 7, said, 2.0, 3.0, contest=before).believed == Believed(ANALOGS)

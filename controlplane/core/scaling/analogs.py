@@ -92,8 +92,8 @@ class Past:
     """The demand so far, a value every `step_s` seconds, and the moments in it whose sequel is known.
 
     `horizon_s` is how far ahead decisions take effect, `slack_s` how long a request may wait, `share` which share of
-    them no longer. `keep_s` of it is kept. No more than half of that is looked ahead, so that there are moments whose
-    sequel is known.
+    them no longer. `keep_s` of it is kept, and the bare numbers for longer. No more than half of that is looked ahead, so
+    that there are moments whose sequel is known.
     """
 
     step_s: float
@@ -142,8 +142,8 @@ class Past:
         return self._features[-1][0] if self._features else self._describe()
 
     def steady(self) -> float | None:
-        """The steady capacity that would have been enough for all of it, to be asked once a step. None: the past is too
-        short to tell."""
+        """The steady capacity that would have been enough for the last hours, to be asked once a step. None: they are
+        too few to tell."""
         if len(self._course) < STEADY_FEWEST:
             return None
         if self._steady_in <= 0:

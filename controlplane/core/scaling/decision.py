@@ -10,7 +10,7 @@ from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
 from controlplane.core.scaling.analogs import lasting, recent
-from controlplane.core.scaling.forecasts import TODAY, forecasts, judge, season_need, spread, usual_need
+from controlplane.core.scaling.forecasts import forecasts, judge, season_need, spread, usual_need
 from controlplane.core.scaling.limits import Limits
 
 STALE_STEPS = 4
@@ -63,7 +63,8 @@ def decide(
     replicas have a place for what must have one, as `pinned_why` says in a part of a sentence. `out` of those that are
     present get no requests for a while: so many more are needed.
     """
-    fresh = load is not None and now - load.at <= STALE_STEPS * load.step_s
+    # One from the time to come was measured before the clock was set back.
+    fresh = load is not None and abs(now - load.at) <= STALE_STEPS * load.step_s
     if load is not None and fresh and load.at > scaler.at:
         scaler = _look(shape, load, scaler)
     if needed and scaler.idle_since is not None:
@@ -148,8 +149,7 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         # What has lately been enough without any change is enough, unless traffic rises to what was never seen.
         lately = lasting(load.features)
         most = max(load.steady, lately + spread(lately, load.at_once))
-    of_today = min(usual_need(scaler.contest, said), most)
-    contest = judge(scaler.contest, load, said | {TODAY: of_today}, 1 - miss, shape.goal.share)
+    contest = judge(scaler.contest, load, said, 1 - miss, shape.goal.share)
     of_season, usual = season_need(contest, said), usual_need(contest, said)
     capped = of_season is None and most < usual
     likely = max(min(usual, most) if of_season is None else of_season, STEADY * recent(load.features))
@@ -191,9 +191,10 @@ def _text(
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
         if scaler.likely > load.demand:
-            believed = scaler.contest.believed.name
+            season = scaler.contest.season
             text += f", and {scaler.likely:.2f} are likely to be needed within the {load.start_s:.0f} s of a start"
-            text += f", as {believed}" if believed in load.seasons else ""
+            if season is not None and load.seasons.get(season.name, 0.0) + season.moved >= scaler.likely:
+                text += f", as {season.name}"
         if load.backlog_s > load.slack_s:
             text += f"; {load.backlog_s:.1f} s of work wait"
         if load.held:

@@ -3,7 +3,7 @@
 Every forecast says what capacity will be needed within the time of a start. When that time has passed, what was needed
 is known. Forecasts are compared as policies are: each is moved by what would have brought the wanted share of the work
 in time, and then costs what capacity it asks for. To foresee nothing is one of the forecasts. A season must have beaten
-all that is planned without it, for a day: what was needed at the same time of another day fits now and then by chance.
+all that know of no other day, for a day: what was needed at the same time of another day fits now and then by chance.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from controlplane.core.scaling.analogs import likely_need, recent, sudden
 from controlplane.core.scaling.seasons import SEASONS
 
 NONE = "none"
-TODAY = "today"
-"""What is planned where no season is believed."""
+PRESENT = "the last half minute"
+STEADY = "a steady number"
+"""These two are not believed themselves: a season must beat them, too."""
 EVERY_S, KEPT = 10.0, 2160
 """How often what forecasts say is noted, and how much of it is kept: six hours."""
 SELDOM_S, KEPT_OF_DAYS = 60.0, 2160
@@ -32,7 +33,7 @@ ENOUGH = 720
 PROVEN = 1440
 """The same for seasons: a whole day of them, so that its quiet hours and its busy ones count as they come."""
 MARGIN = 0.9
-"""A season is believed if it would have cost so much less than what was planned without it."""
+"""A season is believed if it would have cost so much less than each that knows of no other day."""
 TINY = 1e-3
 """Less than this is no capacity."""
 
@@ -53,13 +54,14 @@ def spread(demand: float, at_once: float) -> float:
 
 def forecasts(load: Load, share: float) -> dict[str, float]:
     """What each forecast says, in replicas: enough for `share` of the work within the time of a start. A season says
-    what was needed at this time, or what the last half minute needs, if that is more."""
-    said = {NONE: load.demand + spread(sudden(load.features), load.at_once)}
+    what was needed at this time, or what the last half minute needs, if that is more. The steady number is none here: it
+    is what that is moved by."""
+    lately = recent(load.features)
+    present = lately + spread(lately, load.at_once)
+    said = {NONE: load.demand + spread(sudden(load.features), load.at_once), PRESENT: present, STEADY: 0.0}
     alike = likely_need(load.moments, load.features, share)
     if alike is not None:
         said[ANALOGS] = alike
-    present = recent(load.features)
-    present += spread(present, load.at_once)
     return said | {name: max(need, present) for name, need in load.seasons.items()}
 
 
@@ -78,15 +80,12 @@ def season_need(contest: Contest, said: Mapping[str, float]) -> float | None:
 
 
 def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float, goal: float) -> Contest:
-    """Take in what forecasts say now (and what is planned without a season, as TODAY) and what came after earlier ones,
-    and compare them from time to time. `share` of the work shall be in time for now, so that it is `goal` at last."""
+    """Take in what forecasts say now and what came after earlier ones, and compare them from time to time. `share` of
+    the work shall be in time for now, so that it is `goal` at last."""
     contest = _noted(contest, load, said)
     if load.at - contest.compared_at < AGAIN_S:
         return contest
-    usual = contest.usual
-    if len(contest.judged) >= ENOUGH:  # until then, what was believed to begin with stays
-        usual = _usual(contest.judged, share)
-    return replace(contest, compared_at=load.at, usual=usual, season=_season(contest, share, goal))
+    return replace(contest, compared_at=load.at, usual=_usual(contest, share), season=_season(contest, share, goal))
 
 
 def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
@@ -106,29 +105,40 @@ def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
     return contest
 
 
-def _usual(judged: Sequence[Judged], share: float) -> Believed:
-    """Moments like this one, if they cost no more than to foresee nothing at the same moments, or can't be judged."""
-    both = [each for each in judged if ANALOGS in each.said]
-    if len(both) < ENOUGH or _cost(both, ANALOGS, share) <= max(_cost(both, NONE, share), TINY):
+def _usual(contest: Contest, share: float) -> Believed:
+    """Moments like this one, if they cost no more than to foresee nothing at the same moments. Until enough was judged,
+    it is what was believed to begin with."""
+    both = _where(contest.judged, ANALOGS)
+    if len(both) < ENOUGH:
+        return contest.usual
+    if _cost(both, ANALOGS, share) <= max(_cost(both, NONE, share), TINY):
         # They were asked for the share already; what they lack is corrected by what is measured.
         return Believed(ANALOGS)
-    return Believed(NONE, _lack(judged, NONE, share))
+    return Believed(NONE, _lack(contest.judged, NONE, share))
 
 
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
-    """The season that costs least, if it was proven to cost less than what is planned without it: at the goal, not at
-    what is made up for just now."""
-    parts = {}
-    for name in sorted(SEASONS):
-        both = [each for each in contest.of_days if name in each.said]
-        if len(both) >= PROVEN:
-            parts[name] = _cost(both, name, goal) / max(_cost(both, TODAY, goal), TINY)
-        elif contest.season is not None and contest.season.name == name:
-            return contest.season  # as it was proven before
-    best = min(parts, key=parts.__getitem__, default=None)
-    if best is None or parts[best] >= MARGIN:
-        return None
-    return Believed(best, _lack([each for each in contest.judged if best in each.said], best, share))
+    """The season that costs least, if it was proven to cost less than all without it: at the goal, not at what is made
+    up for just now. Until enough was judged, it is what was believed to begin with, unless another one is proven."""
+    known = {name: _where(contest.of_days, name, ANALOGS) for name in sorted(SEASONS)}
+    costs = {name: _part(notes, name, goal) for name, notes in known.items() if len(notes) >= PROVEN}
+    best = min(costs, key=costs.__getitem__, default=None)
+    if best is not None and costs[best] < MARGIN:
+        lately = _where(contest.judged, best)
+        return Believed(best, _lack(lately if len(lately) >= ENOUGH else known[best], best, share))
+    before = contest.season
+    return before if before is not None and before.name not in costs else None
+
+
+def _where(judged: Sequence[Judged], *names: str) -> list[Judged]:
+    """The notes in which all of them said something."""
+    return [each for each in judged if all(name in each.said for name in names)]
+
+
+def _part(judged: Sequence[Judged], name: str, goal: float) -> float:
+    """What a season costs, as a part of the cheapest that knows of no other day."""
+    least = min(_cost(judged, other, goal) for other in (NONE, PRESENT, STEADY, ANALOGS))
+    return max(_cost(judged, name, goal), TINY) / max(least, TINY)
 
 
 def _lack(judged: Sequence[Judged], name: str, share: float) -> float:

@@ -18,7 +18,7 @@ def enough(demand: Sequence[float], step_s: float, slack_s: float, share: float,
     `demand` and the capacity in replicas, a value each `step_s` seconds. A good `guess` saves most of the time."""
     allowed = (1 - share) * sum(demand)
     low, high = 0.0, max(demand, default=0.0)
-    close_by = iter((guess * (1 + CLOSE / 2), guess * (1 - CLOSE / 2)))
+    close_by = iter((guess * (1 + CLOSE / 2), guess * (1 - CLOSE / 2), guess * (1 - CLOSE * 1.4)))
     while high - low > CLOSE * high:
         middle = next((each for each in close_by if low < each < high), (low + high) / 2)
         if late(demand, step_s, slack_s, middle) <= allowed:
