@@ -92,8 +92,8 @@ class Past:
     """The demand so far, a value every `step_s` seconds, and the moments in it whose sequel is known.
 
     `horizon_s` is how far ahead decisions take effect, `slack_s` how long a request may wait, `share` which share of
-    them no longer. `keep_s` of it is kept, and the bare numbers for longer. No more than half of that is looked ahead, so
-    that there are moments whose sequel is known.
+    them no longer. `keep_s` of it is kept, and the bare numbers for longer. No more than half of `keep_s` is looked
+    ahead, so that there are moments whose sequel is known.
     """
 
     step_s: float

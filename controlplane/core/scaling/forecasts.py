@@ -54,8 +54,8 @@ def spread(demand: float, at_once: float) -> float:
 
 def forecasts(load: Load, share: float) -> dict[str, float]:
     """What each forecast says, in replicas: enough for `share` of the work within the time of a start. A season says
-    what was needed at this time, or what the last half minute needs, if that is more. The steady number is none here: it
-    is what that is moved by."""
+    what was needed at this time, or what the last half minute needs, if that is more. A steady number is what it is
+    moved by, from none."""
     lately = recent(load.features)
     present = lately + spread(lately, load.at_once)
     said = {NONE: load.demand + spread(sudden(load.features), load.at_once), PRESENT: present, STEADY: 0.0}
