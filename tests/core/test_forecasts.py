@@ -10,6 +10,7 @@ import pytest
 from controlplane.core.load import ANALOGS, Believed, Contest, Load, Moment, Scaler
 from controlplane.core.models import History
 from controlplane.core.scaling.forecasts import (
+    CONSTANT,
     ENOUGH,
     EVERY_S,
     KEPT,
@@ -17,7 +18,6 @@ from controlplane.core.scaling.forecasts import (
     NONE,
     PRESENT,
     PROVEN,
-    STEADY,
     contest_of,
     forecasts,
     judge,
@@ -42,7 +42,7 @@ def said_and_needed(steps: int, said: Mapping[str, float], *needs: float, contes
 def test_what_no_forecast_is_worth() -> None:
     lately = (math.log1p(4.0), math.log1p(1.0), 0.0)
     said = forecasts(Load(at=0.0, step_s=2.0, demand=5.0, features=lately), 0.99)
-    assert said == {NONE: pytest.approx(7.0), PRESENT: pytest.approx(2.0), STEADY: 0.0}
+    assert said == {NONE: pytest.approx(7.0), PRESENT: pytest.approx(2.0), CONSTANT: 0.0}
 
 
 def test_a_season_never_says_less_than_the_last_half_minute_needs() -> None:
@@ -74,7 +74,7 @@ def hours(
         at = begin + step * EVERY_S
         then = at - EVERY_S
         sequel = Moment((0.0, 0.0, 0.0), need=needed_at(then), weight=needed_at(then), at=then)
-        said = {NONE: 9.0, ANALOGS: 9.0, PRESENT: 9.0, STEADY: 0.0, of: says(at)}
+        said = {NONE: 9.0, ANALOGS: 9.0, PRESENT: 9.0, CONSTANT: 0.0, of: says(at)}
         if other:
             said[other] = needed_at(at)
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.999, goal)
@@ -119,7 +119,7 @@ def test_nothing_is_believed_of_what_nobody_asks() -> None:
     contest = Contest()
     for step in range(PROVEN * 7):
         at = 1e9 + step * EVERY_S
-        said = {NONE: 0.0, ANALOGS: 0.0, PRESENT: 0.0, STEADY: 0.0, "yesterday": 0.0}
+        said = {NONE: 0.0, ANALOGS: 0.0, PRESENT: 0.0, CONSTANT: 0.0, "yesterday": 0.0}
         sequel = Moment((0.0, 0.0, 0.0), need=0.0, weight=1e-9, at=at - EVERY_S)
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
     assert contest.season is None
@@ -231,7 +231,7 @@ def test_a_week_is_written_down_and_no_more() -> None:
 
 def test_what_was_believed_stays_until_enough_was_judged() -> None:
     before = contest_of(History(first=0, most=(), believed="yesterday", moved=0.5))
-    said = {NONE: 3.0, ANALOGS: 3.0, PRESENT: 3.0, STEADY: 0.0, "yesterday": 3.0}
+    said = {NONE: 3.0, ANALOGS: 3.0, PRESENT: 3.0, CONSTANT: 0.0, "yesterday": 3.0}
     after = said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before)
     assert after.believed == Believed("yesterday", 0.5)
     assert said_and_needed(PROVEN * 7, said, 2.0, 3.0, contest=before).believed == Believed(ANALOGS)

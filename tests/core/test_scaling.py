@@ -214,6 +214,7 @@ def test_a_measurement_from_the_time_to_come_decides_nothing() -> None:
     ahead = replace(fleet.load(demand=6.0), at=fleet.now + 3600)
     decision, scaler = decide(SHAPE, LIMITS, ahead, fleet.scaler, present=2, needed=False, now=fleet.now)
     assert (decision.desired, decision.reason.code) == (2, "NO_METRICS") and scaler == fleet.scaler
+    assert "from before the clock was set back" in decision.reason.text
 
 
 loads = st.fixed_dictionaries(

@@ -215,7 +215,7 @@ def _text(
 
 
 def _age(load: Load, now: float) -> str:
-    return f"{now - load.at:.0f} s old"
+    return f"{now - load.at:.0f} s old" if now >= load.at else "from before the clock was set back"
 
 
 def _clock(at: float) -> str:

@@ -20,7 +20,7 @@ from controlplane.core.scaling.seasons import SEASONS
 
 NONE = "none"
 PRESENT = "the last half minute"
-STEADY = "a steady number"
+CONSTANT = "a steady number"
 """These two are not believed themselves: a season must beat them, too."""
 EVERY_S, KEPT = 10.0, 2160
 """How often what forecasts say is noted, and how much of it is kept: six hours."""
@@ -58,7 +58,7 @@ def forecasts(load: Load, share: float) -> dict[str, float]:
     moved by, from none."""
     lately = recent(load.features)
     present = lately + spread(lately, load.at_once)
-    said = {NONE: load.demand + spread(sudden(load.features), load.at_once), PRESENT: present, STEADY: 0.0}
+    said = {NONE: load.demand + spread(sudden(load.features), load.at_once), PRESENT: present, CONSTANT: 0.0}
     alike = likely_need(load.moments, load.features, share)
     if alike is not None:
         said[ANALOGS] = alike
@@ -137,7 +137,7 @@ def _where(judged: Sequence[Judged], *names: str) -> list[Judged]:
 
 def _part(judged: Sequence[Judged], name: str, goal: float) -> float:
     """What a season costs, as a part of the cheapest that knows of no other day."""
-    least = min(_cost(judged, other, goal) for other in (NONE, PRESENT, STEADY, ANALOGS))
+    least = min(_cost(judged, other, goal) for other in (NONE, PRESENT, CONSTANT, ANALOGS))
     return max(_cost(judged, name, goal), TINY) / max(least, TINY)
 
 
