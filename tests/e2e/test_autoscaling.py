@@ -105,9 +105,15 @@ def test_replicas_follow_the_load_up_and_down_to_zero(system: System) -> None:
     assert "nothing has been asked" in why(system)
 
 
+def serve_and_let_go(system: System, name: str, **options: Any) -> None:
+    """Promote such a model, and wait until the replica on which it was proven is gone."""
+    version = system.serve(name, **options)
+    eventually(lambda: system.holders(name, version), 60, "it is loaded nowhere")
+    eventually(lambda: not system.replicas(), 120, "none when nothing is asked")
+
+
 async def test_five_hundred_requests_to_an_empty_fleet_are_held_and_answered(system: System) -> None:
-    system.serve("quick")
-    eventually(lambda: not system.replicas(), 120)
+    serve_and_let_go(system, "quick")
     given = grpcclient.InferInput("x", [1, 1], "FP32")
     given.set_data_from_numpy(np.array([[3.0]], dtype=np.float32))
     async with grpcclient.InferenceServerClient(system.grpc) as client:
@@ -140,8 +146,7 @@ def second_gateway(system: System, home: Home) -> Iterator[str]:
 
 
 async def test_two_gateways_that_ask_at_once_start_one_replica(system: System, tmp_path: Path) -> None:
-    system.serve("quick", factor=3)
-    eventually(lambda: not system.replicas(), 120)
+    serve_and_let_go(system, "quick", factor=3)
     before = started(system)
     with second_gateway(system, Home(tmp_path / "second")) as other:
         given = grpcclient.InferInput("x", [1, 1], "FP32")
