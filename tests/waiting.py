@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, timeout_s: float = 30.0, every_s: float = 0.02, what: str = "") -> T:
+def until(condition: Callable[[], T], *, timeout_s: float = 120.0, every_s: float = 0.02, what: str = "") -> T:
     """What `condition` returns as soon as that is true; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

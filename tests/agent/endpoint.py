@@ -53,7 +53,7 @@ class Endpoint:
             )
             return self.generation
 
-    def wait(self, condition: Callable[[ReplicaReport], bool], *, timeout_s: float = 40.0) -> ReplicaReport:
+    def wait(self, condition: Callable[[ReplicaReport], bool], *, timeout_s: float = 120.0) -> ReplicaReport:
         """The newest report, once it fulfils the condition."""
         deadline = time.monotonic() + timeout_s
         with self._news:
@@ -62,7 +62,7 @@ class Endpoint:
                     raise AssertionError(f"it never came to that; last report: {self.reports[-1:]}")
             return self.reports[-1]
 
-    def wait_copy(self, model: str, version: int, state: str, *, timeout_s: float = 40.0) -> Copy:
+    def wait_copy(self, model: str, version: int, state: str, *, timeout_s: float = 120.0) -> Copy:
         """The copy, once a report has it in `state`, with the newest assignment taken."""
 
         def there(report: ReplicaReport) -> bool:

@@ -81,10 +81,12 @@ def test_a_load_that_never_ends_is_ended(replica: Replica) -> None:
     stuck = wanted(
         replica.folder, model="stuck", files={"model.py": add_source(initialize="import time; time.sleep(10**6)")}
     )
-    replica.start("--load-timeout-s=10")
+    replica.start()
     endpoint.order(good)
     ready(replica, "good")
     server = replica.server()
+    replica.kill_agent()
+    replica.start("--load-timeout-s=10")
     endpoint.order(good, stuck)
     failed = endpoint.wait_copy("stuck", 1, "failed")
     assert failed.blames == "model"

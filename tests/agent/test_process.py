@@ -67,7 +67,7 @@ async def test_a_port_that_is_taken_is_left_alone(settings: Settings, monkeypatc
 
         monkeypatch.setattr(processes, "free_ports", unlucky)
         async with supervised(server, heard):
-            await asyncio.wait_for(heard.ups.get(), 30)
+            await asyncio.wait_for(heard.ups.get(), 120)
             assert server.status.crashes == 0
             assert len(heard.deaths) == 1
             assert heard.deaths[0].how == "start"
@@ -92,7 +92,7 @@ async def test_starts_that_fail_are_counted_until_one_does_not(
 
     monkeypatch.setattr(process, "start", unlucky)
     async with supervised(server, heard):
-        await asyncio.wait_for(heard.ups.get(), 30)
+        await asyncio.wait_for(heard.ups.get(), 120)
         assert counted == [0, 1, 2]
         assert ["No space left" in each.reason for each in heard.deaths] == [True, True]
         assert (server.status.failed_starts, server.status.crashes) == (0, 0)
@@ -101,7 +101,7 @@ async def test_starts_that_fail_are_counted_until_one_does_not(
 async def test_a_server_without_its_ports_is_replaced(settings: Settings) -> None:
     first, heard = TritonServer(settings, LocalProcess(settings, find_installation())), Heard()
     task = asyncio.create_task(first.supervise(heard))
-    await asyncio.wait_for(heard.ups.get(), 30)
+    await asyncio.wait_for(heard.ups.get(), 120)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     record = processes.read_record(Home(settings.home).replica("cpu-0") / "server.json")
@@ -109,7 +109,7 @@ async def test_a_server_without_its_ports_is_replaced(settings: Settings) -> Non
     (Home(settings.home).replica("cpu-0") / "ports.json").unlink()
     second = TritonServer(settings, LocalProcess(settings, find_installation()))
     async with supervised(second, heard):
-        await asyncio.wait_for(heard.ups.get(), 30)
+        await asyncio.wait_for(heard.ups.get(), 120)
         assert record.process() is None
 
 
@@ -117,7 +117,7 @@ async def test_the_servers_environment_holds_no_secrets(settings: Settings, monk
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     server, heard = TritonServer(settings, LocalProcess(settings, find_installation())), Heard()
     async with supervised(server, heard):
-        await asyncio.wait_for(heard.ups.get(), 30)
+        await asyncio.wait_for(heard.ups.get(), 120)
         record = processes.read_record(Home(settings.home).replica("cpu-0") / "server.json")
         process = record.process() if record else None
         assert process is not None

@@ -107,8 +107,8 @@ def test_replicas_follow_the_load_up_and_down_to_zero(system: System) -> None:
 
 def serve_and_let_go(system: System, name: str, **options: Any) -> None:
     """Promote such a model, and wait until the replica on which it was proven is gone."""
-    version = system.serve(name, **options)
-    eventually(lambda: system.holders(name, version), 60, "it is loaded nowhere")
+    loaded = re.compile(rf"  {name}@{system.serve(name, **options)} on cpu-\d+: ready")
+    eventually(lambda: any(map(loaded.fullmatch, said(system))), 60, "it is loaded nowhere")
     eventually(lambda: not system.replicas(), 120, "none when nothing is asked")
 
 
@@ -255,6 +255,7 @@ def test_a_start_that_always_fails_is_told_and_comes_right_when_its_cause_is_gon
         folder.mkdir(parents=True)
         (folder / "models").write_text("in the way of the model repository")
         system.ctl("up", "-d", "-f", str(system.write_definition()), "--timeout", "20")
+        eventually(lambda: system.told_if_there("/v1/status"), 120, "the controller answers")
         eventually(lambda: "cpu-0 is down: it can't be started" in why(system), 60)
         assert set(system.replicas()) == {"cpu-0"}, "nobody starts one after the other"
         (folder / "models").unlink()

@@ -57,7 +57,7 @@ def test_a_registry_that_can_not_be_used_is_told(tmp_path: Path, s3: S3Server, r
     system = System(tmp_path, f"registry: {registry}", environment=dict(s3.environment))
     (tmp_path / "system.yaml").write_text(system.definition + "\ngateway: {grpc_port: 0, http_port: 0}\n")
     try:
-        done = system.ctl("up", "-d", "-f", "system.yaml", "--timeout", "30")
+        done = system.ctl("up", "-d", "-f", "system.yaml", "--timeout", "120")
         assert done.status == 2, done.err
         assert said in done.err
         assert "Traceback" not in done.err

@@ -82,6 +82,7 @@ def test_a_replica_that_never_comes_up_gives_its_place_to_another(tmp_path: Path
         folder.mkdir(parents=True)
         (folder / "models").write_text("in the way of the model repository")
         system.ctl("up", "-d", "-f", str(system.write_definition()), "--timeout", "20")
+        eventually(lambda: system.told_if_there("/v1/status"), 120, "the controller answers")
         system.serve("m")
         eventually(lambda: system.holders("m", 1) == {"cpu-0", "cpu-2"}, 120, "no other one in its place")
         eventually(lambda: set(system.replicas()) == {"cpu-0", "cpu-2"}, 120, "it stays")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_for(condition: Callable[[], object], what: str, *, timeout_s: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, *, timeout_s: float = 120.0) -> None:
     """Return as soon as `condition` holds; fail after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not condition():

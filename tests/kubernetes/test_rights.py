@@ -158,7 +158,7 @@ class Led:
 
 async def true(condition: Callable[[], bool], what: Callable[[], object]) -> None:
     """Wait for it in the event loop, in whose thread it may look at everything."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, what()
         await asyncio.sleep(0.05)

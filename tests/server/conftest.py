@@ -74,9 +74,14 @@ class Service:
         )
         server = uvicorn.Server(uvicorn.Config(make_app(controller, TOKEN), log_config=None, lifespan="off"))
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
-        self._up.set()
+        running = asyncio.create_task(controller.run(tick_s=0.1, pause_s=0.01))
         try:
-            await controller.run(tick_s=0.1, pause_s=0.01)
+            for _ in range(1000):  # who is told "not yet" asks again, but no test does
+                if controller.planned_at is not None or running.done():
+                    break
+                await asyncio.sleep(0.01)
+            self._up.set()
+            await running
         finally:
             server.should_exit = server.force_exit = True
             await asyncio.gather(serving, return_exceptions=True)
