@@ -3,9 +3,9 @@
 Run ``python -m benchmarks.seasons``. Each full hour for six minutes, six times as much is asked; or as often, as long
 and as much, but at random times. A replica takes two minutes to start and works on one request at once; the goal is
 that 99 % of the requests wait no longer than 2 s. The peer is the same autoscaler that knows of no other day. What
-counts is the third day: a season is believed when it was better for a day. Limits: no more
-replica-hours than the peer's where the hours are alike, 1.02 times as many where they are not, and no smaller a share
-in time, less a tenth of a percent.
+counts is six hours of the third day: a season is believed when it was better for a day. Limits: no more replica-hours
+than the peer's where the hours are alike, 1.02 times as many where they are not, and no smaller a share in time, less a
+tenth of a percent.
 """
 
 from __future__ import annotations
