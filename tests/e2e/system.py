@@ -285,6 +285,13 @@ class Load:
                     self.last_at = time.monotonic()
                 self._stop.wait(self._pause_s)
 
+    def calm(self, quiet_s: float = 5.0) -> None:
+        """Wait until no request has failed for a while: a channel tries to connect again every few seconds."""
+        until(
+            lambda: not self.failures or time.monotonic() - self.failures[-1][0] > quiet_s,
+            what=f"requests to {self._name} go on failing",
+        )
+
     def more(self, count: int, timeout_s: float = 60.0) -> None:
         """Wait for so many more answers."""
         wanted = sum(self.answers.values()) + count

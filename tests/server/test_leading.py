@@ -19,7 +19,7 @@ from controlplane.server.leading import LONGEST_S, Election, Record, Sight, Timi
 T = TypeVar("T")
 QUICK = Timing(renew_s=0.1, look_s=0.05, call_s=0.2)
 """Looks often; nobody loses a lease because this process stood still for some seconds."""
-SHORT = replace(QUICK, lease_s=3.0, give_up_s=2.1)
+SHORT = replace(QUICK, lease_s=6.0, give_up_s=4.2)
 """For what happens when a lease runs out."""
 
 
