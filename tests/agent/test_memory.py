@@ -24,11 +24,14 @@ while time.monotonic() < deadline and int(open(f"/proc/{{pid}}/statm").read().sp
 """
 
 GROWS = """
-import time
+import os, time
 self.kept = []
 for _ in range(200):
     self.kept.append(bytearray(b"x") * (1 << 20))
     time.sleep(0.02)
+deadline = time.monotonic() + 60
+while time.monotonic() < deadline and not os.path.exists({go!r}):
+    time.sleep(0.05)
 """
 
 
@@ -74,12 +77,15 @@ def test_an_unloading_beside_a_load_says_nothing_of_leaks(replica: Replica) -> N
     endpoint = replica.endpoint
     replica.start()
     other = wanted(replica.folder, model="other")
-    grows = wanted(replica.folder, model="grows", files={"model.py": source(GROWS)})
+    go = replica.folder / "go"
+    grows = wanted(replica.folder, model="grows", files={"model.py": source(GROWS.format(go=str(go)))})
     endpoint.order(other)
     endpoint.wait_copy("other", 1, "ready")
     endpoint.order(other, grows)
     endpoint.wait_copy("grows", 1, "loading")
     endpoint.order(grows)
+    endpoint.wait(lambda each: copy_of(each, "other", 1) is None)
+    go.touch()
     assert gone(endpoint, "other") == 0
     copy = endpoint.wait_copy("grows", 1, "ready")
     assert copy.memory_bytes is not None and copy.memory_bytes > 200 * MIB, "its own process tells what it took"
