@@ -40,11 +40,10 @@ class Load:
     `features`: the past and the present (see `analogs`); `steady`: how many replicas would have been enough for all of
     the last hours (None: they are too few to tell); `sequel`: the newest moment whose sequel is known; `seasons`: what
     was needed at this time of other days, by the season's name; `history`: what was needed so far, for the fleet's
-    record.
-    `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept busy at
-    most, and `use`, how often it is asked (see `popularity`). `crowded`: the versions of which more is asked than their
-    copies can do, and what that is (None: not all is known yet). `slow`: replicas that have computed slower than the
-    others for a while, and how many times as long they take.
+    record. `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept
+    busy at most, and `use`, how often it is asked (see `popularity`). `crowded`: the versions of which more is asked
+    than their copies can do, and what that is (None: not all is known yet). `slow`: replicas that have computed slower
+    than the others for a while, and how many times as long they take.
     """
 
     at: float

@@ -81,9 +81,8 @@ def resize(
         for _ in range(begin):
             name = f"{fleet}-{next(numbers)}"
             actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
-    elif snapshot.settled:
-        kept = desired if not rolling else len(staying)
-        stopping |= {each.name: why if each.name == out else leaving for each in staying[kept:]}
+    elif snapshot.settled and not rolling:
+        stopping |= {each.name: why if each.name == out else leaving for each in staying[desired:]}
     for each in replicas:
         if each.name not in stopping or each.leaving:
             continue  # it stays, or goes already

@@ -6,6 +6,7 @@ import pytest
 
 from controlplane.core.actions import RemoveReplica, StartReplica
 from controlplane.core.entry import Serving
+from controlplane.core.names import Key
 from tests.core.world import Replica, World, promoted
 
 
@@ -40,11 +41,17 @@ def test_a_replica_that_somebody_else_ends_leaves_when_its_versions_are_ready_el
     assert len(world.replicas) == replicas and len(world.served(key)) == replicas
 
 
-def test_who_is_there_beside_as_many_as_shall_be_is_left_to_who_made_it() -> None:
+def rolling() -> tuple[World, Key]:
+    """Two replicas that serve a version, while a Deployment replaces the first of them."""
     world = World(replicas=2)
     key = promoted(world)
     world.replicas["cpu-new"] = Replica("cpu-new", "cpu", 7)
     world.extra = {"cpu-new"}
+    return world, key
+
+
+def test_who_is_there_beside_as_many_as_shall_be_is_left_to_who_made_it() -> None:
+    world, key = rolling()
     world.run(20)
     assert not world.plan.stopping
     world.evicted = {"cpu-0"}  # as a Deployment does when the new one is ready
@@ -56,10 +63,7 @@ def test_who_is_there_beside_as_many_as_shall_be_is_left_to_who_made_it() -> Non
 
 def test_nobody_is_told_to_stop_while_somebody_replaces_them() -> None:
     """On Kubernetes whoever was told stays until the rolling update has ended, and it may wait for that one."""
-    world = World(replicas=2)
-    key = promoted(world)
-    world.replicas["cpu-new"] = Replica("cpu-new", "cpu", 7)
-    world.extra = {"cpu-new"}
+    world, key = rolling()
     world.resize(1)
     world.run(20)
     assert world.served(key) == {"cpu-0", "cpu-1", "cpu-new"}
