@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from controlplane.agent.disk import BlobStore, SourceExpired
-from controlplane.agent.gate import LoadGate
+from controlplane.agent.gate import LoadGate, Pass
 from controlplane.agent.reconcile import Failure, Forget, Held, Keep, Load, Prove, died, next_retry, next_step, to_fetch
 from controlplane.agent.server import ModelStuck, Server, ServerDied
 from controlplane.agent.settings import Settings
@@ -271,19 +271,19 @@ class Keeper:
         expected = sum(self.held[number].memory_bytes or 0 for number in going)
         try:
             with self._around.gate.unload() as way:
-                before = await asyncio.to_thread(self._around.server.memory_bytes) if expected else 0
+                before = await asyncio.to_thread(self._around.server.memory_bytes) if expected else None
                 if step.versions:
                     await self._around.server.serve(self.model, self._manifests(step.versions), self._around.store.path)
                 else:
                     await self._around.server.give_up(self.model)
-                after = await asyncio.to_thread(self._around.server.memory_bytes) if expected else 0
+                after = await asyncio.to_thread(self._around.server.memory_bytes) if before is not None else None
         except ServerDied:
             await self._server_moves()
         except (ControlPlaneError, OSError) as error:
             self._log.warning("unloading failed, and is tried again", versions=going, reason=str(error))
             await self._wait(self._around.settings.retry_min_s)
         else:
-            if expected and way.alone:  # else it can't be told whose memory came or went
+            if before is not None and after is not None and way.alone:  # else it can't be told whose came or went
                 self._around.leaked(expected - (before - after))
             for number in going:
                 self._change(number, loaded=False, proved=False, memory_bytes=None, load_s=None)
@@ -307,19 +307,19 @@ class Keeper:
             around.witness.load_begins(key)
             life = self._life
             self._change(step.version, doing="loading", failure=None)
-            began = time.monotonic()
             before = await asyncio.to_thread(around.server.memory_bytes)
+            began = time.monotonic()
             try:
                 await around.server.serve(self.model, manifests, around.store.path)
                 if self._life != life:
                     raise ServerDied("the server ended meanwhile")
                 self._change(step.version, loaded=True)
                 await around.server.prove(self.model, step.version, manifests[step.version])
-                took = await asyncio.to_thread(self._measure, key, before, alone=way.alone)
+                load_s = round(time.monotonic() - began, 3)
+                took = await asyncio.to_thread(self._measure, key, before, way)
                 if self._life != life:
                     raise ServerDied("the server ended meanwhile")
                 around.witness.load_succeeds(key)
-                load_s = round(time.monotonic() - began, 3)
                 self._change(step.version, proved=True, attempts=0, doing=None, memory_bytes=took, load_s=load_s)
                 self._log.info("version is ready", version=step.version, seconds=load_s, memory_bytes=took)
                 if key in around.witness.careful:
@@ -335,14 +335,13 @@ class Keeper:
                 around.witness.load_ends(key)
                 self._change(step.version, doing=None)
 
-    def _measure(self, key: Key, before: int, *, alone: bool) -> int | None:
+    def _measure(self, key: Key, before: int | None, way: Pass) -> int | None:
         """What a load took: the difference of the whole, or, where others loaded at the same time, what is beyond doubt
-        the version's own. None where that can't be told: what processes take says nothing of a GPU's memory."""
-        server = self._around.server
-        if self._around.settings.gpus:
-            return None
-        took = server.memory_bytes() - before if alone else server.memory_bytes(key)
-        return took if took > 0 else None
+        the version's own. None where that can't be told."""
+        after = self._around.server.memory_bytes() if before is not None else None
+        if before is None or after is None or not way.alone:
+            return self._around.server.memory_bytes(key) or None
+        return max(0, after - before) or None
 
     async def _settle(self, life: int) -> None:
         """Hold the gate for a while after a careful load: a server that dies now has one suspect."""

@@ -103,6 +103,7 @@ class Server(Protocol):
         """Those of `keys`, which are loaded, that can't answer any more although the server is well: only unloading and
         loading again helps. Cheap; may be called in a thread."""
 
-    def memory_bytes(self, of: Key | None = None) -> int:
-        """The memory that the server and its helper processes take now; those of one version only, if it is named (0
-        where it has none of its own)."""
+    def memory_bytes(self, of: Key | None = None) -> int | None:
+        """The memory that the server and its helper processes take now, on a replica with GPUs that of these; those of
+        one version only, if it is named (0 where it has none of its own). None where it can't be told. May take a
+        while: for threads."""

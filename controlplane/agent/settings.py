@@ -10,7 +10,8 @@ from pathlib import Path
 class Settings:
     """One replica's agent.
 
-    `gpus` is how many of the machine's GPUs the server may use. `disk_bytes` bounds the downloaded artifacts.
+    `gpus` is how many of the machine's GPUs the server may use, `gpu_indices` which (`0,1`; empty: the first).
+    `disk_bytes` bounds the downloaded artifacts.
     `load_timeout_s` is the longest that a load may take, warm-up included, `proof_timeout_s` the example request.
     A server that misses `live_failures` checks in a row, `live_every_s` apart, is taken to hang. `exit_timeout_s` is
     what Triton gives requests in flight when it is told to end. Crashes further apart than `crash_window_s` have
@@ -24,6 +25,7 @@ class Settings:
     replica: str
     fleet: str
     gpus: int = 0
+    gpu_indices: str = ""
     disk_bytes: int = 20 << 30
     parallel_downloads: int = 4
     parallel_loads: int = 2

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from controlplane.core.entry import Entry
 from controlplane.core.errors import InvalidInput, NotFound
-from controlplane.core.models import FleetRecord, FleetShape, Manifest, Quarantine
+from controlplane.core.models import FleetRecord, Manifest, Quarantine
 from controlplane.core.names import Key, Reason, mib
 from controlplane.core.snapshot import ReplicaView, Snapshot
 
@@ -74,15 +74,14 @@ def memory_told(key: Key, manifest: Manifest, digest: str, record: FleetRecord) 
 
 
 def _measured(digest: str, record: FleetRecord) -> int | None:
-    """What was measured, and no more than a replica has: it was loaded on one. None on GPUs: it is the memory of
-    processes that was measured, whatever an earlier agent has reported."""
-    measured = record.measured_bytes.get(digest) if not record.shape.gpus else None
+    """What was measured, and no more than a replica has: it was loaded on one."""
+    measured = record.measured_bytes.get(digest)
     return min(measured, record.shape.memory_bytes) if measured is not None else None
 
 
-def leaked_bytes(replica: ReplicaView, shape: FleetShape) -> int:
-    """The memory that a replica has lost to models that were unloaded. Not known on GPUs: it is that of processes."""
-    return replica.report.leaked_bytes if replica.report is not None and not shape.gpus else 0
+def leaked_bytes(replica: ReplicaView) -> int:
+    """The memory that a replica has lost to models that were unloaded."""
+    return replica.report.leaked_bytes if replica.report is not None else 0
 
 
 def quarantine_of(record: FleetRecord, key: Key, digest: str | None) -> Quarantine | None:

@@ -49,8 +49,6 @@ def records(snapshot: Snapshot, census: Census, scalers: Mapping[str, Scaler]) -
 
 
 def _sizes(record: FleetRecord, replicas: list[ReplicaView]) -> Mapping[str, int]:
-    if record.shape.gpus:
-        return {}
     measured: dict[str, int] = {}
     for copy in (copy for each in replicas for copy in each.copies.values()):
         if copy.state == "ready" and copy.memory_bytes:

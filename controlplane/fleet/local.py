@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from controlplane.backoff import backoff_s
 from controlplane.core.models import FleetShape
 from controlplane.fleet.protocol import FleetReplica, News
 from controlplane.local import processes
+from controlplane.local.gpus import count_gpus
 from controlplane.local.home import Home, replace_file
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,7 @@ class _Started:
     """What is kept of a replica in its folder: whoever comes next can start its agent again."""
 
     shape: FleetShape
+    gpus: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,23 +60,26 @@ class LocalFleet:
         """Every replica with a folder; agents that have died are started again, each time later. One that has ended
         because it was told to is removed, whoever told it."""
         found = []
-        for name, shape in self._replicas():
+        for name, started in self._replicas():
             if self._agent(name) is None:
                 if stopped_file(self._home, name).exists():
                     await self.remove(name)
                     continue
-                self._revive(name, shape)
-            found.append(FleetReplica(name=name, fleet=shape.name))
+                self._revive(name, started)
+            found.append(FleetReplica(name=name, fleet=started.shape.name))
         return tuple(found)
 
     async def start(self, shape: FleetShape, replica: str) -> None:
-        """Start its agent, unless it runs."""
+        """Start its agent, unless it runs. It gets GPUs that as few others use as possible."""
+        present = await asyncio.to_thread(count_gpus) if shape.gpus else 0
         folder = self._home.replica(replica)
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "replica.json", TypeAdapter(_Started).dump_json(_Started(shape=shape)).decode())
+        gpus = deal(shape.gpus, present, (each.gpus for name, each in self._replicas() if name != replica))
+        started = _Started(shape=shape, gpus=gpus)
+        replace_file(folder / "replica.json", TypeAdapter(_Started).dump_json(started).decode())
         if self._agent(replica) is None:
             stopped_file(self._home, replica).unlink(missing_ok=True)
-            self._start(replica, shape)
+            self._start(replica, started)
 
     def notes(self) -> Mapping[str, str]:
         """Nobody else changes anything here."""
@@ -104,12 +110,12 @@ class LocalFleet:
         self._ends.pop(replica, None)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _replicas(self) -> tuple[tuple[str, FleetShape], ...]:
+    def _replicas(self) -> tuple[tuple[str, _Started], ...]:
         found = []
         for record in sorted((self._home.root / "replicas").glob("*/replica.json")):
             name = record.parent.name
             try:
-                found.append((name, TypeAdapter(_Started).validate_json(record.read_bytes()).shape))
+                found.append((name, TypeAdapter(_Started).validate_json(record.read_bytes())))
             except (OSError, ValidationError) as error:
                 if name not in self._unread:
                     log.warning("a replica's record can't be read; it is left alone", replica=name, reason=str(error))
@@ -126,18 +132,18 @@ class LocalFleet:
             _reap(record.pid)
         return process
 
-    def _revive(self, replica: str, shape: FleetShape) -> None:
+    def _revive(self, replica: str, started: _Started) -> None:
         now = time.monotonic()
         ends = self._ends.setdefault(replica, _Ends())
         if ends.started_at and not ends.again_at:
             ends.count = 1 if now - ends.started_at > STEADY_S else ends.count + 1
             ends.again_at = now + backoff_s(ends.count, BACKOFF_MIN_S, BACKOFF_MAX_S)
-            log.warning("an agent ended", replica=replica, fleet=shape.name, again_in_s=ends.again_at - now)
+            log.warning("an agent ended", replica=replica, fleet=started.shape.name, again_in_s=ends.again_at - now)
         if now >= ends.again_at:
-            self._start(replica, shape)
+            self._start(replica, started)
 
-    def _start(self, replica: str, shape: FleetShape) -> None:
-        ends = self._ends.setdefault(replica, _Ends())
+    def _start(self, replica: str, started: _Started) -> None:
+        shape, ends = started.shape, self._ends.setdefault(replica, _Ends())
         ends.started_at, ends.again_at = time.monotonic(), 0.0
         processes.start(
             [
@@ -147,6 +153,7 @@ class LocalFleet:
                 f"--fleet={shape.name}",
                 f"--disk-bytes={shape.disk_bytes}",
                 f"--gpus={shape.gpus}",
+                f"--gpu-indices={','.join(map(str, started.gpus))}",
                 f"--load-timeout-s={shape.load_timeout_s}",
             ],
             home=self._home.root,
@@ -166,6 +173,13 @@ class LocalFleet:
         if process is not None:
             processes.stop(process, grace_s=0)
         processes.remove_shared_memory(processes.shared_memory_prefix(self._home.root, replica))
+
+
+def deal(wanted: int, present: int, taken: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The indices of `wanted` of the machine's `present` GPUs: those that the fewest of `taken` use, the first of them.
+    As many as there are, if there are fewer."""
+    uses = Counter(index for each in taken for index in each)
+    return tuple(sorted(sorted(range(present), key=lambda index: (uses[index], index))[:wanted]))
 
 
 def stopped_file(home: Home, replica: str) -> Path:

@@ -98,7 +98,7 @@ class Metrics:
             replicas[replica.fleet, server] = replicas.get((replica.fleet, server), 0) + 1
             record = snapshot.fleets.get(replica.fleet)
             if record is not None:
-                leaked[(replica.fleet,)] = leaked.get((replica.fleet,), 0) + leaked_bytes(replica, record.shape)
+                leaked[(replica.fleet,)] = leaked.get((replica.fleet,), 0) + leaked_bytes(replica)
             for key, copy in replica.copies.items():
                 copies[replica.fleet, copy.state] = copies.get((replica.fleet, copy.state), 0) + 1
                 manifest = snapshot.manifest(key)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+
+import pytest
 
 from controlplane.agent.gate import LoadGate
+from controlplane.agent.triton.http import GPU_METRICS_LATE_S, gpu_memory_bytes
+from controlplane.local.gpus import count_gpus, memory_by_process
 from tests.agent.conftest import Replica
 from tests.agent.endpoint import Endpoint, copy_of
 from tests.agent.models import add_source, wanted
@@ -33,6 +39,28 @@ deadline = time.monotonic() + 60
 while time.monotonic() < deadline and not os.path.exists({go!r}):
     time.sleep(0.05)
 """
+
+ON_GPU = """
+import ctypes
+cuda, by = ctypes.CDLL("libcuda.so.1"), ctypes.byref
+device, context, self.kept = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+assert cuda.cuInit(0) == 0 and cuda.cuDeviceGet(by(device), 0) == 0
+assert cuda.cuCtxCreate_v2(by(context), 0, device) == 0
+assert cuda.cuMemAlloc_v2(by(self.kept), ctypes.c_size_t(200 << 20)) == 0
+"""
+
+RESIDENT = (
+    """awk '/^Pid:/ {pid = $2} /^VmRSS:/ {print pid ", " int($2 / 1024)}' /proc/[0-9]*/status 2> /dev/null; exit 0"""
+)
+
+
+def say_of_gpus(replica: Replica, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put that in the place of nvidia-smi."""
+    program = replica.folder / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
 
 def source(initialize: str) -> str:
@@ -92,7 +120,10 @@ def test_an_unloading_beside_a_load_says_nothing_of_leaks(replica: Replica) -> N
     assert copy.load_s is not None and 4.0 <= copy.load_s < 60.0, "for so long at least it grows"
 
 
-def test_on_a_gpu_fleet_no_memory_is_told(replica: Replica) -> None:
+def test_where_nobody_tells_of_gpus_their_memory_is_not_known(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say_of_gpus(replica, monkeypatch, "exit 9")
     endpoint = replica.endpoint
     replica.start("--gpus=1")
     endpoint.order(wanted(replica.folder))
@@ -101,6 +132,38 @@ def test_on_a_gpu_fleet_no_memory_is_told(replica: Replica) -> None:
     assert copy.load_s is not None and copy.load_s > 0, "how long it took is known there, too"
     endpoint.order()
     assert gone(endpoint, "add") == 0
+
+
+def test_with_gpus_what_processes_take_of_them_counts(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Main memory stands in for the GPU's: nvidia-smi is a script that tells, in its format, what each process has."""
+    say_of_gpus(replica, monkeypatch, RESIDENT)
+    endpoint = replica.endpoint
+    replica.start("--gpus=1")
+    endpoint.order(wanted(replica.folder, model="leaves", files={"model.py": source(LEAVES_A_PROCESS)}))
+    took = endpoint.wait_copy("leaves", 1, "ready").memory_bytes
+    assert took is not None and took > 60 * MIB and took % MIB == 0, "it tells whole MiB"
+    endpoint.order()
+    gone(endpoint, "leaves")
+    report = endpoint.wait(lambda each: each.leaked_bytes > 50 * MIB)
+    assert report.leaked_bytes < took
+
+
+@pytest.mark.skipif(not count_gpus(), reason="not run: there is no GPU here")
+def test_what_a_model_takes_of_a_real_gpu(replica: Replica) -> None:
+    endpoint = replica.endpoint
+    replica.start("--gpus=1")
+    endpoint.order(wanted(replica.folder, model="idle"))
+    report = endpoint.wait(lambda each: (copy := copy_of(each, "idle", 1)) is not None and copy.state == "ready")
+    assert report.endpoint is not None and report.metrics_port is not None
+    time.sleep(GPU_METRICS_LATE_S)
+    before = gpu_memory_bytes(report.endpoint.host, report.metrics_port)
+    endpoint.order(wanted(replica.folder, model="idle"), wanted(replica.folder, files={"model.py": source(ON_GPU)}))
+    copy = endpoint.wait_copy("add", 1, "ready")
+    time.sleep(GPU_METRICS_LATE_S)
+    after = gpu_memory_bytes(report.endpoint.host, report.metrics_port)
+    assert before is not None and after is not None and 200 * MIB <= after - before < 2000 * MIB
+    if replica.server().pid in memory_by_process():  # in most containers nvidia-smi sees other process ids
+        assert copy.memory_bytes is not None and 200 * MIB <= copy.memory_bytes < 2000 * MIB
 
 
 async def test_whoever_meets_another_is_not_alone() -> None:

@@ -23,6 +23,7 @@ from controlplane.agent.triton.pod import PodProcess, arguments, inside, prefix
 from controlplane.agent.triton.process import STUB, Ports
 from controlplane.agent.triton.server import TritonServer
 from controlplane.core.messages import ServerState
+from controlplane.core.names import Key
 from controlplane.local import processes
 from tests.agent.test_process import Heard
 
@@ -147,6 +148,24 @@ def test_what_is_not_the_pods_own_is_left_alone(settings: Settings, ports: Ports
             stub.communicate()
         for region in regions:
             region.unlink(missing_ok=True)
+
+
+async def test_where_the_server_sees_no_gpu_their_memory_is_not_known(
+    settings: Settings, ports: Ports, tmp_path: Path
+) -> None:
+    asks = replace(settings, gpus=1)
+    assert PodProcess(settings, ports).memory_late_s == 0 < PodProcess(asks, ports).memory_late_s
+    kubelet = Kubelet(asks, ports, tmp_path)
+    kubelet.start()
+    try:
+        process = PodProcess(asks, ports)
+        server, heard = TritonServer(asks, process), Heard()
+        async with supervised(server, heard):
+            await asyncio.wait_for(heard.ups.get(), 120)
+            assert await asyncio.to_thread(server.memory_bytes) is None
+            assert process.memory_bytes(Key("add", 1)) is None
+    finally:
+        kubelet.end()
 
 
 def test_links_of_the_servers_file_system_are_followed_there(tmp_path: Path) -> None:

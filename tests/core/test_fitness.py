@@ -174,17 +174,6 @@ def test_what_would_fit_but_for_lost_memory_is_not_too_large() -> None:
     assert "cpu-1" in world.served(large), "where the fleet may grow, it does"
 
 
-def test_on_gpus_nothing_is_known_of_lost_memory() -> None:
-    world = World(replicas=1, memory_mib=1000, gpus=1)
-    promoted(world)
-    world.replicas["cpu-0"].leaked_bytes = 900 * MIB
-    world.load = Load(at=world.now, step_s=2.0)
-    large = promoted(world, "large", size_mib=500)
-    assert world.served(large) == {"cpu-0"}
-    assert set(world.replicas) == {"cpu-0"}
-    assert "LEAKING" not in {each.code for each in world.plan.reasons["fleet/cpu"]}
-
-
 def test_only_the_worst_are_named() -> None:
     world = World(replicas=5, memory_mib=1000)
     promoted(world)

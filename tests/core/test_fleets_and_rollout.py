@@ -51,23 +51,22 @@ SILENT = Manifest(
 
 
 @pytest.mark.parametrize(
-    ("stated_mib", "measured_mib", "gpus", "expected_mib", "told"),
+    ("stated_mib", "measured_mib", "expected_mib", "told"),
     [
-        pytest.param(7, None, 0, 7, "", id="stated"),
-        pytest.param(None, 5, 0, 5, "", id="measured"),
-        pytest.param(7, 5, 0, 7, "states 7 MiB of memory, and 5 MiB were measured", id="more was stated"),
-        pytest.param(100, 150, 0, 150, "states 100 MiB of memory, and 150 MiB were measured", id="more was measured"),
-        pytest.param(100, 110, 0, 110, "", id="hardly more"),
-        pytest.param(100, 5000, 0, 1000, "1000 MiB", id="no more than a replica has"),
-        pytest.param(2000, 5000, 0, 2000, "1000 MiB", id="though more is stated"),
-        pytest.param(100, 150, 1, 100, "", id="the memory of processes says nothing of a GPU"),
+        pytest.param(7, None, 7, "", id="stated"),
+        pytest.param(None, 5, 5, "", id="measured"),
+        pytest.param(7, 5, 7, "states 7 MiB of memory, and 5 MiB were measured", id="more was stated"),
+        pytest.param(100, 150, 150, "states 100 MiB of memory, and 150 MiB were measured", id="more was measured"),
+        pytest.param(100, 110, 110, "", id="hardly more"),
+        pytest.param(100, 5000, 1000, "1000 MiB", id="no more than a replica has"),
+        pytest.param(2000, 5000, 2000, "1000 MiB", id="though more is stated"),
     ],
 )
 def test_the_larger_of_stated_and_measured_counts(
-    stated_mib: int | None, measured_mib: int | None, gpus: int, expected_mib: int, told: str
+    stated_mib: int | None, measured_mib: int | None, expected_mib: int, told: str
 ) -> None:
     version = manifest("m", size_mib=stated_mib) if stated_mib is not None else SILENT
-    shape = FleetShape(name="cpu", memory_bytes=1000 << 20, gpus=gpus)
+    shape = FleetShape(name="cpu", memory_bytes=1000 << 20)
     measured = {"d": measured_mib << 20} if measured_mib is not None else {}
     on = FleetRecord(shape=shape, measured_bytes=measured)
     assert copy_bytes(version, "d", on) == expected_mib << 20

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
 
 from controlplane.core.models import FleetShape
-from controlplane.fleet.local import LocalFleet, stopped_file
+from controlplane.fleet.local import LocalFleet, deal, stopped_file
 from controlplane.local import processes
 from controlplane.local.home import Home
 from tests.waiting import until
@@ -50,6 +53,42 @@ async def test_an_agent_is_given_no_credentials(home: Home, monkeypatch: pytest.
     environment = until(agent.environ)  # the kernel shows none while the program is being put in place
     assert "AWS_SECRET_ACCESS_KEY" not in environment
     assert environment["https_proxy"] == "http://127.0.0.1:1"
+
+
+async def test_gpus_are_dealt_out(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-a)'\necho 'GPU 1: another (UUID: GPU-b)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    fleet = LocalFleet(home)
+    for name in ("cpu-0", "cpu-1", "cpu-2"):
+        await fleet.start(replace(CPU, gpus=1), name)
+    await fleet.remove("cpu-1")
+    await fleet.start(replace(CPU, gpus=1), "cpu-3")
+    seen = {}
+    for name in ("cpu-0", "cpu-2", "cpu-3"):
+        server = await asyncio.to_thread(until, partial(server_of, home, name))
+        assert server is not None
+        seen[name] = (await asyncio.to_thread(until, server.environ))["CUDA_VISIBLE_DEVICES"]
+    assert seen == {"cpu-0": "0", "cpu-2": "0", "cpu-3": "1"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "present", "taken", "expected"),
+    [
+        pytest.param(0, 4, [], (), id="none"),
+        pytest.param(1, 4, [(0,), (1,)], (2,), id="a free one"),
+        pytest.param(2, 4, [(1,), (2,)], (0, 3), id="two free ones"),
+        pytest.param(1, 2, [(0,), (1,), (0,)], (1,), id="the least used"),
+        pytest.param(2, 3, [(0,)], (1, 2), id="the free ones before the first"),
+        pytest.param(4, 2, [(0,)], (0, 1), id="no more than there are"),
+        pytest.param(2, 0, [], (), id="there is none"),
+        pytest.param(1, 1, [(3,)], (0,), id="one that is gone"),
+    ],
+)
+def test_which_gpus(wanted: int, present: int, taken: list[tuple[int, ...]], expected: tuple[int, ...]) -> None:
+    assert deal(wanted, present, taken) == expected
 
 
 async def test_a_dead_agent_is_started_again_and_finds_its_server(home: Home) -> None:

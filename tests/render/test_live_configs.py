@@ -15,7 +15,6 @@ import pytest
 import tritonclient.grpc as grpcclient
 from onnx import TensorProto, helper
 
-from controlplane.agent.triton.installation import count_gpus
 from controlplane.core.entry import (
     ControlInput,
     DynamicBatching,
@@ -32,6 +31,7 @@ from controlplane.core.entry import (
     WarmupInput,
 )
 from controlplane.core.models import Capabilities
+from controlplane.local.gpus import count_gpus
 from controlplane.render.backends import BACKENDS
 from controlplane.render.compare import differences
 from tests.render.builders import PYTHON_ONLY, X, Y, entry, manifest

@@ -1,4 +1,4 @@
-"""What the agent asks Triton over HTTP: whether all of its ports are open, how many requests wait."""
+"""What the agent asks Triton over HTTP: whether all of its ports are open, how many requests wait, what GPUs hold."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from collections.abc import Mapping
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from controlplane.core.names import Key
 
 PENDING = "nv_inference_pending_request_count"
+GPU_MEMORY = "nv_gpu_memory_used_bytes"
+GPU_METRICS_EVERY_S = 0.25
+"""How often a server with GPUs is to measure them; Triton's default is two seconds."""
+GPU_METRICS_LATE_S = 2 * GPU_METRICS_EVERY_S + 0.1
+"""After this long what happened is in Triton's metrics: GPUs are sampled, and the samples read, at that interval."""
 TIMEOUT_S = 5.0
 
 
@@ -32,9 +38,29 @@ async def pending_requests(host: str, metrics_port: int) -> Mapping[Key, int]:
             answer = await http.get(f"http://{host}:{metrics_port}/metrics")
     except httpx2.HTTPError:
         return {}
-    lines = "".join(f"{line}\n" for line in answer.text.splitlines() if line.startswith(PENDING))
     return {
         Key(sample.labels["model"], int(sample.labels["version"])): int(sample.value)
-        for family in text_string_to_metric_families(lines)
-        for sample in family.samples
+        for sample in _samples(answer.text, PENDING)
     }
+
+
+def gpu_memory_bytes(host: str, metrics_port: int) -> int | None:
+    """What is taken of all the GPUs that the server sees, by whomever, GPU_METRICS_LATE_S ago at most; None where it
+    does not say. Blocks."""
+    try:
+        answer = httpx2.get(f"http://{host}:{metrics_port}/metrics", timeout=TIMEOUT_S, trust_env=False)
+    except httpx2.HTTPError:
+        return None
+    return parse_gpu_memory(answer.text) if answer.is_success else None
+
+
+def parse_gpu_memory(page: str) -> int | None:
+    """The sum over GPUs in a page of metrics, in bytes; None where it has none."""
+    used = [int(sample.value) for sample in _samples(page, GPU_MEMORY)]
+    return sum(used) if used else None
+
+
+def _samples(page: str, name: str) -> list[Sample]:
+    """Those of one metric; a page is long where there are many models."""
+    lines = "".join(f"{line}\n" for line in page.splitlines() if line.startswith(name))
+    return [sample for family in text_string_to_metric_families(lines) for sample in family.samples]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import shutil
-import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -95,15 +94,3 @@ def find_installation() -> Installation:
 def python_packages() -> tuple[str, ...]:
     """Those of PROBED_PACKAGES that this Python has, which is the one that models run in."""
     return tuple(name for name in PROBED_PACKAGES if importlib.util.find_spec(name) is not None)
-
-
-def count_gpus() -> int:
-    """The GPUs of this machine, as nvidia-smi lists them; 0 without it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return 0
-    try:
-        listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0

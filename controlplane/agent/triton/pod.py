@@ -14,8 +14,10 @@ from pathlib import Path
 import psutil
 
 from controlplane.agent.settings import Settings
+from controlplane.agent.triton.http import GPU_METRICS_EVERY_S, GPU_METRICS_LATE_S, gpu_memory_bytes
 from controlplane.agent.triton.installation import PROBED_PACKAGES
-from controlplane.agent.triton.process import End, Ports, TritonProcess
+from controlplane.agent.triton.process import HOST, End, Ports, TritonProcess
+from controlplane.core.names import Key
 from controlplane.local.home import Home
 
 PORTS = Ports(http=8000, grpc=8001, metrics=8002)
@@ -50,6 +52,8 @@ def arguments(settings: Settings, ports: Ports = PORTS) -> list[str]:
         f"--backend-config=python,shm-region-prefix-name={prefix(settings)}",
         f"--exit-timeout-secs={settings.exit_timeout_s}",
         f"--log-file={log_file(settings)}",
+        # What models take of the GPUs is measured around loads, which should not have to wait long for it.
+        *([f"--metrics-interval-ms={GPU_METRICS_EVERY_S * 1000:g}"] if settings.gpus else []),
         *([f"--cache-config=local,size={settings.response_cache_bytes}"] if settings.response_cache_bytes else []),
     ]
 
@@ -134,6 +138,15 @@ class PodProcess(TritonProcess):
     def gpus(self) -> int:
         """What the pod asks for."""
         return self._settings.gpus
+
+    @property
+    def memory_late_s(self) -> float:
+        """As late as Triton's metrics of GPUs."""
+        return GPU_METRICS_LATE_S if self._settings.gpus else 0.0
+
+    def gpu_memory_bytes(self, of: Key | None) -> int | None:
+        """Of the whole GPUs, which are the pod's alone; nobody can tell which version takes how much."""
+        return gpu_memory_bytes(HOST, self._fixed.metrics) if of is None else None
 
     def python_packages(self) -> tuple[str, ...]:
         """Those that lie where the image's Python finds them."""

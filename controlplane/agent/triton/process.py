@@ -17,9 +17,10 @@ import psutil
 from pydantic import TypeAdapter
 
 from controlplane.agent.settings import Settings
-from controlplane.agent.triton.installation import Installation, count_gpus, python_packages
+from controlplane.agent.triton.installation import Installation, python_packages
 from controlplane.core.names import Key
 from controlplane.local import processes
+from controlplane.local.gpus import count_gpus, memory_by_process
 from controlplane.local.home import Home, replace_file
 
 HOST = "127.0.0.1"
@@ -93,6 +94,11 @@ class TritonProcess(abc.ABC):
         """How many GPUs the server has. May take a while: not for the event loop."""
 
     @abc.abstractmethod
+    def gpu_memory_bytes(self, of: Key | None) -> int | None:
+        """What the server, or one version's stubs, takes of its GPUs' memory; None where that can't be told. May take
+        a while."""
+
+    @abc.abstractmethod
     def python_packages(self) -> tuple[str, ...]:
         """Those of PROBED_PACKAGES that Python models can import."""
 
@@ -147,18 +153,29 @@ class TritonProcess(abc.ABC):
             if ours and part in words[1]:
                 yield process
 
-    def memory_bytes(self, of: Key | None = None) -> int:
-        """The proportional memory of the server and its children, or of one version's stubs."""
+    @property
+    def memory_late_s(self) -> float:
+        """How old what `memory_bytes` tells may be."""
+        return 0.0
+
+    def memory_bytes(self, of: Key | None = None) -> int | None:
+        """What the server and its children, or one version's stubs, take: proportional memory, or that of its GPUs."""
+        if self._settings.gpus:
+            return self.gpu_memory_bytes(of)
+        total = 0
+        for each in self._family(of):
+            with contextlib.suppress(psutil.Error):
+                total += each.memory_full_info().pss
+        return total
+
+    def _family(self, of: Key | None) -> list[psutil.Process]:
         process = self._process
         if process is None:
-            return 0
-        total = 0
-        with contextlib.suppress(psutil.Error):
-            family = (process, *process.children(recursive=True)) if of is None else self.stubs(of.model, of.version)
-            for each in family:
-                with contextlib.suppress(psutil.Error):
-                    total += each.memory_full_info().pss
-        return total
+            return []
+        try:
+            return [process, *process.children(recursive=True)] if of is None else [*self.stubs(of.model, of.version)]
+        except psutil.Error:
+            return []
 
     def log_size(self) -> int:
         """How long the server's log is now, in bytes."""
@@ -270,16 +287,23 @@ class LocalProcess(TritonProcess):
 
     def _environment(self) -> dict[str, str]:
         python = str(Path(sys.executable).parent)
-        gpus = ",".join(str(index) for index in range(self._settings.gpus))
+        first = ",".join(str(index) for index in range(self._settings.gpus))
         return {
             **self._installation.environment(),
             "PATH": f"{python}:{os.environ.get('PATH', os.defpath)}",
-            "CUDA_VISIBLE_DEVICES": gpus,
+            "CUDA_VISIBLE_DEVICES": self._settings.gpu_indices or first,
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi numbers them
         }
 
     def gpus(self) -> int:
         """Those that it may use, as far as they are there."""
         return min(self._settings.gpus, count_gpus()) if self._settings.gpus else 0
+
+    def gpu_memory_bytes(self, of: Key | None) -> int | None:
+        """By process."""
+        taken = memory_by_process()
+        found = [taken[each.pid] for each in self._family(of) if each.pid in taken]
+        return sum(found) if found else None
 
     def python_packages(self) -> tuple[str, ...]:
         """Models run in this very Python."""

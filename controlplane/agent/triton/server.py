@@ -54,6 +54,7 @@ class TritonServer:
         self._client: TritonClient | None = None
         self._status = ServerStatus()
         self._kill_reason: Death | None = None
+        self._changed_at = time.monotonic()
 
     @property
     def status(self) -> ServerStatus:
@@ -240,6 +241,7 @@ class TritonServer:
             )
         for number in set(versions) - old:
             await asyncio.to_thread(self._stubs.remember, Key(model, number))
+        self._changed_at = time.monotonic()
 
     def _render(self, versions: Mapping[int, Manifest]) -> RenderedModel:
         capabilities = self._status.capabilities
@@ -278,6 +280,7 @@ class TritonServer:
             log.info("nothing to unload", model=model, reason=error.what)
         await self._wait_gone(client, model, states)
         await self._remove(model)
+        self._changed_at = time.monotonic()
 
     async def _states(self, client: TritonClient, model: str) -> dict[int, str]:
         return {key.version: state for key, state in (await client.index()).items() if key.model == model}
@@ -322,6 +325,7 @@ class TritonServer:
         """Check metadata and example."""
         key = Key(model, version)
         await proof.prove(self._running(), key, manifest.entry, timeout_s=self._settings.proof_timeout_s)
+        self._changed_at = time.monotonic()
 
     async def use(self) -> Mapping[Key, Use]:
         """Requests counted, and waiting, by version."""
@@ -340,8 +344,10 @@ class TritonServer:
         """Versions that have lost a Python stub."""
         return self._stubs.broken(keys)
 
-    def memory_bytes(self, of: Key | None = None) -> int:
-        """The proportional memory of the server and its stubs, or of one version's stubs."""
+    def memory_bytes(self, of: Key | None = None) -> int | None:
+        """The proportional memory of the server and its stubs, or of one version's stubs; with GPUs, that of these.
+        Waits until what was loaded or unloaded last shows in it."""
+        time.sleep(max(0.0, self._changed_at + self._process.memory_late_s - time.monotonic()))
         return self._process.memory_bytes(of)
 
 

@@ -82,7 +82,7 @@ def down(replicas: Collection[ReplicaView], lost: Collection[str]) -> frozenset[
 
 def missing_bytes(replica: ReplicaView, shape: FleetShape) -> int:
     """The memory that a replica lacks, since it did not come back when models were unloaded. A little is no matter."""
-    leaked = leaked_bytes(replica, shape)
+    leaked = leaked_bytes(replica)
     return leaked if leaked > LEAK * shape.memory_bytes else 0
 
 

@@ -184,6 +184,9 @@ spec:
 - --backend-config=python,shm-region-prefix-name=ctl_pod_$(POD_NAME)_
 - --exit-timeout-secs={{ int64 .fleet.exitTimeoutSeconds }}
 - --log-file=/data/replicas/$(POD_NAME)/triton.log
+{{- if gt (int64 .fleet.gpus) 0 }}
+- --metrics-interval-ms=250
+{{- end }}
 {{- $cache := include "triton-controlplane.bytes" .fleet.responseCacheBytes }}
 {{- if ne $cache "0" }}
 - --cache-config=local,size={{ $cache }}
