@@ -159,13 +159,15 @@ class TritonProcess(abc.ABC):
         return 0.0
 
     def memory_bytes(self, of: Key | None = None) -> int | None:
-        """What the server and its children, or one version's stubs, take: proportional memory, or that of its GPUs."""
+        """What the server and its children, or one version's stubs, take of main memory, or of its GPUs'."""
         if self._settings.gpus:
             return self.gpu_memory_bytes(of)
         total = 0
         for each in self._family(of):
             with contextlib.suppress(psutil.Error):
-                total += each.memory_full_info().pss
+                # Stubs share much, and count for their part of it. The server is the only one of its kind here:
+                # what it shares with other replicas' must not change when one of these starts or ends.
+                total += each.memory_info().rss if each == self._process else each.memory_full_info().pss
         return total
 
     def _family(self, of: Key | None) -> list[psutil.Process]:

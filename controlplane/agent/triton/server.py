@@ -345,8 +345,8 @@ class TritonServer:
         return self._stubs.broken(keys)
 
     def memory_bytes(self, of: Key | None = None) -> int | None:
-        """The proportional memory of the server and its stubs, or of one version's stubs; with GPUs, that of these.
-        Waits until what was loaded or unloaded last shows in it."""
+        """Main memory of the server and its stubs, or of one version's stubs; with GPUs, their memory. Waits until what
+        was loaded or unloaded last shows in it."""
         time.sleep(max(0.0, self._changed_at + self._process.memory_late_s - time.monotonic()))
         return self._process.memory_bytes(of)
 
