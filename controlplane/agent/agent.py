@@ -73,6 +73,7 @@ class Agent:
             changed=self._changed,
             leaked=self._leaks,
             expired=self._expired,
+            backends=set(),
         )
         self._sync: SyncLoop[ReplicaReport, Assignment] = SyncLoop(
             path=f"/v1/replicas/{settings.replica}/sync",
@@ -281,6 +282,7 @@ class Agent:
                 guilty[verdict.guilty.model][verdict.guilty.version] = f"{verdict.reason} ({death.reason})"
         self._witness.forget()
         self._leaked_bytes = 0
+        self._around.backends.clear()
         for model, keeper in list(self._keepers.items()):
             keeper.server_down(guilty.get(model, {}))
         self._changed()

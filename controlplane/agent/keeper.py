@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,8 @@ class Surroundings:
     """What the keepers of a replica share.
 
     `changed` is called at each change that a report shows, `leaked` with the bytes that an unloading did not give back
-    (negative: more than was expected), `expired` when a download address is refused.
+    (negative: more than was expected), `expired` when a download address is refused. `backends` have had a model loaded
+    since the server's start.
     """
 
     settings: Settings
@@ -45,6 +46,7 @@ class Surroundings:
     changed: Callable[[], None]
     leaked: Callable[[int], None]
     expired: Callable[[], None]
+    backends: set[str]
 
 
 class Keeper:
@@ -268,23 +270,24 @@ class Keeper:
             if self.held[number].failure is None:
                 self._change(number, doing="unloading", proved=False)
         self._log.info("unloading", versions=going)
-        expected = sum(self.held[number].memory_bytes or 0 for number in going)
+        expected = _comes_back([self.held[number] for number in going])
         try:
             with self._around.gate.unload() as way:
-                before = await asyncio.to_thread(self._around.server.memory_bytes) if expected else None
+                before = await self._memory_bytes(way) if expected else None
                 if step.versions:
                     await self._around.server.serve(self.model, self._manifests(step.versions), self._around.store.path)
                 else:
                     await self._around.server.give_up(self.model)
-                after = await asyncio.to_thread(self._around.server.memory_bytes) if before is not None else None
+                after = await self._memory_bytes(way) if before is not None else None
         except ServerDied:
             await self._server_moves()
         except (ControlPlaneError, OSError) as error:
             self._log.warning("unloading failed, and is tried again", versions=going, reason=str(error))
             await self._wait(self._around.settings.retry_min_s)
         else:
-            if before is not None and after is not None and way.alone:  # else it can't be told whose came or went
-                self._around.leaked(expected - (before - after))
+            if before is not None and after is not None:
+                # No more than it took, whatever others (who share a GPU, say) took meanwhile.
+                self._around.leaked(expected - max(0, before - after))
             for number in going:
                 self._change(number, loaded=False, proved=False, memory_bytes=None, load_s=None)
         finally:
@@ -298,6 +301,7 @@ class Keeper:
     async def _load(self, step: Load) -> None:
         key, around = Key(self.model, step.version), self._around
         async with around.gate.enter(alone=key in around.witness.careful) as way:
+            before = await self._memory_bytes(way)
             if self._next_step() != step:
                 return  # the world has changed while this waited
             manifests = self._manifests(step.present | {step.version})
@@ -305,9 +309,8 @@ class Keeper:
                 self._change(step.version, files=False)
                 return
             around.witness.load_begins(key)
-            life = self._life
-            self._change(step.version, doing="loading", failure=None)
-            before = await asyncio.to_thread(around.server.memory_bytes)
+            life, backend = self._life, manifests[step.version].entry.backend
+            self._change(step.version, doing="loading", failure=None, first=backend not in around.backends)
             began = time.monotonic()
             try:
                 await around.server.serve(self.model, manifests, around.store.path)
@@ -315,11 +318,14 @@ class Keeper:
                     raise ServerDied("the server ended meanwhile")
                 self._change(step.version, loaded=True)
                 await around.server.prove(self.model, step.version, manifests[step.version])
-                load_s = round(time.monotonic() - began, 3)
-                took = await asyncio.to_thread(self._measure, key, before, way)
                 if self._life != life:
                     raise ServerDied("the server ended meanwhile")
+                load_s = round(time.monotonic() - began, 3)
                 around.witness.load_succeeds(key)
+                around.backends.add(backend)
+                took = await self._measure(key, before, way)
+                if self._life != life:
+                    raise ServerDied("the server ended meanwhile")
                 self._change(step.version, proved=True, attempts=0, doing=None, memory_bytes=took, load_s=load_s)
                 self._log.info("version is ready", version=step.version, seconds=load_s, memory_bytes=took)
                 if key in around.witness.careful:
@@ -335,13 +341,18 @@ class Keeper:
                 around.witness.load_ends(key)
                 self._change(step.version, doing=None)
 
-    def _measure(self, key: Key, before: int | None, way: Pass) -> int | None:
+    async def _measure(self, key: Key, before: int | None, way: Pass) -> int | None:
         """What a load took: the difference of the whole, or, where others loaded at the same time, what is beyond doubt
         the version's own. None where that can't be told."""
-        after = self._around.server.memory_bytes() if before is not None else None
-        if before is None or after is None or not way.alone:
-            return self._around.server.memory_bytes(key) or None
+        after = await self._memory_bytes(way) if before is not None else None
+        if before is None or after is None:
+            return await asyncio.to_thread(self._around.server.memory_bytes, key) or None
         return max(0, after - before) or None
+
+    async def _memory_bytes(self, way: Pass) -> int | None:
+        """What the server takes; None where that can't be told, or whose it is that comes or goes."""
+        found = await asyncio.to_thread(self._around.server.memory_bytes) if way.alone else None
+        return found if way.alone else None
 
     async def _settle(self, life: int) -> None:
         """Hold the gate for a while after a careful load: a server that dies now has one suspect."""
@@ -368,3 +379,10 @@ class Keeper:
         while self._server_up and time.monotonic() < deadline:
             self._moved.clear()
             await self._wait(deadline - time.monotonic())
+
+
+def _comes_back(going: Sequence[Held]) -> int:
+    """What unloading these versions should give back, in bytes; 0 where that can't be told. What came with the first
+    model of a backend (libraries, what a GPU needs for it) stays, and would on a new server as well."""
+    sizes = [each.memory_bytes for each in going if each.memory_bytes and not each.first]
+    return sum(sizes) if len(sizes) == len(going) else 0

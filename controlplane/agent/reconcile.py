@@ -27,6 +27,7 @@ class Held:
     `wanted` is what the assignment said of it; None for a version found in the server that nobody knows anything of.
     `files`: all blobs are on the disk. `loaded`: the server has it. `proved`: and it passed its proof. `doing` is what
     is under way. `deaths` counts how often it died without the server, `died_at` (seconds, monotonic) is the last time.
+    `memory_bytes` is what its load took; with what its backend keeps for all its models, if it was the `first` of it.
     """
 
     wanted: Wanted | None
@@ -39,6 +40,7 @@ class Held:
     died_at: float | None = None
     doing: CopyState | None = None
     memory_bytes: int | None = None
+    first: bool = False
     load_s: float | None = None
     last_used_at: float | None = None
 

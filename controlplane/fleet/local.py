@@ -74,7 +74,8 @@ class LocalFleet:
         present = await asyncio.to_thread(count_gpus) if shape.gpus else 0
         folder = self._home.replica(replica)
         folder.mkdir(parents=True, exist_ok=True)
-        gpus = deal(shape.gpus, present, (each.gpus for name, each in self._replicas() if name != replica))
+        others = (each for name, each in self._replicas() if name != replica)
+        gpus = deal(shape.gpus, present, (each.gpus or range(each.shape.gpus) for each in others))
         started = _Started(shape=shape, gpus=gpus)
         replace_file(folder / "replica.json", TypeAdapter(_Started).dump_json(started).decode())
         if self._agent(replica) is None:

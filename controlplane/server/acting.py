@@ -234,7 +234,11 @@ async def record_shapes(registry: Registry, shapes: Iterable[FleetShape]) -> Non
 
 
 def _with_shape(present: FleetRecord | None, *, shape: FleetShape) -> FleetRecord:
-    return replace(present, shape=shape) if present is not None else FleetRecord(shape=shape)
+    if present is None:
+        return FleetRecord(shape=shape)
+    # What was measured of main memory says nothing of GPUs', nor the other way round.
+    same = bool(present.shape.gpus) == bool(shape.gpus)
+    return replace(present, shape=shape, measured_bytes=present.measured_bytes if same else {})
 
 
 def _identity(action: Action) -> object:

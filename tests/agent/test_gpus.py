@@ -42,6 +42,7 @@ def test_what_all_gpus_of_a_server_have_taken() -> None:
     assert parse_gpu_memory(PAGE) == 1100 * MIB
     without = "\n".join(line for line in PAGE.splitlines() if "gpu_memory_used" not in line)
     assert parse_gpu_memory(without) is None, "no word of it is not zero"
+    assert parse_gpu_memory(PAGE.replace("1048576000.0", "0.0")) is None, "one is not measured yet"
 
 
 def test_a_server_that_does_not_answer_tells_nothing() -> None:

@@ -18,6 +18,7 @@ import pytest
 from controlplane.agent.probes import answering
 from controlplane.agent.server import Death
 from controlplane.agent.settings import Settings
+from controlplane.agent.triton.http import GPU_METRICS_EVERY_S
 from controlplane.agent.triton.installation import find_installation
 from controlplane.agent.triton.pod import PodProcess, arguments, inside, prefix
 from controlplane.agent.triton.process import STUB, Ports
@@ -154,7 +155,6 @@ async def test_where_the_server_sees_no_gpu_their_memory_is_not_known(
     settings: Settings, ports: Ports, tmp_path: Path
 ) -> None:
     asks = replace(settings, gpus=1)
-    assert PodProcess(settings, ports).memory_late_s == 0 < PodProcess(asks, ports).memory_late_s
     kubelet = Kubelet(asks, ports, tmp_path)
     kubelet.start()
     try:
@@ -162,6 +162,8 @@ async def test_where_the_server_sees_no_gpu_their_memory_is_not_known(
         server, heard = TritonServer(asks, process), Heard()
         async with supervised(server, heard):
             await asyncio.wait_for(heard.ups.get(), 120)
+            assert process.memory_late_s == 2 * GPU_METRICS_EVERY_S + 0.1, "as the server was told to measure"
+            assert PodProcess(settings, ports).memory_late_s == 0, "who has no GPU waits for nothing"
             assert await asyncio.to_thread(server.memory_bytes) is None
             assert process.memory_bytes(Key("add", 1)) is None
     finally:

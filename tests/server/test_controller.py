@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from controlplane.core.errors import NotLeader
 from controlplane.core.messages import GatewayReport, ReplicaReport
 from controlplane.core.models import Cost, FleetRecord, FleetShape, Goal
 from controlplane.registry import Registry
+from controlplane.server.acting import record_shapes
 from tests.server.conftest import TOKEN, FixedFleet, Pretender, Service, register
 from tests.waiting import until
 
@@ -140,6 +142,14 @@ def test_a_memory_that_is_not_as_stated_is_told(
         )
 
     until(lambda: pretender.turn() and told())
+
+
+def test_what_was_measured_of_main_memory_says_nothing_of_gpus(registry: Registry, shape: FleetShape) -> None:
+    registry.update_fleet("cpu", lambda _: FleetRecord(shape=shape, measured_bytes={"d": 5 << 20}))
+    asyncio.run(record_shapes(registry, [replace(shape, max_replicas=9)]))
+    assert registry.fleet("cpu").measured_bytes == {"d": 5 << 20}
+    asyncio.run(record_shapes(registry, [replace(shape, gpus=1)]))
+    assert registry.fleet("cpu").measured_bytes == {}
 
 
 def test_a_fleet_that_is_not_deployed_any_more_is_forgotten(registry: Registry, shape: FleetShape) -> None:

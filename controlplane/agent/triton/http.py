@@ -13,9 +13,7 @@ from controlplane.core.names import Key
 PENDING = "nv_inference_pending_request_count"
 GPU_MEMORY = "nv_gpu_memory_used_bytes"
 GPU_METRICS_EVERY_S = 0.25
-"""How often a server with GPUs is to measure them; Triton's default is two seconds."""
-GPU_METRICS_LATE_S = 2 * GPU_METRICS_EVERY_S + 0.1
-"""After this long what happened is in Triton's metrics: GPUs are sampled, and the samples read, at that interval."""
+"""How often a server with GPUs is told to measure them; unless it is told, it does every two seconds."""
 TIMEOUT_S = 5.0
 
 
@@ -45,8 +43,8 @@ async def pending_requests(host: str, metrics_port: int) -> Mapping[Key, int]:
 
 
 def gpu_memory_bytes(host: str, metrics_port: int) -> int | None:
-    """What is taken of all the GPUs that the server sees, by whomever, GPU_METRICS_LATE_S ago at most; None where it
-    does not say. Blocks."""
+    """What is taken of all the GPUs that the server sees, by whomever; None where it does not say. Blocks. What
+    happened is in it after two intervals of its metrics: GPUs are sampled, and the samples read, that often."""
     try:
         answer = httpx2.get(f"http://{host}:{metrics_port}/metrics", timeout=TIMEOUT_S, trust_env=False)
     except httpx2.HTTPError:
@@ -55,9 +53,10 @@ def gpu_memory_bytes(host: str, metrics_port: int) -> int | None:
 
 
 def parse_gpu_memory(page: str) -> int | None:
-    """The sum over GPUs in a page of metrics, in bytes; None where it has none."""
+    """The sum over GPUs in a page of metrics, in bytes; None where it has none, or one that is not measured (yet).
+    Triton says that with 0: it takes some of each GPU itself."""
     used = [int(sample.value) for sample in _samples(page, GPU_MEMORY)]
-    return sum(used) if used else None
+    return sum(used) if used and all(used) else None
 
 
 def _samples(page: str, name: str) -> list[Sample]:

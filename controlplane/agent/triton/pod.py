@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from controlplane.agent.settings import Settings
-from controlplane.agent.triton.http import GPU_METRICS_EVERY_S, GPU_METRICS_LATE_S, gpu_memory_bytes
+from controlplane.agent.triton.http import GPU_METRICS_EVERY_S, gpu_memory_bytes
 from controlplane.agent.triton.installation import PROBED_PACKAGES
 from controlplane.agent.triton.process import HOST, End, Ports, TritonProcess
 from controlplane.core.names import Key
@@ -26,6 +26,8 @@ MOST_STEPS = 256
 """Links that lead around in a circle end here."""
 BACKENDS, BACKENDS_OPTION = "/opt/tritonserver/backends", "--backend-directory="
 """Where the server's image has its backends, unless the server is told."""
+METRICS_EVERY_S, METRICS_OPTION = 2.0, "--metrics-interval-ms="
+"""How often Triton measures GPUs, unless it is told."""
 PACKAGES = (
     "usr/local/lib/python3*/dist-packages",
     "usr/local/lib/python3*/site-packages",
@@ -53,7 +55,7 @@ def arguments(settings: Settings, ports: Ports = PORTS) -> list[str]:
         f"--exit-timeout-secs={settings.exit_timeout_s}",
         f"--log-file={log_file(settings)}",
         # What models take of the GPUs is measured around loads, which should not have to wait long for it.
-        *([f"--metrics-interval-ms={GPU_METRICS_EVERY_S * 1000:g}"] if settings.gpus else []),
+        *([f"{METRICS_OPTION}{GPU_METRICS_EVERY_S * 1000:g}"] if settings.gpus else []),
         *([f"--cache-config=local,size={settings.response_cache_bytes}"] if settings.response_cache_bytes else []),
     ]
 
@@ -85,6 +87,11 @@ def inside(root: Path, path: str) -> Path:
     return root.joinpath(*(part for part in rest if part != "/")) if rest else at
 
 
+def _told(words: Sequence[str], option: str) -> str | None:
+    """What a command line says of an option: the last time it says it."""
+    return next((each.removeprefix(option) for each in reversed(words) if each.startswith(option)), None)
+
+
 class PodProcess(TritonProcess):
     """The server in the pod."""
 
@@ -94,6 +101,7 @@ class PodProcess(TritonProcess):
         super().__init__(settings, prefix=prefix(settings), log_file=log_file(settings))
         self.host = settings.pod_ip
         self._fixed = ports
+        self._metrics_every_s = METRICS_EVERY_S
         self.repository.mkdir(parents=True, exist_ok=True)  # the server starts on it
 
     @property
@@ -120,8 +128,10 @@ class PodProcess(TritonProcess):
         return self._fixed
 
     def _look(self, process: psutil.Process) -> None:
-        told = [each.removeprefix(BACKENDS_OPTION) for each in process.cmdline() if each.startswith(BACKENDS_OPTION)]
-        folder = inside(self._root(process), (told or [BACKENDS])[-1])
+        words = process.cmdline()
+        folder = inside(self._root(process), _told(words, BACKENDS_OPTION) or BACKENDS)
+        every_ms = _told(words, METRICS_OPTION)
+        self._metrics_every_s = float(every_ms) / 1000 if every_ms is not None else METRICS_EVERY_S
         self.backends = tuple(sorted(each.name for each in folder.glob("*") if each.is_dir()))
 
     def start(self) -> Ports:
@@ -141,8 +151,8 @@ class PodProcess(TritonProcess):
 
     @property
     def memory_late_s(self) -> float:
-        """As late as Triton's metrics of GPUs."""
-        return GPU_METRICS_LATE_S if self._settings.gpus else 0.0
+        """As late as Triton's metrics of GPUs: they are sampled, and the samples read, at an interval."""
+        return 2 * self._metrics_every_s + 0.1 if self._settings.gpus else 0.0
 
     def gpu_memory_bytes(self, of: Key | None) -> int | None:
         """Of the whole GPUs, which are the pod's alone; nobody can tell which version takes how much."""

@@ -167,7 +167,7 @@ class TritonProcess(abc.ABC):
             with contextlib.suppress(psutil.Error):
                 # Stubs share much, and count for their part of it. The server is the only one of its kind here:
                 # what it shares with other replicas' must not change when one of these starts or ends.
-                total += each.memory_info().rss if each == self._process else each.memory_full_info().pss
+                total += _resident_bytes(each.pid) if each == self._process else each.memory_full_info().pss
         return total
 
     def _family(self, of: Key | None) -> list[psutil.Process]:
@@ -316,6 +316,14 @@ class LocalProcess(TritonProcess):
         self._record_file.unlink(missing_ok=True)
         self._ports_file.unlink(missing_ok=True)
         super().clean_up()
+
+
+def _resident_bytes(pid: int) -> int:
+    """What a process has in main memory. The kernel counts it anew; what it says elsewhere may be off by many MiB on
+    machines with many CPUs. 0 when it is gone."""
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as lines:
+        return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Rss:")), 0)
+    return 0
 
 
 def _reap(pid: int) -> End:

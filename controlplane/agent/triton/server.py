@@ -104,7 +104,7 @@ class TritonServer:
                 config_text = self._repository.config_text(key.model)
                 await asyncio.to_thread(self._stubs.adopt, key, config_text)
         log.info("server is up", adopted=adopted, grpc_port=ports.grpc, http_port=ports.http, loaded=len(loaded))
-        settings = self._settings
+        settings, self._changed_at = self._settings, time.monotonic()
         self._status = ServerStatus(
             state="ready",
             endpoint=Endpoint(
@@ -229,6 +229,8 @@ class TritonServer:
             reason = _reason(error.what, self._process.log_since(offset))
             await self._back_to(model, {number: versions[number] for number in old & set(versions)}, blobs)
             raise LoadFailed(reason) from error
+        finally:
+            self._changed_at = time.monotonic()
         gone = self._repository.versions(model) - set(versions)
         await self._wait_gone(client, model, gone)
         for number in gone:
@@ -278,6 +280,8 @@ class TritonServer:
             raise DeadlineExceeded(f"{model} was still loading") from None
         except LoadFailed as error:
             log.info("nothing to unload", model=model, reason=error.what)
+        finally:
+            self._changed_at = time.monotonic()
         await self._wait_gone(client, model, states)
         await self._remove(model)
         self._changed_at = time.monotonic()
