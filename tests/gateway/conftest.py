@@ -8,7 +8,7 @@ import pytest
 
 from controlplane.core.routes import RouteTable
 from tests.gateway.running import Running, route, table
-from tests.gateway.triton import MODELS, Triton
+from tests.gateway.triton import MODELS, Gate, Triton
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,15 @@ def tritons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Triton, 
     finally:
         for server in servers:
             server.stop()
+
+
+@pytest.fixture
+def gate(tritons: tuple[Triton, Triton]) -> Iterator[Gate]:
+    """Shut: `slow` answers nothing until the test opens it."""
+    gate = Gate(tritons)
+    yield gate
+    gate.open()
+    gate.shut()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from controlplane.local.processes import free_ports
 from tests.gateway.asking import ask, ask_http, grpc_input, stream
 from tests.gateway.running import ROOT, Running, route, table
-from tests.gateway.triton import Triton
+from tests.gateway.triton import Gate, Triton
 from tests.gateway.waiting import wait_for
 
 
@@ -250,7 +250,7 @@ def test_a_client_that_gives_up_is_dropped(gateway: Running, full_table: RouteTa
     wait_for(lambda: _waiting(gateway) == 0, "the HTTP request to be dropped")
 
 
-def test_draining(gateway: Running, full_table: RouteTable) -> None:
+def test_draining(gateway: Running, full_table: RouteTable, gate: Gate) -> None:
     gateway.controller.put(full_table)
     found: queue.Queue[Any] = queue.Queue()
     with gateway.grpc() as client:
@@ -264,7 +264,9 @@ def test_draining(gateway: Running, full_table: RouteTable) -> None:
             gateway.controller.put(replace(full_table, endpoints=endpoints, pools={"all": (rest,)}))
             wait_for(lambda: gateway.controller.latest.active.get(busy), "the request in flight to be reported")
             assert _replicas_of(gateway, 20) == {rest}
-            result, error = found.get(timeout=30)
+            assert found.empty(), "it is in flight yet"
+            gate.open()
+            result, error = found.get(timeout=120)
             assert error is None
             assert float(result.as_numpy("OUT")[0]) == 4.0
         finally:

@@ -23,7 +23,7 @@ from gateway.replicas import Replicas
 from gateway.settings import Settings, write_settings
 from tests.gateway.asking import stream
 from tests.gateway.running import Running
-from tests.gateway.triton import Triton
+from tests.gateway.triton import Gate, Triton
 from tests.gateway.waiting import wait_for
 
 NAME = "serving-gateway-7d4b9c-x2x5q"
@@ -51,7 +51,7 @@ class Pod(Running):
             f"--token-file={beside / 'token'}",
             f"--port={self.port}",
             f"--metrics-port={self.metrics_port}",
-            "--drain-s=30",
+            "--drain-s=300",
             "--grace-s=1",
         ]
 
@@ -68,13 +68,13 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
         made.stop()
 
 
-def slow(pod: Pod, seconds: float) -> list[object]:
+def streamed(pod: Pod, model: str) -> list[object]:
     """The answers on one stream."""
     with pod.grpc() as client:
-        return [*stream(client, [("slow", "", seconds)], headers={"x-model-name": "slow"})]
+        return [*stream(client, [(model, "", 6.0)], headers={"x-model-name": model})]
 
 
-def test_it_is_ready_with_its_first_table_until_it_drains(pod: Pod, full_table: RouteTable) -> None:
+def test_it_is_ready_with_its_first_table_until_it_drains(pod: Pod, full_table: RouteTable, gate: Gate) -> None:
     assert pod.controller.latest.gateway == NAME
     assert pod.probe("/livez").status_code == 200
     answer = pod.probe("/readyz")
@@ -82,20 +82,23 @@ def test_it_is_ready_with_its_first_table_until_it_drains(pod: Pod, full_table: 
     pod.controller.put(full_table)
     assert pod.probe("/readyz").status_code == 200
 
-    with httpx2.Client(base_url=f"http://{pod.http_url}") as client, ThreadPoolExecutor(2) as threads:
+    with httpx2.Client(base_url=f"http://{pod.http_url}", timeout=60) as client, ThreadPoolExecutor(2) as threads, gate:
         ready = "/v2/models/echo/versions/2/ready"
         assert "close" not in client.get(ready).headers.get("connection", "")
-        request: Future[list[object]] = threads.submit(slow, pod, 6.0)
+        request: Future[list[object]] = threads.submit(streamed, pod, "slow")
         wait_for(lambda: in_flight(pod), "the request to be in flight")
         draining = threads.submit(pod.probe, "/drain")
         wait_for(lambda: pod.probe("/readyz").status_code == 503, "it to say that it drains")
         assert "draining" in pod.probe("/readyz").text
         assert pod.probe("/livez").status_code == 200
         wait_for(lambda: client.get(ready).headers.get("connection") == "close", "clients to be told to go elsewhere")
-        assert httpx2.get(f"http://{pod.http_url}{ready}").status_code == 200, "who comes all the same is served"
-        assert not draining.done(), "a request is in flight"
-        assert request.result(60) == [("slow", "1", 6.0)]
-        answer = draining.result(60)
+        assert httpx2.get(f"http://{pod.http_url}{ready}", timeout=60).status_code == 200, (
+            "who comes all the same is served"
+        )
+        assert not draining.done() and not request.done(), "a request is in flight"
+        gate.open()
+        assert request.result(120) == [("slow", "1", 6.0)]
+        answer = draining.result(120)
         assert (answer.status_code, answer.json()) == (200, {"in_flight": 0})
     assert pod.probe("/drain").json() == {"in_flight": 0}, "a second time does no harm"
     reports = len(pod.controller.reports)
@@ -110,7 +113,7 @@ def test_its_last_word_is_that_it_is_gone(pod: Pod, full_table: RouteTable) -> N
 
 
 def in_flight(pod: Pod) -> int:
-    text = httpx2.get(f"{pod.admin}/stats?filter=downstream_rq_active").text
+    text = httpx2.get(f"{pod.admin}/stats?filter=downstream_rq_active", timeout=60).text
     values = (line.rpartition(":")[2] for line in text.splitlines() if line.startswith(("http.grpc", "http.http")))
     return sum(map(int, values))
 
@@ -156,7 +159,7 @@ def test_wrong_arguments_are_told(tmp_path: Path, arguments: list[str], said: st
 
 def test_it_tells_its_metrics_and_envoys_at_a_port_of_their_own(pod: Pod, full_table: RouteTable) -> None:
     pod.controller.put(full_table)
-    assert slow(pod, 0.0)
+    assert streamed(pod, "echo")
 
     def scraped() -> str:
         return httpx2.get(f"http://127.0.0.1:{pod.metrics_port}/metrics", timeout=60).text

@@ -355,6 +355,7 @@ def test_sequences_on_a_stream(gateway: Running) -> None:
     assert [float(result.as_numpy("OUT")[0][0]) for result, _ in answers] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+@pytest.mark.usefixtures("gate")
 @pytest.mark.parametrize("way", ["envoy", "side"])
 def test_cancellation_reaches_the_server(gateway: Running, tritons: tuple[Triton, Triton], way: str) -> None:
     def said(word: str) -> int:
@@ -364,21 +365,22 @@ def test_cancellation_reaches_the_server(gateway: Running, tritons: tuple[Triton
     with gateway.grpc() as client:
         headers = {"x-model-name": "slow"} if way == "envoy" else None
         client.start_stream(lambda result, error: None, headers=headers)
-        client.async_stream_infer("slow", grpc_input((60.0,)))
+        client.async_stream_infer("slow", grpc_input())
         wait_for(lambda: said("started") > started, "the request to run")
         client.stop_stream(cancel_requests=True)
     wait_for(lambda: said("cancelled") > cancelled, "the server to see that the client is gone")
 
 
+@pytest.mark.usefixtures("gate")
 def test_an_http_client_that_goes_away_is_waited_for_no_more(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
-    """Triton itself goes on with a generate call."""
+    """Triton itself goes on with a generate call, here until the gate is opened after the test."""
 
     def in_flight() -> bool:
         return "gateway_side_requests{" in httpx2.get(f"{gateway.status}/metrics").text
 
     started, answered = (sum(each.said(word) for each in tritons) for word in ("started", "answered"))
     host, port = gateway.status.removeprefix("http://").split(":")
-    body = b'{"IN": 15.0}'
+    body = b'{"IN": 1.0}'
     head = f"POST /v2/models/slow/generate_stream HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as client:
         client.sendall(head.encode() + body)

@@ -60,15 +60,16 @@ class TritonPythonModel:
         return None
 """
 
-# Answers when it is cancelled or when the seconds given as input are over; says in a file what happens.
+# Answers when it is cancelled or once the file `open` lies in its repository; says in a file what happens.
 SLOW = """
+import os
 import time
 import numpy as np
 import triton_python_backend_utils as pb
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.file = args["model_repository"] + "/said"
+        self.file, self.open = (args["model_repository"] + name for name in ("/said", "/open"))
         self.version = int(args["model_version"])
 
     def execute(self, requests):
@@ -77,8 +78,7 @@ class TritonPythonModel:
             data = pb.get_input_tensor_by_name(request, "IN").as_numpy()
             with open(self.file, "a") as file:
                 file.write("started\\n")
-            end = time.monotonic() + float(data[0])
-            while time.monotonic() < end and not sender.is_cancelled():
+            while not os.path.exists(self.open) and not sender.is_cancelled():
                 time.sleep(0.005)
             with open(self.file, "a") as file:
                 file.write("cancelled\\n" if sender.is_cancelled() else "answered\\n")
@@ -88,7 +88,7 @@ class TritonPythonModel:
         return None
 """
 
-# Answers once the file `open` lies in its repository; says in a file how many have begun.
+# Answers once the file `open` lies in its repository.
 GATED = """
 import os
 import time
@@ -315,3 +315,31 @@ class Triton:
             stop(psutil.Process(self.process.pid), grace_s=5)
             self.process.wait()
         remove_shared_memory(self.shared)
+
+
+class Gate:
+    """While it is shut, the model `slow` answers nothing on these servers. `with gate` opens it at the block's end,
+    also when the test fails, so that nobody waits for an answer that does not come."""
+
+    def __init__(self, servers: tuple[Triton, ...]) -> None:
+        self._servers = servers
+
+    def open(self) -> None:
+        for each in self._servers:
+            (each.models / "slow" / "open").touch()
+
+    def shut(self) -> None:
+        """When they have ended what they have."""
+        wait_for(lambda: not any(map(self._busy, self._servers)), "the servers to end what they have")
+        for each in self._servers:
+            (each.models / "slow" / "open").unlink(missing_ok=True)
+
+    @staticmethod
+    def _busy(server: Triton) -> bool:
+        return server.said("started") > server.said("answered") + server.said("cancelled")
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
