@@ -74,8 +74,9 @@ class LocalFleet:
         present = await asyncio.to_thread(count_gpus) if shape.gpus else 0
         folder = self._home.replica(replica)
         folder.mkdir(parents=True, exist_ok=True)
-        others = (each for name, each in self._replicas() if name != replica)
-        gpus = deal(shape.gpus, present, (each.gpus or range(each.shape.gpus) for each in others))
+        uses = {name: each.gpus or tuple(range(each.shape.gpus)) for name, each in self._replicas()}
+        own = uses.pop(replica, ())  # its server may run there
+        gpus = own if len(own) == shape.gpus else deal(shape.gpus, present, uses.values())
         started = _Started(shape=shape, gpus=gpus)
         replace_file(folder / "replica.json", TypeAdapter(_Started).dump_json(started).decode())
         if self._agent(replica) is None:

@@ -65,6 +65,7 @@ async def test_gpus_are_dealt_out(home: Home, tmp_path: Path, monkeypatch: pytes
     for name in ("cpu-0", "cpu-1", "cpu-2"):
         await fleet.start(replace(CPU, gpus=1), name)
     await fleet.remove("cpu-1")
+    await fleet.start(replace(CPU, gpus=1), "cpu-2")  # again: it stays where it is, though another is free
     await fleet.start(replace(CPU, gpus=1), "cpu-3")
     seen = {}
     for name in ("cpu-0", "cpu-2", "cpu-3"):
