@@ -71,7 +71,11 @@ class Cluster:
         self.api_server.kubectl("patch", "pod", pod, *patch, f"--namespace={self.namespace}")
 
     def evict(self, pod: str) -> int:
-        """Ask for the eviction of a pod; the status of the answer."""
+        """Ask for the eviction of a pod until there is an answer; its status."""
+        return until(lambda: self._evict(pod), what="the API server does not answer")
+
+    def _evict(self, pod: str) -> int:
+        """0: the connection did not come about."""
         core = CoreV1Api(client_of(configured(self.api_server.kubeconfig)))
         try:
             core.create_namespaced_pod_eviction(
