@@ -151,6 +151,19 @@ def test_what_is_not_the_pods_own_is_left_alone(settings: Settings, ports: Ports
             region.unlink(missing_ok=True)
 
 
+async def test_a_server_that_answers_before_it_is_found_is_waited_for(
+    settings: Settings, ports: Ports, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.agent.triton.pod.LOOK_S", 4.0)
+    server, heard = TritonServer(settings, PodProcess(settings, ports)), Heard()
+    async with supervised(server, heard):
+        await asyncio.sleep(0.5)  # it has looked once
+        kubelet.start()
+        assert await asyncio.wait_for(heard.ups.get(), 120) == {}
+        assert server.status.capabilities is not None
+        assert "python" in server.status.capabilities.backends, "or nothing could be registered"
+
+
 async def test_where_the_server_sees_no_gpu_their_memory_is_not_known(
     settings: Settings, ports: Ports, tmp_path: Path
 ) -> None:

@@ -128,8 +128,10 @@ class TritonServer:
         ended = asyncio.ensure_future(self._process.ended())
         deadline = time.monotonic() + self._settings.start_timeout_s
         try:
+            # In a pod it may answer before it is found; only then is it known what it has.
             while not (
-                await client.live(self._settings.live_timeout_s)
+                self._process.running
+                and await client.live(self._settings.live_timeout_s)
                 and await answers(HOST, ports.http, ports.metrics, self._settings.replica)
             ):
                 if ended.done():
