@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 
 import pytest
 
@@ -14,6 +12,8 @@ from controlplane.local.gpus import count_gpus, memory_by_process
 from tests.agent.conftest import Replica
 from tests.agent.endpoint import Endpoint, copy_of
 from tests.agent.models import add_source, wanted
+from tests.standins import nvidia_smi
+from tests.waiting import until
 
 MIB = 1 << 20
 
@@ -52,15 +52,6 @@ assert cuda.cuMemAlloc_v2(by(self.kept), ctypes.c_size_t(200 << 20)) == 0
 RESIDENT = (
     """cat /proc/[0-9]*/status 2> /dev/null | awk '/^Pid:/ {pid = $2} /^VmRSS:/ {print pid ", " int($2 / 1024)}'"""
 )
-
-
-def say_of_gpus(replica: Replica, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Put that in the place of nvidia-smi."""
-    program = replica.folder / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
 
 def source(initialize: str) -> str:
@@ -139,7 +130,7 @@ def test_an_unloading_beside_a_load_says_nothing_of_leaks(replica: Replica) -> N
 def test_where_nobody_tells_of_gpus_their_memory_is_not_known(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    say_of_gpus(replica, monkeypatch, "exit 9")
+    nvidia_smi(replica.folder, monkeypatch, "exit 9")
     endpoint = replica.endpoint
     replica.start("--gpus=1")
     endpoint.order(wanted(replica.folder))
@@ -152,7 +143,7 @@ def test_where_nobody_tells_of_gpus_their_memory_is_not_known(
 
 def test_with_gpus_what_processes_take_of_them_counts(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     """Main memory stands in for the GPU's: nvidia-smi is a script that tells, in its format, what each process has."""
-    say_of_gpus(replica, monkeypatch, RESIDENT)
+    nvidia_smi(replica.folder, monkeypatch, RESIDENT)
     endpoint = replica.endpoint
     replica.start("--gpus=1")
     add = wanted(replica.folder)
@@ -174,13 +165,15 @@ def test_what_a_model_takes_of_a_real_gpu(replica: Replica) -> None:
     endpoint.order(wanted(replica.folder, model="idle"))
     report = endpoint.wait(lambda each: (copy := copy_of(each, "idle", 1)) is not None and copy.state == "ready")
     assert report.endpoint is not None and report.metrics_port is not None
-    time.sleep(5)  # a local server samples every two seconds
-    before = gpu_memory_bytes(report.endpoint.host, report.metrics_port)
+    host, port = report.endpoint.host, report.metrics_port
+    before = until(lambda: gpu_memory_bytes(host, port), what="the server tells nothing of its GPU")
+    assert before is not None
     endpoint.order(wanted(replica.folder, model="idle"), wanted(replica.folder, files={"model.py": source(ON_GPU)}))
     copy = endpoint.wait_copy("add", 1, "ready")
-    time.sleep(5)  # a local server samples every two seconds
-    after = gpu_memory_bytes(report.endpoint.host, report.metrics_port)
-    assert before is not None and after is not None and 200 * MIB <= after - before < 2000 * MIB
+    until(
+        lambda: 200 * MIB <= (gpu_memory_bytes(host, port) or 0) - before < 2000 * MIB,
+        what="what it took does not show in the metrics",
+    )
     if replica.server().pid in memory_by_process():  # in most containers nvidia-smi sees other process ids
         assert copy.memory_bytes is not None and 200 * MIB <= copy.memory_bytes < 2000 * MIB
 

@@ -15,6 +15,7 @@ from controlplane.core.models import FleetShape
 from controlplane.fleet.local import LocalFleet, deal, stopped_file
 from controlplane.local import processes
 from controlplane.local.home import Home
+from tests.standins import nvidia_smi
 from tests.waiting import until
 
 CPU = FleetShape(name="cpu", disk_bytes=1 << 30)
@@ -56,11 +57,7 @@ async def test_an_agent_is_given_no_credentials(home: Home, monkeypatch: pytest.
 
 
 async def test_gpus_are_dealt_out(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: GPU-a)'\necho 'GPU 1: another (UUID: GPU-b)'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    nvidia_smi(tmp_path, monkeypatch, "echo 'GPU 0: one (UUID: GPU-a)'; echo 'GPU 1: another (UUID: GPU-b)'")
     fleet = LocalFleet(home)
     for name in ("cpu-0", "cpu-1", "cpu-2"):
         await fleet.start(replace(CPU, gpus=1), name)

@@ -26,7 +26,7 @@ MOST_STEPS = 256
 """Links that lead around in a circle end here."""
 BACKENDS, BACKENDS_OPTION = "/opt/tritonserver/backends", "--backend-directory="
 """Where the server's image has its backends, unless the server is told."""
-METRICS_EVERY_S, METRICS_OPTION = 2.0, "--metrics-interval-ms="
+DEFAULT_METRICS_EVERY_S, METRICS_OPTION = 2.0, "--metrics-interval-ms="
 """How often Triton measures GPUs, unless it is told."""
 PACKAGES = (
     "usr/local/lib/python3*/dist-packages",
@@ -101,7 +101,7 @@ class PodProcess(TritonProcess):
         super().__init__(settings, prefix=prefix(settings), log_file=log_file(settings))
         self.host = settings.pod_ip
         self._fixed = ports
-        self._metrics_every_s = METRICS_EVERY_S
+        self._metrics_every_s = DEFAULT_METRICS_EVERY_S
         self.repository.mkdir(parents=True, exist_ok=True)  # the server starts on it
 
     @property
@@ -131,7 +131,7 @@ class PodProcess(TritonProcess):
         words = process.cmdline()
         folder = inside(self._root(process), _told(words, BACKENDS_OPTION) or BACKENDS)
         every_ms = _told(words, METRICS_OPTION)
-        self._metrics_every_s = float(every_ms) / 1000 if every_ms is not None else METRICS_EVERY_S
+        self._metrics_every_s = float(every_ms) / 1000 if every_ms is not None else DEFAULT_METRICS_EVERY_S
         self.backends = tuple(sorted(each.name for each in folder.glob("*") if each.is_dir()))
 
     def start(self) -> Ports:
