@@ -146,15 +146,17 @@ class Ejection:
 class Scaler:
     """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
 
-    `began`: when it first saw a load; `at`: which one it saw last, and `need` what it made of it, in replicas, from
-    `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at `adjusted_at`
-    by how many of the requests `answered` were `late` (both fade). `contest`: which forecast is believed.
+    `began`: when it first saw a load of everybody (anew after a time in which it saw none); `at`: which one it saw
+    last, and `need` what it made of it, in replicas, from `likely`, what the past lets expect. `miss`: the share of the
+    work that may be late, as corrected at `adjusted_at` by how many of the requests `answered` were `late` (both fade).
+    `contest`: which forecast is believed.
     `capped`: `likely` is the steady number that was enough so far, which is less than what the forecast says; so many
     requests were late while that was so: `capped_late` (it fades, too).
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
-    `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
-    and why; `replaced_at`: when the last such one was chosen. `room`: how many must have a place for their versions.
-    `ejections` of its replicas, those of late that are over among them.
+    `idle_since`: since when nothing has been asked, later by the time in which that could not be known. `replacing`:
+    the replica that is to leave when a new one serves, and why; `replaced_at`: when the last such one was chosen.
+    `room`: how many must have a place for their versions. `ejections` of its replicas, those of late that are over
+    among them.
     """
 
     began: float | None = None

@@ -190,6 +190,40 @@ def test_while_prometheus_is_away_for_an_hour_nothing_gets_smaller(every_s: floa
     assert back[-1][0].rate_per_s == pytest.approx(15.0, rel=0.1)
 
 
+@pytest.mark.parametrize("every_s", ORDINARY)
+@pytest.mark.parametrize("away", [(700, 4300), (0, 400)], ids=["for an hour", "from the start"])
+def test_a_time_without_measurements_is_no_time_without_requests(every_s: float, away: tuple[float, float]) -> None:
+    """Requests come once a minute, also while nobody counts them."""
+    gone, back = away
+    world = World(
+        every_s,
+        rate=lambda passed_s: 10.0 if passed_s % 60 < 2 else 0.0,
+        away=lambda passed_s: gone <= passed_s < back,
+    )
+    decisions = [decision for _, decision in world.pass_s(back + SHAPE.idle_s + 4 * every_s)]
+    assert all(each.desired >= 1 for each in decisions)
+    assert decisions[-1].reason.code != "NO_METRICS"
+    world.rate = lambda _: 0.0
+    ends = [decision for _, decision in world.pass_s(SHAPE.idle_s + 3 * every_s + 70)]
+    assert ends[-1].desired == 0, "but when nothing is asked it goes to zero"
+
+
+@pytest.mark.parametrize("every_s", ORDINARY)
+@pytest.mark.parametrize("away", [(400, 4000), (0, 400)], ids=["for an hour", "from the start"])
+def test_the_first_measurements_after_a_time_without_them_take_nothing_away(
+    every_s: float, away: tuple[float, float]
+) -> None:
+    gone, back = away
+    world = World(every_s, rate=lambda _: 0.5, away=lambda passed_s: gone <= passed_s < back, replicas=3)
+    before = [decision.desired for _, decision in world.pass_s(back)][-1]
+    assert before == 3, "nobody knows what is needed now"
+    assert SHAPE.down_after_s is not None
+    after = [decision for _, decision in world.pass_s(SHAPE.down_after_s)]
+    assert all(each.desired == 3 for each in after)
+    assert after[-1].reason.code in ("JUST_STARTED", "INCOMPLETE")
+    assert world.pass_s(3 * every_s + 4)[-1][1].desired < 3
+
+
 def test_an_empty_prometheus_makes_nothing_smaller_and_is_told() -> None:
     world = World(2.0, rate=lambda _: 0.0, scrapes=lambda passed_s: passed_s < 20 or passed_s > 600, present=3)
     world.pass_s(20)
