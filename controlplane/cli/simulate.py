@@ -151,10 +151,16 @@ def _shape(context: Context, file: Path | None, name: str | None) -> FleetShape:
 
 def _within(shape: FleetShape, budget: Settings) -> FleetShape:
     """The fleet, if it has the budget of all fleets to itself."""
-    left = [shape.max_replicas]
-    left += [budget.max_replicas] if budget.max_replicas is not None else []
+    left = [budget.max_replicas] if budget.max_replicas is not None else []
     left += [budget.max_gpus // shape.gpus] if budget.max_gpus is not None and shape.gpus else []
-    return replace(shape, max_replicas=min(left))
+    if not left:
+        return shape
+    most = min(left)
+    schedule = tuple(
+        replace(each, max_replicas=min(each.max_replicas, most)) if each.max_replicas is not None else each
+        for each in shape.schedule
+    )
+    return replace(shape, max_replicas=min(shape.max_replicas, most), schedule=schedule)
 
 
 def _describe(trace: Trace, setting: Setting) -> None:

@@ -20,11 +20,12 @@ from controlplane.core.replicas import Changes, depart, resize, worth
 from controlplane.core.rollout import Progress, confirmed, progress, target_state
 from controlplane.core.routes import RouteTable
 from controlplane.core.routing import Serving, build_table, leads
+from controlplane.core.scaling.budget import Budget, budget_of
 from controlplane.core.scaling.decision import Decision, decide, is_quiet
 from controlplane.core.scaling.ejection import eject, ejected
 from controlplane.core.scaling.fitness import distrusted, down, missing_bytes, replace_unfit
 from controlplane.core.scaling.forecasts import contest_of
-from controlplane.core.scaling.limits import Limits, budget_of, limits_of
+from controlplane.core.scaling.limits import Limits, limits_of
 from controlplane.core.snapshot import ReplicaView, Snapshot
 from controlplane.core.unserved import unserved
 
@@ -65,7 +66,7 @@ class _Planner:
         self.now = now
         self.reasons: dict[str, list[Reason]] = defaultdict(list)
         self.actions: list[Action] = []
-        self.budget = budget_of(snapshot)
+        self.budget = Budget()
         self.decisions: dict[str, Decision] = {}
         self.scalers: dict[str, Scaler] = {}
         self.needs: dict[str, Needs] = {}
@@ -95,6 +96,7 @@ class _Planner:
         serving = {name: serving_of(model, census) for name, model in self.snapshot.models.items()}
         wants = wants_of(serving.values(), census)
         needed = self._needed_fleets() | self._unknown_fleets()
+        self.budget = budget_of(self.snapshot, needed, self.now)
         changes = {
             name: self._resize(name, wants.get(name, []), needed=name in needed)
             for name in sorted(self.snapshot.fleets)
@@ -156,7 +158,7 @@ class _Planner:
             staying,
             record.shape,
             load,
-            room=self.budget.has_room(record.shape.gpus),
+            room=self.budget.has_room(fleet),
             lost=self.census.lost,
             now=self.now,
         )
@@ -167,12 +169,12 @@ class _Planner:
             self.slow[name] = ratio
             self.reasons[f"replica/{name}"].append(reason)
         present = len(staying) - (scaler.replacing is not None)
-        limits = self.budget.allows(limits_of(record, self.now), len(replicas), record.shape.gpus)
+        limits = self.budget.allows(fleet, limits_of(record, self.now))
         decision, scaler = self._decide(fleet, wants, limits, scaler, staying=staying, present=present, needed=needed)
         if decision.desired < limits.most:
             self.may_grow.add(fleet)
         extra = scaler.replacing is not None
-        self.budget.take(decision.desired + extra - len(replicas), record.shape.gpus)
+        self.budget.take(fleet, decision.desired + extra)
         self.decisions[fleet], self.scalers[fleet] = decision, scaler
         changes = resize(
             fleet,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -162,15 +162,32 @@ def _check_fleets(fleets: tuple[FleetSettings, ...], controller: ControllerSetti
         problems.append(
             InvalidInput("more than one fleet is the default", field="fleets", remedy="mark one `default: true`")
         )
-    for name, what, budget, least in (
-        ("max_replicas", "replicas", controller.max_replicas, sum(each.replicas.min for each in fleets)),
-        ("max_gpus", "GPUs", controller.max_gpus, sum(each.replicas.min * each.gpus for each in fleets)),
+    for name, what, budget, each in (
+        ("max_replicas", "replicas", controller.max_replicas, [1] * len(fleets)),
+        ("max_gpus", "GPUs", controller.max_gpus, [fleet.gpus for fleet in fleets]),
     ):
-        if budget is not None and least > budget:
-            text = f"{budget} {what} are less than the fleets' `min` needs, {least} in all"
-            problems.append(InvalidInput(text, field=f"controller.{name}", remedy="raise it, or lower `replicas.min`"))
+        if budget is not None:
+            problems += _budget_problems(fleets, name, what, budget, each)
     if problems:
         raise InvalidEntry(subject, tuple(problems))
+
+
+def _budget_problems(
+    fleets: tuple[FleetSettings, ...], name: str, what: str, budget: int, each: list[int]
+) -> Iterator[InvalidInput]:
+    """Where a budget is less than what it has to be enough for; `each` replica of a fleet takes so much of it."""
+    least = sum(fleet.replicas.min * takes for fleet, takes in zip(fleets, each, strict=True))
+    if least > budget:
+        text = f"{budget} {what} are less than the fleets' `min` needs, {least} in all"
+        yield InvalidInput(text, field=f"controller.{name}", remedy="raise it, or lower `replicas.min`")
+    for index, (fleet, takes) in enumerate(zip(fleets, each, strict=True)):
+        for number, window in enumerate(fleet.scaling.schedule):
+            if window.min is not None and window.min * takes > budget:
+                yield InvalidInput(
+                    f"at least {window.min} replicas take more than the {budget} {what} of `controller.{name}`",
+                    field=f"fleets[{index}].scaling.schedule[{number}].min",
+                    remedy="lower it, or raise the budget",
+                )
 
 
 def save_system(system: System, home: Home) -> None:

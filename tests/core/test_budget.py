@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from controlplane.core.actions import StartReplica
-from controlplane.core.models import FleetRecord, FleetShape
-from controlplane.core.plan import plan
-from controlplane.core.snapshot import Settings, Snapshot
+from controlplane.core.load import Load
+from controlplane.core.models import FleetRecord, FleetShape, ManualScale
+from controlplane.core.plan import Plan, plan
+from controlplane.core.scaling.budget import Budget, Claim
+from controlplane.core.scaling.limits import Limits
+from controlplane.core.snapshot import ReplicaView, Settings, Snapshot
 from tests.core.world import SETTINGS, World, promoted
 
 
@@ -22,6 +27,152 @@ def test_fleets_share_a_budget(settings: Settings) -> None:
     started = sorted(each.replica for each in made.actions if isinstance(each, StartReplica))
     assert started == ["a-0", "a-1", "a-2", "b-0", "b-1"]
     assert "leaves 2 more" in made.decisions["b"].reason.text
+
+
+WIDE = Limits(least=0, most=9, why="the deployment asks for 0 to 9")
+
+
+def test_a_budget_bounds_what_is_added_and_takes_nothing_away() -> None:
+    claims = {"one": Claim(present=2), "with GPUs": Claim(present=2, gpus=4), "large": Claim(present=5)}
+    budget = Budget(left={"replicas": 3, "GPUs": 4}, claims=claims)
+    assert budget.allows("one", WIDE).most == 5
+    told = budget.allows("with GPUs", WIDE)
+    assert told.most == 3 and "the budget of GPUs leaves 1 more" in told.why
+    assert budget.allows("one", replace(WIDE, most=4)).most == 4, "it allows more than is asked"
+    budget.take("with GPUs", 3)
+    assert budget.left == {"replicas": 2, "GPUs": 0}
+    assert not budget.has_room("with GPUs") and budget.has_room("one")
+    budget.take("one", 4)
+    assert budget.allows("large", WIDE) == replace(
+        WIDE, most=5, why=WIDE.why + ", and the budget of replicas leaves 0 more"
+    )
+    assert budget.allows("large", replace(WIDE, least=7)).least == 5
+    budget.take("large", 3)
+    assert budget.left["replicas"] == 0, "who leaves has not left yet"
+    assert Budget(claims={"large": Claim(present=5, gpus=8)}).allows("large", WIDE) == WIDE
+
+
+def test_what_a_fleet_must_have_is_kept_for_it() -> None:
+    claims = {"a": Claim(present=1), "b": Claim(present=1, least=3, gpus=2), "c": Claim(gpus=1)}
+    budget = Budget(left={"replicas": 5, "GPUs": 5}, claims=claims)
+    told = budget.allows("a", WIDE)
+    assert told.most == 4 and "leaves 3 more, but for what other fleets must have" in told.why
+    assert budget.allows("b", WIDE).most == 3, "GPUs for one more than it must have are not left"
+    assert budget.allows("c", WIDE).most == 1
+    budget.take("b", 3)
+    assert budget.allows("a", WIDE).most == 4 and budget.allows("c", WIDE).most == 1, "it has them now"
+
+
+class Fleets:
+    """Fleets whose replicas come at once, and leave a few seconds after they were told to."""
+
+    def __init__(self, settings: Settings, **shapes: FleetShape) -> None:
+        self.settings, self.now = settings, 1_000_000.0
+        self.records = {name: FleetRecord(shape=replace(shape, name=name)) for name, shape in shapes.items()}
+        self.there: dict[str, str] = {}
+        self.demand = dict.fromkeys(shapes, 0.0)
+        self.blind: set[str] = set()
+        self.leaves_at: dict[str, float] = {}
+        self.plan = Plan()
+
+    def run(self, seconds: float = 120) -> dict[str, int]:
+        """How many of each fleet there are then."""
+        for _ in range(int(seconds / 2)):
+            self._turn()
+            most = self.settings.max_replicas
+            assert most is None or len(self.there) <= most
+        return {name: list(self.there.values()).count(name) for name in self.records}
+
+    def why(self, fleet: str) -> str:
+        return self.plan.reasons[f"fleet/{fleet}"][0].text
+
+    def _turn(self) -> None:
+        self.now += 2
+        loads = {
+            name: Load(at=self.now, step_s=2, demand=demand, features=(math.log1p(demand),) * 3)
+            for name, demand in self.demand.items()
+            if name not in self.blind
+        }
+        replicas = {name: ReplicaView(name=name, fleet=fleet, heard_at=self.now) for name, fleet in self.there.items()}
+        self.plan = plan(
+            Snapshot(
+                fleets=self.records,
+                settings=self.settings,
+                replicas=replicas,
+                loads=loads,
+                scalers=self.plan.scalers,
+                stopping=self.plan.stopping,
+            ),
+            self.now,
+        )
+        for action in self.plan.actions:
+            if isinstance(action, StartReplica):
+                self.there[action.replica] = action.fleet
+        self.leaves_at = {name: self.leaves_at.get(name, self.now + 6) for name in self.plan.stopping}
+        for name, at in self.leaves_at.items():
+            if at <= self.now:
+                del self.there[name]
+
+
+ELASTIC = FleetShape(name="-", min_replicas=0, max_replicas=6, down_after_s=20)
+
+
+@pytest.mark.parametrize("budget", [Settings(max_replicas=6), Settings(max_gpus=6)], ids=["replicas", "GPUs"])
+def test_a_busy_fleet_leaves_others_what_they_must_have(budget: Settings) -> None:
+    fleets = Fleets(budget, a=replace(ELASTIC, gpus=1), b=replace(ELASTIC, min_replicas=2, gpus=1))
+    fleets.demand["a"] = 9.0
+    assert fleets.run() == {"a": 4, "b": 2}
+    assert "leaves 0 more" in fleets.why("a")
+
+
+def by_hand(record: FleetRecord, replicas: int) -> FleetRecord:
+    return replace(record, manual=ManualScale(replicas=replicas, actor="ann", at=datetime.now(UTC)))
+
+
+def test_what_somebody_sets_comes_before_what_others_would_like() -> None:
+    fleets = Fleets(Settings(max_replicas=7), a=ELASTIC, b=ELASTIC, c=replace(ELASTIC, min_replicas=1))
+    fleets.demand["a"] = 9.0
+    fleets.run()
+    fleets.demand["c"] = 9.0
+    assert fleets.run() == {"a": 5, "b": 1, "c": 1}, "each of them has one, to see what it can do"
+    fleets.records["b"] = by_hand(fleets.records["b"], 4)
+    assert fleets.run() == {"a": 2, "b": 4, "c": 1}
+    assert "3 of what it has make room" not in fleets.why("a"), "that is over"
+    assert fleets.run(600) == {"a": 2, "b": 4, "c": 1}, "and it stays so"
+    fleets.records["b"] = replace(fleets.records["b"], manual=None)
+    assert fleets.run()["a"] == 5
+
+
+def test_of_two_who_has_more_to_spare_makes_room() -> None:
+    fleets = Fleets(Settings(max_replicas=8), a=ELASTIC, b=ELASTIC, c=replace(ELASTIC, min_replicas=0))
+    fleets.demand |= {"b": 9.0}
+    fleets.run()
+    fleets.demand |= {"a": 9.0}
+    before = fleets.run()
+    assert before == {"a": 1, "b": 6, "c": 1}
+    fleets.records["c"] = by_hand(fleets.records["c"], 5)
+    assert fleets.run() == {"a": 1, "b": 2, "c": 5}
+
+
+def test_a_fleet_of_which_nothing_is_known_makes_no_room() -> None:
+    fleets = Fleets(Settings(max_replicas=6), a=ELASTIC, b=ELASTIC)
+    fleets.demand["a"] = 9.0
+    assert fleets.run() == {"a": 5, "b": 1}
+    fleets.blind = {"a"}
+    fleets.records["b"] = by_hand(fleets.records["b"], 4)
+    assert fleets.run() == {"a": 5, "b": 1}
+    assert "leaves 0 more" in fleets.why("b")
+    fleets.blind = set()
+    assert fleets.run() == {"a": 2, "b": 4}
+
+
+def test_what_must_always_be_there_may_be_more_than_there_is() -> None:
+    fleets = Fleets(Settings(max_replicas=5), a=ELASTIC, b=ELASTIC)
+    fleets.demand["a"] = 9.0
+    fleets.run()
+    for name in ("a", "b"):
+        fleets.records[name] = by_hand(fleets.records[name], 4)
+    assert sum(fleets.run().values()) == 5
 
 
 @pytest.mark.parametrize(("budget", "most"), [(2, 2), (3, 3)])

@@ -16,7 +16,7 @@ from controlplane.core.load import Believed, Contest, Features, Load, Moment, Sc
 from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
 from controlplane.core.scaling.analogs import SHORT, STEADY_FEWEST, Past, likely_need, needed
 from controlplane.core.scaling.decision import Decision, decide
-from controlplane.core.scaling.limits import Budget, Limits, is_open, limits_of
+from controlplane.core.scaling.limits import Limits, is_open, limits_of
 from controlplane.core.scaling.steady import CLOSE, enough, late
 
 SHAPE = FleetShape(name="cpu", min_replicas=0, max_replicas=8, down_after_s=20, idle_s=60)
@@ -389,24 +389,6 @@ def test_a_hand_comes_before_the_schedule_and_the_schedule_before_the_deployment
     assert (by_hand.least, by_hand.most) == (5, 5)
     assert by_hand.why == "ann has set it to 5 until 2026-11-23 11:00:00 UTC: a launch"
     assert limits_of(replace(record, manual=manual), at("2026-11-23 11:01")) == office, "it ends by itself"
-
-
-def test_a_budget_bounds_what_is_added_and_takes_nothing_away() -> None:
-    budget = Budget(replicas=3, gpus=4)
-    wide = Limits(least=0, most=9, why="the deployment asks for 0 to 9")
-    assert budget.allows(wide, present=2, gpus=0).most == 5
-    told = budget.allows(wide, present=2, gpus=4)
-    assert told.most == 3 and "the budget of GPUs leaves 1 more" in told.why
-    assert budget.allows(replace(wide, most=4), present=2, gpus=0).most == 4, "it allows more than is asked"
-    budget.take(3, gpus=1)
-    assert (budget.replicas, budget.gpus) == (0, 1)
-    assert budget.allows(wide, present=5, gpus=0) == replace(
-        wide, most=5, why=wide.why + ", and the budget of replicas leaves 0 more"
-    )
-    assert budget.allows(replace(wide, least=7), present=5, gpus=0).least == 5
-    budget.take(-2, gpus=1)
-    assert budget.replicas == 0, "who leaves has not left yet"
-    assert Budget().allows(wide, present=5, gpus=8) == wide
 
 
 def test_what_must_always_be_loaded_has_room() -> None:

@@ -61,6 +61,11 @@ def test_mistyped_values_are_refused_with_their_place(given: dict[str, Any], tol
     assert told in str(error.value)
 
 
+def fleet_at_night(most: int, gpus: int = 0) -> dict[str, Any]:
+    window = {"begins": "22:00", "ends": "6:00", "min": 5}
+    return {"name": "a", "replicas": {"max": most}, "gpus": gpus, "scaling": {"schedule": [window]}}
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -78,6 +83,14 @@ def test_mistyped_values_are_refused_with_their_place(given: dict[str, Any], tol
         (
             tiny(fleets=[{"name": "a", "replicas": 2, "gpus": 2}], controller={"settings": {"max_gpus": 3}}),
             "3 GPUs are less than the fleets' min needs, 4 in all",
+        ),
+        (
+            tiny(fleets=[fleet_at_night(9)], controller={"settings": {"max_replicas": 3}}),
+            "fleets[0].scaling.schedule[0].min: 5 replicas take more than controller.settings.max_replicas, 3",
+        ),
+        (
+            tiny(fleets=[fleet_at_night(9, gpus=2)], controller={"settings": {"max_gpus": 8}}),
+            "fleets[0].scaling.schedule[0].min: 5 replicas take more than controller.settings.max_gpus, 8",
         ),
         (tiny(gateway={"autoscaling": {"enabled": True, "maxReplicas": 1}}), "minReplicas is more than maxReplicas"),
         (tiny(gateway={"resources": {"limits": {"memory": "1Gi"}}}), "gateway.settings.max_heap_bytes"),

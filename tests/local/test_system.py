@@ -70,6 +70,12 @@ def test_it_is_found_again(tmp_path: Path) -> None:
             "controller.max_gpus",
             id="fewer GPUs than must be",
         ),
+        pytest.param(
+            "fleets: [{name: a, replicas: {max: 9}, scaling: {schedule: [{begins: '8:00', ends: '9:00', min: 5}]}}]\n"
+            "controller: {max_replicas: 3}",
+            "fleets[0].scaling.schedule[0].min: at least 5 replicas take more than the 3 replicas",
+            id="a budget that is less than what a schedule asks for",
+        ),
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets[0].replicas", id="a negative count"),
         pytest.param("fleets: [{name: a, replicas: {min: 3, max: 2}}]", "let min be no more", id="min above max"),
         pytest.param("fleets: [{name: a, replicas: true}]", "fleets[0].replicas", id="a truth for a count"),

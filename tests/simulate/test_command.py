@@ -70,6 +70,16 @@ def test_the_budget_of_all_fleets_holds(ctl: Ctl, tmp_path: Path) -> None:
     assert "fleet a: 0 to 3 replicas" in err
 
 
+def test_a_schedule_stays_within_the_budget(ctl: Ctl, tmp_path: Path) -> None:
+    fleet = (
+        "name: a, replicas: {min: 0, max: 2}, scaling: {schedule: [{begins: '0:00', ends: '24:00', min: 1, max: 9}]}"
+    )
+    (tmp_path / "budget.yaml").write_text(f"fleets: [{{{fleet}}}]\ncontroller: {{max_replicas: 3}}")
+    busy = ("--rate-multiplier", "8", "--slots", "1", "--start-s", "1")  # ten replicas would be
+    _, text, _ = ctl("--trace", "trace.csv", "-f", "budget.yaml", "-o", "json", *busy)
+    assert 2.8 < json.loads(text)["outcomes"][0]["replica_hours"] / (120 / 3600) <= 3
+
+
 def test_forms_of_the_data(ctl: Ctl) -> None:
     _, wide, _ = ctl("--trace", "trace.csv", "-o", "wide")
     assert "UNSERVED" in wide
