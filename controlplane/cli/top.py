@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -13,6 +13,7 @@ from controlplane.cli.arguments import DURATION
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.get import limits
 from controlplane.cli.output import Column, Kind, output_option, show_one, show_rows, size
+from controlplane.core.errors import ControlPlaneError
 
 FRESH_S = 10.0
 """How old what was measured is, is shown where it is older."""
@@ -117,16 +118,29 @@ def top(context: Context, once: bool, every_s: float, output: str) -> None:
         raise click.UsageError("--every is a day at most")
     with context.reader() as reader:
         told = reader.get("/v1/top")
-        if once or output not in ("table", "wide") or not sys.stdout.isatty():
-            show_one(told, "top", output, lambda: _print(told, output))
-            return
-        from rich.live import Live
+    if once or output not in ("table", "wide") or not sys.stdout.isatty():
+        show_one(told, "top", output, lambda: _print(told, output))
+        return
+    _follow(context, told, max(every_s, LEAST_EVERY_S))
 
-        with Live(screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(_drawn(told), refresh=True)
-                time.sleep(max(every_s, LEAST_EVERY_S))
-                told = reader.get("/v1/top")
+
+def _follow(context: Context, told: Mapping[str, Any], every_s: float) -> NoReturn:
+    """Show what is told for as long as the controller answers, and when it does not, why, with what was told last."""
+    from rich.live import Live
+
+    told_at = time.monotonic()
+    with Live(screen=True, auto_refresh=False) as live:
+        while True:
+            try:
+                with context.reader() as reader:
+                    while True:
+                        told, told_at = reader.get("/v1/top"), time.monotonic()
+                        live.update(_drawn(told), refresh=True)
+                        time.sleep(every_s)
+            except ControlPlaneError as error:  # asked anew: a controller that was started again may be somewhere else
+                age_s = time.monotonic() - told_at
+                live.update(_drawn(told, f"This is {age_s:.0f} s old: {error}"), refresh=True)
+            time.sleep(every_s)
 
 
 def _print(told: Mapping[str, Any], output: str) -> None:
@@ -138,7 +152,7 @@ def _print(told: Mapping[str, Any], output: str) -> None:
     show_rows(told["models"], MODELS, output)
 
 
-def _drawn(told: Mapping[str, Any]) -> Group:
+def _drawn(told: Mapping[str, Any], trouble: str = "") -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -154,6 +168,6 @@ def _drawn(told: Mapping[str, Any]) -> Group:
 
     reasons = [Text(f"{each['name']}: {each['reason']}") for each in told["fleets"] if each["reason"]]
     busiest = sorted(told["models"], key=lambda row: -(row["in_flight"] or 0) - (row["held"] or 0))
-    return Group(
-        table(FLEETS, told["fleets"]), *reasons, Text(), table(MODELS, busiest), Text("Ctrl-C ends", style="dim")
-    )
+    first = [Text(trouble, style="bold"), Text()] if trouble else []
+    fleets, models = table(FLEETS, told["fleets"]), table(MODELS, busiest)
+    return Group(*first, fleets, *reasons, Text(), models, Text("Ctrl-C ends", style="dim"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,11 @@ def fleet(registry: Registry) -> FleetRecord:
     return registry.update_fleet("cpu", lambda _: FleetRecord(shape=shape, capabilities=capabilities))
 
 
-@pytest.fixture
-def controller(home: Home) -> Iterator[subprocess.Popen[bytes]]:
-    """A real controller whose fleet has no replicas."""
+@contextmanager
+def running_controller(home: Home) -> Iterator[subprocess.Popen[bytes]]:
+    """A real controller whose fleet has no replicas, once it answers."""
     home.prepare()
+    home.controller_file.unlink(missing_ok=True)
     save_system(
         System(registry=str(home.registry), fleets=(FleetSettings(name="cpu", replicas=Limits(min=0, max=0)),)), home
     )
@@ -123,3 +125,10 @@ def controller(home: Home) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture
+def controller(home: Home) -> Iterator[subprocess.Popen[bytes]]:
+    """A real controller whose fleet has no replicas."""
+    with running_controller(home) as process:
+        yield process
