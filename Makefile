@@ -10,7 +10,7 @@ WORKERS ?= 4
 .PHONY: help install lint test e2e-kubernetes demo bench clean
 
 help:
-	@echo "make demo   show the main job on real models (a minute)"
+	@echo "make demo   show the main job on real models (a minute or two)"
 	@echo "make test   run every test"
 	@echo "make e2e-kubernetes  run it on a real Kubernetes node, as root (a quarter of an hour the first time)"
 	@echo "make lint   check style, types and the floors of the house"

@@ -12,8 +12,8 @@ from examples.traffic import Traffic
 FLEET = "elastic"
 LOOK_EVERY_S = 0.2
 DEADLINE_S = 60.0
-BUSY_S = 7.0
-"""How long the clients ask."""
+BUSY_S = 5.0
+"""How long the clients ask once they have got a second replica."""
 
 
 def follow(traffic: Traffic, reader: Reader, ctl: Callable[..., str], say: Callable[..., None]) -> Traffic:
@@ -25,6 +25,7 @@ def follow(traffic: Traffic, reader: Reader, ctl: Callable[..., str], say: Calla
     say("clients begin to ask; nobody is there to answer yet, so their requests are held")
     with traffic:
         watch.until(lambda fleet: traffic.total() > 0, "the first answer")
+        watch.until(lambda fleet: fleet["ready"] > 1, "one replica more, for so many clients")
         ends = time.monotonic() + BUSY_S
         watch.until(lambda fleet: time.monotonic() > ends, "the clients have asked for a while")
         ctl("top", "--once")

@@ -1,4 +1,4 @@
-"""The main job in a minute, on real models and real servers: `make demo`.
+"""The main job in a minute or two, on real models and real servers: `make demo`.
 
 Starts a system of two Triton replicas behind the gateway, registers real models, classifies the files of this very
 clone while a new version is promoted and rolled back, and reports what happened. Everything is done as a user would:
