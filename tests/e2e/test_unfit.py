@@ -1,4 +1,5 @@
-"""Replicas that can't do what the others of their fleet can: one is slow, one does not come up."""
+"""Replicas that can't do what the others of their fleet can: one is slow, one does not come up, one keeps ending, one
+has lost memory."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.agent.test_memory import LEAVES_A_PROCESS
 from tests.e2e.system import Load, System, eventually
 
 SLOW = """\
@@ -16,6 +18,13 @@ gateway: {grpc_port: 0, http_port: 0, cold_wait_s: 60}
 controller: {poll_s: 0.1, drain_s: 1, max_replicas: 3}
 """
 """The budget leaves no room for one that would replace it."""
+
+
+LOSES = """\
+fleets: [{name: cpu, replicas: 1, memory_bytes: 400Mi}]
+gateway: {grpc_port: 0, http_port: 0, cold_wait_s: 60}
+controller: {poll_s: 0.1, drain_s: 1, warm_s: 1}
+"""
 
 
 def reasons(system: System) -> list[dict[str, Any]]:
@@ -87,5 +96,48 @@ def test_a_replica_that_never_comes_up_gives_its_place_to_another(tmp_path: Path
         eventually(lambda: system.holders("m", 1) == {"cpu-0", "cpu-2"}, 120, "no other one in its place")
         eventually(lambda: set(system.replicas()) == {"cpu-0", "cpu-2"}, 120, "it stays")
         assert system.ask("m") == (6.0, "1")
+    finally:
+        system.down()
+
+
+@pytest.mark.timeout(600)
+def test_a_replica_whose_server_keeps_ending_is_replaced(tmp_path: Path) -> None:
+    system = System(tmp_path, "fleets: [{name: cpu, replicas: 2, memory_bytes: 1Gi}]")
+    try:
+        system.up()
+        system.serve("m")
+        for crashes in (1, 2, 3):
+            eventually(lambda: "cpu-1" in system.holders("m", 1), 120, "its server does not come up")
+            system.kill("tritonserver", "cpu-1")
+            eventually(lambda crashes=crashes: system.replicas()["cpu-1"]["crashes"] == crashes, 60)
+        (why, *_) = eventually(lambda: [each["text"] for each in reasons(system) if each["code"] == "FLAPPING"], 60)
+        assert "cpu-1 is replaced: its server ended unexpectedly 3 times" in why
+        with Load(system.client, "m") as load:
+            eventually(lambda: system.holders("m", 1) == {"cpu-0", "cpu-2"}, 180, "nobody replaces it")
+            eventually(lambda: set(system.replicas()) == {"cpu-0", "cpu-2"}, 120, "it stays")
+            load.more(100)
+        assert not load.failures
+    finally:
+        system.down()
+
+
+@pytest.mark.timeout(600)
+def test_a_replica_that_has_lost_memory_is_replaced_in_a_quiet_moment(tmp_path: Path) -> None:
+    system = System(tmp_path)
+    (tmp_path / "system.yaml").write_text(LOSES)
+    try:
+        system.up()
+        system.serve("m")  # the backend's first model: what came with the backend is not lost
+        leaves = "\n        ".join(LEAVES_A_PROCESS.strip().splitlines())
+        system.ok("register", "leaves", str(system.write("leaves", initialize=leaves)))
+        system.ok("promote", "leaves", "1")
+        system.serve("leaves", factor=3)
+        with Load(system.client, "m", clients=1, pause_s=0.05) as load:
+            eventually(lambda: not system.holders("leaves", 1), 120, "what was stable before stays loaded")
+            eventually(lambda: set(system.replicas()) == {"cpu-1"}, 180, "it is not replaced")
+            assert system.ask("leaves") == (9.0, "2")
+            load.more(100)
+        assert not load.failures
+        assert "MiB did not come back when models were unloaded" in (system.home.logs / "controller.log").read_text()
     finally:
         system.down()

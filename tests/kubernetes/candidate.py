@@ -10,6 +10,7 @@ import asyncio
 import json
 import signal
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta, tzinfo
@@ -30,7 +31,7 @@ from controlplane.server.api import Serving, application
 from controlplane.server.claiming import claim
 from controlplane.server.controller import Controller
 from controlplane.server.identity_tokens import ReviewedTokens, reviewer
-from controlplane.server.leading import Election, new_identity
+from controlplane.server.leading import Election, Record, new_identity
 from controlplane.server.leases import KubernetesLease
 
 SHAPE = FleetShape(name="cpu", memory_bytes=1 << 30)
@@ -65,6 +66,14 @@ class Pods:
         pass
 
 
+class Watched(KubernetesLease):
+    """A Lease that tells when it is looked at."""
+
+    def read(self) -> Record | None:
+        tell("looks")
+        return super().read()
+
+
 class Wrong(datetime):
     """The time as a machine has it whose clock is `by` off."""
 
@@ -84,7 +93,9 @@ def set_wrong(by: timedelta) -> None:
 
 
 def tell(event: str, **what: object) -> None:
-    print(json.dumps({"event": event, "at": time.monotonic(), **what}), flush=True)
+    """From whatever thread: a line is written in one piece."""
+    sys.stdout.write(json.dumps({"event": event, "at": time.monotonic(), **what}) + "\n")
+    sys.stdout.flush()
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -92,7 +103,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     registry = open_registry(str(arguments.registry))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        lease = KubernetesLease(configuration, namespace=arguments.namespace, name=f"{arguments.release}-controller")
+        lease = Watched(configuration, namespace=arguments.namespace, name=f"{arguments.release}-controller")
         election = Election(lease, identity=new_identity(arguments.name), address=url)
         serving = Serving(leader=lambda: election.elsewhere, ready=lambda: election.heard)
         identify = ReviewedTokens(reviewer(configuration), namespace=arguments.namespace, release=arguments.release)

@@ -90,6 +90,10 @@ class Candidate:
         assert found is not None, f"{self.name} has not told of {event!r}"
         return float(found["at"])
 
+    def looks(self, since: float) -> int:
+        """How often it has looked at the Lease from `since` on (the machine's monotonic clock) until it led."""
+        return sum(since < each["at"] <= self.at("leads") for each in self.events_of("looks"))
+
     @property
     def leads(self) -> bool:
         """Whether it leads, as it says itself."""

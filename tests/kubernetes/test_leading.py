@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ from tests.kubernetes.crowd import crowded
 from tests.waiting import until
 
 LEASE_S = Timing().lease_s
+PATIENT = math.ceil(LEASE_S / (0.7 * Timing().look_s)) + 2
+"""So often at most a standby looks at a Lease that nobody renews before it leads: each 0.7 s at the shortest for as
+long as it lasts, once more when it has run out, and first at a renewal that it had not seen."""
+AT_ONCE = 2
+"""So often where the Lease was given back: once, and once more should a call go wrong. Looks are counted, not seconds:
+how busy the machine is shows in those."""
 HOUR_S = 3600.0
 
 
@@ -74,9 +81,8 @@ def test_a_killed_leader_is_followed_when_its_lease_has_run_out(pair: tuple[Cand
     killed_at = time.monotonic()
     first.send(signal.SIGKILL)
     until(lambda: second.leads, timeout_s=60.0, what="nobody takes over")
-    took_s = second.at("serves") - killed_at
-    figure("hand-over after kill -9", took_s)
-    assert took_s < 15, "as the second has logged it, however late that is read"
+    figure("hand-over after kill -9", second.at("serves") - killed_at)
+    assert second.looks(killed_at) <= PATIENT
     assert (second.last("serves") or {})["epoch"] > (first.last("serves") or {})["epoch"]
 
 
@@ -87,45 +93,16 @@ def test_a_leader_that_is_stopped_hands_over_at_once(
     told_at = time.monotonic()
     first.send(signal.SIGTERM)
     until(lambda: second.leads, timeout_s=60.0, what="nobody takes over")
-    took_s = second.at("serves") - told_at
-    figure("hand-over after SIGTERM", took_s)
-    assert took_s < LEASE_S, "it did not wait until the lease has run out"
+    figure("hand-over after SIGTERM", second.at("serves") - told_at)
     assert first.at("stops") <= second.at("leads"), "the new one begins when the old one has ended"
     assert first.process.wait(60) == 0
+    assert second.looks(first.at("ends")) <= AT_ONCE, "it did not wait until the lease has run out"
     assert "the lease is given back" in first.log.read_text()
     assert (first.last("ends") or {})["error"] is None
     second.send(signal.SIGTERM)
     assert second.process.wait(60) == 0
     assert lease(api_server, namespace)["spec"].get("holderIdentity", "") == ""
     assert ADDRESS not in lease(api_server, namespace)["metadata"].get("annotations", {})
-
-
-def test_a_clean_hand_over_takes_less_than_two_seconds(
-    tmp_path: Path, namespace: str, kubeconfig: Path, pair: tuple[Candidate, Candidate]
-) -> None:
-    """The best of three, as the two have logged it: how busy the machine is shows in the others."""
-    with contextlib.ExitStack() as stack:
-
-        def hand_over(leader: Candidate, standby: Candidate) -> float:
-            told_at = time.monotonic()
-            leader.send(signal.SIGTERM)
-            until(lambda: standby.leads, timeout_s=60.0, what="nobody takes over")
-            assert told_at < leader.at("stops") <= standby.at("leads") <= standby.at("serves")
-            figure("hand-over after SIGTERM", standby.at("serves") - told_at)
-            return standby.at("serves") - told_at
-
-        def another(name: str) -> Candidate:
-            made = Candidate(tmp_path, name, namespace, kubeconfig)
-            stack.callback(made.end)
-            until(lambda: made.get("/readyz").status_code == 200, what=f"the {name} does not get ready")
-            return made
-
-        first, second = pair
-        took_s = [hand_over(first, second)]
-        third = another("third")
-        took_s.append(hand_over(second, third))
-        took_s.append(hand_over(third, another("fourth")))
-    assert min(took_s) < 2
 
 
 def test_clocks_that_disagree_by_hours_change_nothing(
@@ -173,7 +150,7 @@ def test_clocks_that_disagree_by_hours_change_nothing(
         until(lambda: third.leads, timeout_s=60.0, what="nobody takes over")
         # Not before the second, had it only been cut off, would have given up by itself; nor an hour later.
         assert third.at("leads") - killed_at > LEASE_S - Timing().give_up_s
-        assert third.at("serves") - killed_at < 15
+        assert third.looks(killed_at) <= PATIENT
         assert [len(each.events_of("leads")) for each in (first, second, third)] == [1, 1, 1]
 
 
