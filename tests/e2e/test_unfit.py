@@ -3,6 +3,7 @@ has lost memory."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ def executed(system: System, replica: str, model: str) -> int:
     url = f"http://{endpoint['host']}:{endpoint['http_port']}/v2/models/{model}/versions/1/stats"
     (found,) = httpx2.get(url, trust_env=False).json()["model_stats"]
     return int(found["execution_count"])
+
+
+def has_crashed(system: System, replica: str, times: int) -> bool:
+    return int(system.replicas()[replica]["crashes"]) == times
 
 
 @pytest.mark.timeout(600)
@@ -109,7 +114,7 @@ def test_a_replica_whose_server_keeps_ending_is_replaced(tmp_path: Path) -> None
         for crashes in (1, 2, 3):
             eventually(lambda: "cpu-1" in system.holders("m", 1), 120, "its server does not come up")
             system.kill("tritonserver", "cpu-1")
-            eventually(lambda crashes=crashes: system.replicas()["cpu-1"]["crashes"] == crashes, 60)
+            eventually(partial(has_crashed, system, "cpu-1", crashes), 60)
         (why, *_) = eventually(lambda: [each["text"] for each in reasons(system) if each["code"] == "FLAPPING"], 60)
         assert "cpu-1 is replaced: its server ended unexpectedly 3 times" in why
         with Load(system.client, "m") as load:
