@@ -29,6 +29,7 @@ INTERRUPTED = 130
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("controlplane.cli.up", "Start a system on this machine."),
     "status": ("controlplane.cli.status", "Show where the parts are and how they are."),
+    "reload": ("controlplane.cli.reload", "Have the running system take other settings over."),
     "down": ("controlplane.cli.down", "End the system of this home."),
     "register": ("controlplane.cli.register", "Make a version of a model."),
     "promote": ("controlplane.cli.promote", "Make a version the one that is served."),

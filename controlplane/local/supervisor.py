@@ -108,16 +108,7 @@ class Supervisor:
     def _give_up_if_hopeless(self, part: _Part, status: int) -> None:
         kind = next((code for code in _HOPELESS if STATUS[code].exit == status), None)
         if kind is not None and not self.was_ready:
-            raise _HOPELESS[kind](f"the {part.name} can't run: {self._last_words(part)}")
-
-    def _last_words(self, part: _Part) -> str:
-        """The last line of a part's log: why it ended, in its own words."""
-        lines = self.log_file(part.name).read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it left no word"
-        try:
-            return str(json.loads(last)["reason"])
-        except (ValueError, KeyError, TypeError):
-            return last
+            raise _HOPELESS[kind](f"the {part.name} can't run: {last_words(self.log_file(part.name))}")
 
     def _put_logs_aside(self) -> None:
         """Those that have grown. Whoever writes one has it open, and writes at its end, wherever that is."""
@@ -157,6 +148,16 @@ class Supervisor:
         processes.wait_ended(agents, timeout_s=max(0.1, deadline - time.monotonic()))
         processes.sweep(self.home.root)
         self.home.controller_file.unlink(missing_ok=True)
+
+
+def last_words(log_file: Path) -> str:
+    """The last line of a part's log: why it ended, in its own words."""
+    lines = log_file.read_text(errors="replace").strip().splitlines()
+    last = lines[-1] if lines else "it left no word"
+    try:
+        return str(json.loads(last)["reason"])
+    except (ValueError, KeyError, TypeError):
+        return last
 
 
 def _is_agent(process: psutil.Process) -> bool:
@@ -211,7 +212,8 @@ def owned(home: Home) -> Iterator[Ownership]:
         os.close(descriptor)
         raise Conflict(
             f"{home.root} belongs to a running `ctl up` (process {owner(home) or 'unknown'})",
-            remedy="end it with `ctl down`, or choose another folder with --home",
+            remedy="change its fleets with `ctl reload -f FILE`, end it with `ctl down`, or choose another folder with "
+            "--home",
         ) from error
     ownership = Ownership(descriptor)
     try:

@@ -105,8 +105,9 @@ def test_wrong_ways_there_are_told(api_server: ControlPlane, ctl: Ctl, capsys: p
         answer = ctl("status", kubeconfig=file)
         assert answer.status == 2, text
         assert "error[INVALID]" in answer.err and "→" in answer.err
-    for command, way_out in (("up", "helm install"), ("down", "helm uninstall")):
-        answer = ctl(command)
+    ways = (("up", "helm install"), ("down", "helm uninstall"), ("reload --file=x", "helm upgrade"))
+    for command, way_out in ways:
+        answer = ctl(*command.split())
         assert answer.status == 2
         assert way_out in answer.err
     capsys.readouterr()
