@@ -45,7 +45,11 @@ COLUMNS = {
 
 @click.command()
 @click.option(
-    "--trace", "path", type=click.Path(path_type=Path), required=True, help="CSV, or JSON lines as Mooncake's."
+    "--trace",
+    "path",
+    type=click.Path(path_type=Path, allow_dash=True),
+    required=True,
+    help="CSV, or JSON lines as Mooncake's; -: standard input.",
 )
 @click.option("-f", "--file", "file", type=click.Path(path_type=Path), help="The system's definition (YAML).")
 @click.option("--fleet", "fleet", help="Which of its fleets.")
@@ -109,7 +113,9 @@ def simulate(
         )
     with _shown() as told:
         service = Service(work_s=work_s, prefill_per_s=prefill_per_s, decode_per_s=decode_per_s)
-        trace = read_trace(path, service, lambda count: told(f"read: {count} requests"))
+        trace = read_trace(
+            Path("/dev/stdin") if path == Path("-") else path, service, lambda count: told(f"read: {count} requests")
+        )
         trace = multiplied(only(trace, model) if model is not None else trace, rate_multiplier)
         first_counted(trace, warm_up_s)
         told("")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,13 @@ def test_a_trace_alone_is_enough(ctl: Ctl, tmp_path: Path) -> None:
     assert "trace trace.csv: 480 requests for 2 models in 120 s" in err
     assert "fleet default: 1 to 20 replicas of 4 slots, 10 s to start" in err
     assert not (tmp_path / ".ctl").exists()
+
+
+def test_a_trace_comes_through_a_pipe(ctl: Ctl, tmp_path: Path) -> None:
+    with (tmp_path / "trace.csv").open() as trace:
+        command = [sys.executable, "-m", "controlplane.cli.main", "simulate", "--trace", "-"]
+        done = subprocess.run(command, input=trace.read(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "480 requests for 2 models" in done.stderr
 
 
 def test_a_comparison_as_data_with_a_picture(ctl: Ctl, tmp_path: Path) -> None:
