@@ -35,15 +35,16 @@ class Load:
     long one replica would be busy with what waits. `rate_per_s` requests arrive and `waiting` wait, of all models
     together, also of those whose cost is not known yet. `held`: requests that wait at gateways for a model that is
     loaded nowhere. `met`: the share of the requests `answered` since the load before that met the goal (None: there
-    were none). `complete` False: a replica that serves has not told lately. `start_s`: how long a replica takes from
-    its start to its first answer (`started`: a start was seen). `slack_s`: how long a request may wait. `moments` and
-    `features`: the past and the present (see `analogs`); `steady`: how many replicas would have been enough for all of
-    the last hours (None: they are too few to tell); `sequel`: the newest moment whose sequel is known; `seasons`: what
-    was needed at this time of other days, by the season's name; `history`: what was needed so far, for the fleet's
-    record. `costs` of executions are by version digest. By version: `copies`, how many its own load has lately kept
-    busy at most, and `use`, how often it is asked (see `popularity`). `crowded`: the versions of which more is asked
-    than their copies can do, and what that is (None: not all is known yet). `slow`: replicas that have computed slower
-    than the others for a while, and how many times as long they take.
+    were none). `complete` False: a replica that serves has not told lately; `blind_s`: for how long that was so in all
+    so far, or nothing was measured. `start_s`: how long a replica takes from its start to its first answer (`started`:
+    a start was seen). `slack_s`: how long a request may wait. `moments` and `features`: the past and the present (see
+    `analogs`); `steady`: how many replicas would have been enough for all of the last hours (None: they are too few to
+    tell); `sequel`: the newest moment whose sequel is known; `seasons`: what was needed at this time of other days, by
+    the season's name; `history`: what was needed so far, for the fleet's record. `costs` of executions are by version
+    digest. By version: `copies`, how many its own load has lately kept busy at most, and `use`, how often it is asked
+    (see `popularity`). `crowded`: the versions of which more is asked than their copies can do, and what that is (None:
+    not all is known yet). `slow`: replicas that have computed slower than the others for a while, and how many times as
+    long they take.
     """
 
     at: float
@@ -57,6 +58,7 @@ class Load:
     answered: float = 0.0
     met: float | None = None
     complete: bool = True
+    blind_s: float = 0.0
     start_s: float = 10.0
     started: bool = False
     slack_s: float = 0.1
@@ -146,21 +148,22 @@ class Ejection:
 class Scaler:
     """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
 
-    `began`: when it first saw a load of everybody (anew after a time in which it saw none); `at`: which one it saw
-    last, and `need` what it made of it, in replicas, from `likely`, what the past lets expect. `miss`: the share of the
-    work that may be late, as corrected at `adjusted_at` by how many of the requests `answered` were `late` (both fade).
-    `contest`: which forecast is believed.
+    `began`: when it first saw a load of everybody; `at`: which one it saw last, and `need` what it made of it, in
+    replicas, from `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at
+    `adjusted_at` by how many of the requests `answered` were `late` (both fade). `contest`: which forecast is believed.
     `capped`: `likely` is the steady number that was enough so far, which is less than what the forecast says; so many
     requests were late while that was so: `capped_late` (it fades, too).
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
-    `idle_since`: since when nothing has been asked, later by the time in which that could not be known. `replacing`:
-    the replica that is to leave when a new one serves, and why; `replaced_at`: when the last such one was chosen.
-    `room`: how many must have a place for their versions. `ejections` of its replicas, those of late that are over
-    among them.
+    `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
+    and why; `replaced_at`: when the last such one was chosen. `room`: how many must have a place for their versions.
+    `ejections` of its replicas, those of late that are over among them.
+    The time in which not everybody was measured, `blind_s` in all so far, is left out of `began`, `wants` and
+    `idle_since`, as if it had not passed.
     """
 
     began: float | None = None
     at: float = 0.0
+    blind_s: float = 0.0
     need: float = 0.0
     likely: float = 0.0
     contest: Contest = Contest()

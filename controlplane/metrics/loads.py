@@ -61,6 +61,8 @@ class LoadMeter:
     _seen: dict[str, float] = field(default_factory=dict)
     _slowness: Slowness = field(default_factory=Slowness)
     _crowding: Crowding = field(default_factory=Crowding)
+    _blind_s: float = 0.0
+    """For how long it was not known what all of them do."""
     _has_seen_all: bool = False
     """Whether all that serve were measured once."""
     _brought: dict[Key, tuple[float, float]] = field(default_factory=dict)
@@ -183,6 +185,7 @@ class LoadMeter:
         self._compare(manifests, now)
         if (serving or down) and not news and self.load is not None:
             return self.load
+        complete = serving <= fresh.keys() and not down
         self.load = Load(
             at=now,
             step_s=max(map(self._every_s, told.values()), default=self.step_s),
@@ -194,7 +197,8 @@ class LoadMeter:
             held=sum(held.values()),
             answered=answered,
             met=met / answered if answered and goal.in_flight is None else None,
-            complete=serving <= fresh.keys() and not down,
+            complete=complete,
+            blind_s=self._unseen_s(news.values(), now, complete=complete),
             start_s=start_s,
             started=bool(self.starts),
             slack_s=slack_s,
@@ -211,6 +215,14 @@ class LoadMeter:
             slow=self._slowness.slow(now),
         )
         return self.load
+
+    def _unseen_s(self, news: Iterable[Interval], now: float, *, complete: bool) -> float:
+        """For how long so far nobody was measured: of the time since the last load, what the news do not tell of; all
+        of it, unless everybody has told by now."""
+        passed_s = max(now - self.load.at, 0.0) if self.load is not None else 0.0
+        seen_s = max((each.window_s for each in news), default=math.inf) + self.step_s  # they are a step late at most
+        self._blind_s += max(passed_s - seen_s, 0.0) if complete else passed_s
+        return self._blind_s
 
     def _take_items(self, key: Key, counted: Counters) -> None:
         executed = counted.success - counted.cache_hits

@@ -10,7 +10,7 @@ import pytest
 
 from controlplane.core.actions import StartReplica
 from controlplane.core.load import Load
-from controlplane.core.models import FleetRecord, FleetShape, ManualScale
+from controlplane.core.models import Capabilities, FleetRecord, FleetShape, ManualScale
 from controlplane.core.plan import Plan, plan
 from controlplane.core.scaling.budget import Budget, Claim
 from controlplane.core.scaling.limits import Limits
@@ -63,15 +63,40 @@ def test_what_a_fleet_must_have_is_kept_for_it() -> None:
     assert budget.allows("a", WIDE).most == 4 and budget.allows("c", WIDE).most == 1, "it has them now"
 
 
+def test_who_is_waited_for_comes_after_what_must_be_and_before_what_would_be_good() -> None:
+    claims = {"a": Claim(present=1, needed=True), "b": Claim(needed=True), "c": Claim(present=1, least=2)}
+    budget = Budget(left={"replicas": 2}, claims=claims)
+    assert budget.allows("a", WIDE).most == 1, "it has one"
+    assert budget.allows("b", WIDE).most == 1
+    assert budget.allows("c", WIDE).most == 2
+    budget.left["replicas"] = 1
+    assert [budget.allows(name, WIDE).most for name in "abc"] == [1, 0, 2]
+    budget.claims["c"] = Claim(present=2, least=2)
+    assert [budget.allows(name, WIDE).most for name in "abc"] == [1, 1, 2]
+    assert not any(budget.has_room(name) for name in "abc"), "for one that replaces another"
+
+
+def test_nothing_is_kept_for_who_is_waited_for_and_has_no_room_in_any_case() -> None:
+    claims = {"a": Claim(present=1, gpus=1), "b": Claim(needed=True, gpus=8)}
+    budget = Budget(left={"replicas": 9, "GPUs": 7}, claims=claims)
+    assert budget.allows("a", WIDE).most == 8
+    budget.left["GPUs"] = 8
+    assert budget.allows("a", WIDE).most == 1
+
+
+CAPABLE = Capabilities(server_version="2.51.0", backends=())
+
+
 class Fleets:
     """Fleets whose replicas come at once, and leave a few seconds after they were told to."""
 
     def __init__(self, settings: Settings, **shapes: FleetShape) -> None:
         self.settings, self.now = settings, 1_000_000.0
-        self.records = {name: FleetRecord(shape=replace(shape, name=name)) for name, shape in shapes.items()}
+        self.records = {
+            name: FleetRecord(shape=replace(shape, name=name), capabilities=CAPABLE) for name, shape in shapes.items()
+        }
         self.there: dict[str, str] = {}
         self.demand = dict.fromkeys(shapes, 0.0)
-        self.blind: set[str] = set()
         self.leaves_at: dict[str, float] = {}
         self.plan = Plan()
 
@@ -86,12 +111,15 @@ class Fleets:
     def why(self, fleet: str) -> str:
         return self.plan.reasons[f"fleet/{fleet}"][0].text
 
+    def set_by_hand(self, fleet: str, replicas: int) -> None:
+        manual = ManualScale(replicas=replicas, actor="ann", at=datetime.now(UTC))
+        self.records[fleet] = replace(self.records[fleet], manual=manual)
+
     def _turn(self) -> None:
         self.now += 2
         loads = {
             name: Load(at=self.now, step_s=2, demand=demand, features=(math.log1p(demand),) * 3)
             for name, demand in self.demand.items()
-            if name not in self.blind
         }
         replicas = {name: ReplicaView(name=name, fleet=fleet, heard_at=self.now) for name, fleet in self.there.items()}
         self.plan = plan(
@@ -125,54 +153,48 @@ def test_a_busy_fleet_leaves_others_what_they_must_have(budget: Settings) -> Non
     assert "leaves 0 more" in fleets.why("a")
 
 
-def by_hand(record: FleetRecord, replicas: int) -> FleetRecord:
-    return replace(record, manual=ManualScale(replicas=replicas, actor="ann", at=datetime.now(UTC)))
-
-
-def test_what_somebody_sets_comes_before_what_others_would_like() -> None:
-    fleets = Fleets(Settings(max_replicas=7), a=ELASTIC, b=ELASTIC, c=replace(ELASTIC, min_replicas=1))
-    fleets.demand["a"] = 9.0
-    fleets.run()
-    fleets.demand["c"] = 9.0
-    assert fleets.run() == {"a": 5, "b": 1, "c": 1}, "each of them has one, to see what it can do"
-    fleets.records["b"] = by_hand(fleets.records["b"], 4)
-    assert fleets.run() == {"a": 2, "b": 4, "c": 1}
-    assert "3 of what it has make room" not in fleets.why("a"), "that is over"
-    assert fleets.run(600) == {"a": 2, "b": 4, "c": 1}, "and it stays so"
-    fleets.records["b"] = replace(fleets.records["b"], manual=None)
-    assert fleets.run()["a"] == 5
-
-
-def test_of_two_who_has_more_to_spare_makes_room() -> None:
-    fleets = Fleets(Settings(max_replicas=8), a=ELASTIC, b=ELASTIC, c=replace(ELASTIC, min_replicas=0))
-    fleets.demand |= {"b": 9.0}
-    fleets.run()
-    fleets.demand |= {"a": 9.0}
-    before = fleets.run()
-    assert before == {"a": 1, "b": 6, "c": 1}
-    fleets.records["c"] = by_hand(fleets.records["c"], 5)
-    assert fleets.run() == {"a": 1, "b": 2, "c": 5}
-
-
-def test_a_fleet_of_which_nothing_is_known_makes_no_room() -> None:
+def test_what_is_set_by_hand_is_kept_as_soon_as_there_is_room() -> None:
     fleets = Fleets(Settings(max_replicas=6), a=ELASTIC, b=ELASTIC)
     fleets.demand["a"] = 9.0
-    assert fleets.run() == {"a": 5, "b": 1}
-    fleets.blind = {"a"}
-    fleets.records["b"] = by_hand(fleets.records["b"], 4)
-    assert fleets.run() == {"a": 5, "b": 1}
-    assert "leaves 0 more" in fleets.why("b")
-    fleets.blind = set()
+    assert fleets.run() == {"a": 6, "b": 0}
+    fleets.set_by_hand("b", 4)
+    assert fleets.run() == {"a": 6, "b": 0}, "what a fleet has is not taken away"
+    assert "the budget of replicas leaves 0 more" in fleets.why("b")
+    fleets.demand["a"] = 2.0
+    there = fleets.run()
+    assert there["b"] == 6 - there["a"] > 0
+    fleets.demand["a"] = 1.0
+    fleets.run()
+    fleets.demand["a"] = 9.0
     assert fleets.run() == {"a": 2, "b": 4}
 
 
-def test_what_must_always_be_there_may_be_more_than_there_is() -> None:
+def test_nothing_is_kept_that_can_not_be_had() -> None:
+    fleets = Fleets(Settings(max_gpus=4), a=replace(ELASTIC, gpus=1), b=replace(ELASTIC, gpus=8))
+    fleets.demand |= {"a": 9.0, "b": 1.0}
+    fleets.set_by_hand("b", 2)
+    assert fleets.run() == {"a": 4, "b": 0}
+
+
+def test_what_must_be_there_may_be_more_than_there_is() -> None:
     fleets = Fleets(Settings(max_replicas=5), a=ELASTIC, b=ELASTIC)
-    fleets.demand["a"] = 9.0
-    fleets.run()
     for name in ("a", "b"):
-        fleets.records[name] = by_hand(fleets.records[name], 4)
+        fleets.set_by_hand(name, 4)
     assert sum(fleets.run().values()) == 5
+
+
+def test_a_replacement_and_one_more_at_once_stay_within_the_budget() -> None:
+    world = World(replicas=2)
+    world.memory.settings = replace(SETTINGS, max_replicas=3)
+    promoted(world)
+    for _ in range(3):
+        world.replicas["cpu-0"].crash()
+        world.turn()
+        world.turn()
+    world.resize(3)
+    for _ in range(60):
+        world.turn()
+        assert len(world.replicas) <= 3
 
 
 @pytest.mark.parametrize(("budget", "most"), [(2, 2), (3, 3)])

@@ -85,6 +85,10 @@ def fleet_at_night(most: int, gpus: int = 0) -> dict[str, Any]:
             "3 GPUs are less than the fleets' min needs, 4 in all",
         ),
         (
+            tiny(fleets=[{"name": "a", "replicas": {"max": 2}, "gpus": 8}], controller={"settings": {"max_gpus": 4}}),
+            "fleets[0].gpus: a replica takes more than the 4 GPUs",
+        ),
+        (
             tiny(fleets=[fleet_at_night(9)], controller={"settings": {"max_replicas": 3}}),
             "fleets[0].scaling.schedule[0].min: 5 replicas take more than controller.settings.max_replicas, 3",
         ),
@@ -169,3 +173,10 @@ def _objects(schema: object, path: str) -> list[tuple[str, dict[str, Any]]]:
         elif name in ("items", "oneOf", "anyOf"):
             found += _objects(inner, f"{path}.{name}")
     return found
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_replicas": 5}, {"max_gpus": 5}, {"max_replicas": None, "max_gpus": 9}], ids=str
+)
+def test_a_schedule_needs_no_budget(settings: dict[str, Any]) -> None:
+    assert objects(tiny(fleets=[fleet_at_night(9, gpus=1)], controller={"settings": settings}))

@@ -26,9 +26,9 @@ LEASE_S = Timing().lease_s
 PATIENT = math.ceil(LEASE_S / (0.7 * Timing().look_s)) + 2
 """So often at most a standby looks at a Lease that nobody renews before it leads: each 0.7 s at the shortest for as
 long as it lasts, once more when it has run out, and first at a renewal that it had not seen."""
-AT_ONCE = 2
-"""So often where the Lease was given back: once, and once more should a call go wrong. Looks are counted, not seconds:
-how busy the machine is shows in those."""
+AT_ONCE = 3
+"""So often where the Lease was given back: it sees that, and takes it at the next look; once more should a call go
+wrong. Looks are counted, not seconds: how busy the machine is shows in those."""
 HOUR_S = 3600.0
 
 

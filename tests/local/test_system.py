@@ -76,6 +76,11 @@ def test_it_is_found_again(tmp_path: Path) -> None:
             "fleets[0].scaling.schedule[0].min: at least 5 replicas take more than the 3 replicas",
             id="a budget that is less than what a schedule asks for",
         ),
+        pytest.param(
+            "fleets: [{name: a, replicas: {min: 0, max: 2}, gpus: 8}]\ncontroller: {max_gpus: 4}",
+            "fleets[0].gpus: a replica takes more than the 4 GPUs",
+            id="a budget that is less than one replica",
+        ),
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets[0].replicas", id="a negative count"),
         pytest.param("fleets: [{name: a, replicas: {min: 3, max: 2}}]", "let min be no more", id="min above max"),
         pytest.param("fleets: [{name: a, replicas: true}]", "fleets[0].replicas", id="a truth for a count"),

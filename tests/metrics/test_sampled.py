@@ -213,15 +213,31 @@ def test_a_time_without_measurements_is_no_time_without_requests(every_s: float,
 def test_the_first_measurements_after_a_time_without_them_take_nothing_away(
     every_s: float, away: tuple[float, float]
 ) -> None:
+    """The traffic ends shortly before Prometheus comes back, at the latest."""
     gone, back = away
-    world = World(every_s, rate=lambda _: 0.5, away=lambda passed_s: gone <= passed_s < back, replicas=3)
+    world = World(
+        every_s,
+        rate=lambda passed_s: 12.0 if passed_s < 400 else 0.5,
+        away=lambda passed_s: gone <= passed_s < back,
+        replicas=3,
+    )
     before = [decision.desired for _, decision in world.pass_s(back)][-1]
-    assert before == 3, "nobody knows what is needed now"
+    assert before >= 3
     assert SHAPE.down_after_s is not None
     after = [decision for _, decision in world.pass_s(SHAPE.down_after_s)]
-    assert all(each.desired == 3 for each in after)
-    assert after[-1].reason.code in ("JUST_STARTED", "INCOMPLETE")
-    assert world.pass_s(3 * every_s + 4)[-1][1].desired < 3
+    assert all(each.desired >= 3 for each in after), "so long fewer must have been enough, as measured"
+    assert world.pass_s(4 * every_s + 180)[-1][1].desired < 3
+
+
+@pytest.mark.parametrize("every_s", ORDINARY)
+@pytest.mark.parametrize("hole_s", [20, 45, 80, 125])
+def test_short_holes_are_no_idle_time_and_hold_nothing_up(every_s: float, hole_s: float) -> None:
+    """Prometheus is away now and then; requests come once a minute, the last ones after 2340 s."""
+    world = World(every_s, rate=lambda passed_s: 10.0 if passed_s < 2400 and passed_s % 60 < 2 else 0.0)
+    world.away = lambda passed_s: passed_s % 400 < hole_s
+    decisions = [decision for _, decision in world.pass_s(2340 + SHAPE.idle_s - every_s)]
+    assert all(each.desired >= 1 for each in decisions)
+    assert 0 in {decision.desired for _, decision in world.pass_s(1200)}
 
 
 def test_an_empty_prometheus_makes_nothing_smaller_and_is_told() -> None:

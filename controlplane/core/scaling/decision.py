@@ -131,33 +131,27 @@ def is_quiet(shape: FleetShape, load: Load | None, scaler: Scaler, *, present: i
     """Whether nothing is asked of a fleet, and so long that it may be empty (or it is)."""
     if load is None or load.asked or not present:
         return not present and (load is None or not load.asked)
-    since = _idle_since(load, scaler)
+    since = _awake(load, scaler).idle_since
     return since is not None and load.at - since >= shape.idle_s
 
 
-def _is_gap(load: Load, scaler: Scaler) -> bool:
-    """Whether nothing was measured for a while before this."""
-    return load.at - scaler.at > STALE_STEPS * load.step_s
-
-
-def _idle_since(load: Load, scaler: Scaler) -> float | None:
-    """Since when nothing is asked. Time in which not everybody was measured does not count."""
-    if load.asked:
-        return None
-    if scaler.idle_since is None:
-        return load.at
-    blind = not load.complete or _is_gap(load, scaler)
-    return scaler.idle_since + (max(load.at - scaler.at, 0.0) if blind else 0.0)
-
-
-def _began(load: Load, scaler: Scaler) -> float | None:
-    """Since when there are measurements of everybody: anew after a time without any."""
-    began = None if _is_gap(load, scaler) else scaler.began
-    return load.at if began is None and load.complete else began
+def _awake(load: Load, scaler: Scaler) -> Scaler:
+    """What is remembered, as if the time in which nobody was measured had not passed."""
+    slept_s = max(load.blind_s - scaler.blind_s, 0.0)
+    if not slept_s:
+        return scaler
+    return replace(
+        scaler,
+        blind_s=load.blind_s,
+        began=None if scaler.began is None else scaler.began + slept_s,
+        idle_since=None if scaler.idle_since is None else scaler.idle_since + slept_s,
+        wants=tuple((at + slept_s, count) for at, count in scaler.wants),
+    )
 
 
 def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     """Take in a new measurement."""
+    scaler = _awake(load, scaler)
     allowed = 1 - shape.goal.share
     miss = scaler.miss if scaler.miss is not None else allowed
     adjusted_at = scaler.adjusted_at
@@ -181,7 +175,7 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     likely = max(min(usual, most) if of_season is None else of_season, STEADY * recent(load.features))
     return replace(
         scaler,
-        began=_began(load, scaler),
+        began=load.at if scaler.began is None and load.complete else scaler.began,
         at=load.at,
         # What waits is to be done by the time that a replica started now would answer.
         need=likely + load.backlog_s / (load.start_s + load.slack_s + load.step_s),
@@ -193,7 +187,7 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         capped_late=capped_late,
         miss=miss,
         adjusted_at=adjusted_at,
-        idle_since=_idle_since(load, scaler),
+        idle_since=None if load.asked else scaler.idle_since if scaler.idle_since is not None else load.at,
     )
 
 
