@@ -16,6 +16,8 @@ from controlplane.core.routes import Endpoint, RouteTable
 
 ServerState = Literal["starting", "ready", "down", "stopping", "stopped"]
 CopyState = Literal["pending", "downloading", "loading", "ready", "failed", "unloading"]
+IN_MEMORY: frozenset[CopyState] = frozenset(("loading", "ready", "unloading"))
+"""The states in which a copy takes memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

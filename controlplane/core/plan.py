@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from controlplane.core.actions import Action, FinishRollout
 from controlplane.core.census import Census
 from controlplane.core.load import Room, Scaler
+from controlplane.core.messages import IN_MEMORY
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Place, Reason
 from controlplane.core.placement.placing import place
@@ -306,6 +307,7 @@ class _Planner:
             capacity_bytes=shape.memory_bytes,
             leaked_bytes=missing_bytes(replica, shape),
             held=frozenset(_held(replica)),
+            unloading=frozenset(_unloading(replica)),
             failed=frozenset(
                 key for key, copy in replica.copies.items() if copy.state == "failed" and copy.blames != "environment"
             ),
@@ -327,7 +329,8 @@ class _Planner:
         """The memory of all that is wanted or held there, in bytes."""
         if fleet not in self._known_sizes:
             keys = {key for want in wants for key in (want.key, *want.requires)}
-            keys = keys.union(*(_held(each) for each in self.census.by_fleet.get(fleet, ())))
+            replicas = self.census.by_fleet.get(fleet, ())
+            keys = keys.union(*(_held(each) for each in replicas), *(_unloading(each) for each in replicas))
             self._known_sizes[fleet] = {key: self.census.size_bytes(key, fleet) for key in keys}
         return self._known_sizes[fleet]
 
@@ -456,3 +459,10 @@ class _Planner:
 def _held(replica: ReplicaView) -> Collection[Key]:
     """What it holds, as far as is known: what was ordered, or what it reports where nothing was."""
     return replica.copies if replica.ordered is None else replica.ordered
+
+
+def _unloading(replica: ReplicaView) -> set[Key]:
+    """What it was told to unload, and has not, as far as it has said."""
+    if replica.ordered is None:
+        return set()
+    return {key for key, copy in replica.copies.items() if key not in replica.ordered and copy.state in IN_MEMORY}

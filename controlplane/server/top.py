@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from controlplane.core.fleets import copy_bytes
+from controlplane.core.messages import IN_MEMORY
 from controlplane.core.names import Key
 from controlplane.core.scaling.capacity import instances_of
 from controlplane.core.scaling.limits import by_hand
@@ -14,8 +15,6 @@ from controlplane.metrics.signals import Signals, signals
 
 if TYPE_CHECKING:
     from controlplane.server.controller import Controller
-
-LOADED: Final = ("loading", "ready", "unloading")
 
 
 def top(controller: Controller, now: float) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def _counted_bytes(snapshot: Snapshot, replica: ReplicaView) -> int:
     record, taken = snapshot.fleets.get(replica.fleet), 0
     for copy in replica.copies.values():
         manifest = snapshot.manifests.get(copy.digest)
-        if record is not None and manifest is not None and copy.state in LOADED:
+        if record is not None and manifest is not None and copy.state in IN_MEMORY:
             taken += copy_bytes(manifest, copy.digest, record)
     return taken
 

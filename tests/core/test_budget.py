@@ -10,7 +10,7 @@ import pytest
 
 from controlplane.core.actions import StartReplica
 from controlplane.core.load import Load
-from controlplane.core.models import Capabilities, FleetRecord, FleetShape, ManualScale
+from controlplane.core.models import Capabilities, FleetRecord, FleetShape, ManualScale, Window
 from controlplane.core.plan import Plan, plan
 from controlplane.core.scaling.budget import Budget, Claim
 from controlplane.core.scaling.limits import Limits
@@ -44,7 +44,7 @@ def test_a_budget_bounds_what_is_added_and_takes_nothing_away() -> None:
     assert not budget.has_room("with GPUs") and budget.has_room("one")
     budget.take("one", 4)
     assert budget.allows("large", WIDE) == replace(
-        WIDE, most=5, why=WIDE.why + ", and the budget of replicas leaves 0 more"
+        WIDE, most=5, why=WIDE.why + ", and the budget of replicas leaves 0 more", is_cut=True
     )
     assert budget.allows("large", replace(WIDE, least=7)).least == 5
     budget.take("large", 3)
@@ -56,7 +56,7 @@ def test_what_a_fleet_must_have_is_kept_for_it() -> None:
     claims = {"a": Claim(present=1), "b": Claim(present=1, least=3, gpus=2), "c": Claim(gpus=1)}
     budget = Budget(left={"replicas": 5, "GPUs": 5}, claims=claims)
     told = budget.allows("a", WIDE)
-    assert told.most == 4 and "leaves 3 more, but for what other fleets must have" in told.why
+    assert told.most == 4 and "leaves 3 more beside what others must have (2)" in told.why
     assert budget.allows("b", WIDE).most == 3, "GPUs for one more than it must have are not left"
     assert budget.allows("c", WIDE).most == 1
     budget.take("b", 3)
@@ -74,6 +74,15 @@ def test_who_is_waited_for_comes_after_what_must_be_and_before_what_would_be_goo
     budget.claims["c"] = Claim(present=2, least=2)
     assert [budget.allows(name, WIDE).most for name in "abc"] == [1, 1, 2]
     assert not any(budget.has_room(name) for name in "abc"), "for one that replaces another"
+
+
+def test_what_a_deployment_asks_for_comes_before_a_schedule_or_a_hand() -> None:
+    claims = {"a": Claim(least=3), "b": Claim(floor=1, least=1), "c": Claim(needed=True)}
+    budget = Budget(left={"replicas": 3}, claims=claims)
+    assert [budget.allows(name, WIDE).most for name in "abc"] == [2, 1, 0]
+    budget.claims["a"] = Claim(present=2, least=3)
+    budget.left["replicas"] = 1
+    assert [budget.allows(name, WIDE).most for name in "abc"] == [2, 1, 0]
 
 
 def test_nothing_is_kept_for_who_is_waited_for_and_has_no_room_in_any_case() -> None:
@@ -150,7 +159,18 @@ def test_a_busy_fleet_leaves_others_what_they_must_have(budget: Settings) -> Non
     fleets = Fleets(budget, a=replace(ELASTIC, gpus=1), b=replace(ELASTIC, min_replicas=2, gpus=1))
     fleets.demand["a"] = 9.0
     assert fleets.run() == {"a": 4, "b": 2}
+    assert fleets.why("a").startswith("fleet a has 4 replicas: what arrives keeps 9.00 replicas busy")
     assert "leaves 0 more" in fleets.why("a")
+
+
+def test_a_schedule_of_one_fleet_leaves_the_others_their_least() -> None:
+    always = Window(days=tuple(range(7)), begins_min=0, ends_min=1440, timezone="UTC", min_replicas=3)
+    fleets = Fleets(
+        Settings(max_replicas=3), a=replace(ELASTIC, schedule=(always,)), b=replace(ELASTIC, min_replicas=1)
+    )
+    fleets.demand["b"] = 9.0
+    assert fleets.run() == {"a": 2, "b": 1}
+    assert "that would take" in fleets.why("b") and "the budget of replicas leaves 0 more" in fleets.why("b")
 
 
 def test_what_is_set_by_hand_is_kept_as_soon_as_there_is_room() -> None:

@@ -54,6 +54,23 @@ def test_demand_makes_the_least_recently_used_leave_and_waits_for_its_room() -> 
     assert result.unplaced[C].code == "WAITS_FOR_ROOM"
 
 
+def test_who_finds_no_room_hears_why_the_others_stay() -> None:
+    always = placed([slot("r0", A, B)], [want(A, Rank.ALWAYS), want(B, Rank.ALWAYS), want(C, Rank.DEMAND)])
+    assert always.unplaced[C].text.endswith("nothing that is there has to leave for it (always loaded: a@1, b@1)")
+    asked = placed([slot("r0", A, B)], [want(A, Rank.ALWAYS), want(B, Rank.DEMAND), want(C, Rank.DEMAND)])
+    assert asked.unplaced[C].text.endswith("(waited for a moment ago: b@1)")
+
+
+def test_what_is_being_unloaded_takes_memory_until_it_is_gone() -> None:
+    wants = [want(A, maximum=1), want(B), want(C, Rank.DEMAND)]
+    result = placed([slot("r0", A, unloading=frozenset({B}))], wants)
+    assert not result.leaving and not result.added, "its room is enough"
+    assert result.unplaced[C].text == "c@1 waits until b@1 has left r0"
+    again = placed([slot("r0", A, unloading=frozenset({B}))], [want(A, maximum=1), want(B, Rank.DEMAND)])
+    assert not again.added and again.unplaced[B].text == "b@1 waits until b@1 has left r0"
+    assert placed([slot("r0", A)], wants).added.keys() == {Place(C, "r0")}
+
+
 def test_a_decision_does_not_waver_while_the_leaving_one_still_leaves() -> None:
     wants = [want(A, last_used_at=1, maximum=1), want(B, last_used_at=5, maximum=1), want(C, Rank.DEMAND)]
     result = placed([slot("r0", A, B)], wants, leaving_before=[Place(B, "r0")])

@@ -8,7 +8,7 @@ as free before it is gone: a version that gets its room from another one waits u
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controlplane.core.names import Key, Place, Reason, mib
@@ -25,6 +25,9 @@ than this share of its memory."""
 
 FAR_LESS = 2.0
 """A spare copy leaves for one that is asked so many times as often; less would be to and fro."""
+
+TOLD = 3
+"""So many of those that stay are named."""
 
 
 @dataclass(slots=True)
@@ -99,7 +102,8 @@ class _Placer:
         self.pools: Pools | None = None  # most plans add nothing, and need none
 
     def _room(self, slot: Slot) -> _Room:
-        return _Room(slot, set(slot.held), used_bytes=sum(self.sizes.get(key, 0) for key in slot.held))
+        going_bytes = self._bytes(slot.unloading)
+        return _Room(slot, set(slot.held), used_bytes=self._bytes(slot.held) + going_bytes, going_bytes=going_bytes)
 
     def run(self) -> Placement:
         self._drop_unwanted()
@@ -191,7 +195,7 @@ class _Placer:
     def _need(self, want: Want, room: _Room) -> tuple[Key, ...]:
         return tuple(key for key in (*want.requires, want.key) if key not in room.held)
 
-    def _bytes(self, keys: Sequence[Key]) -> int:
+    def _bytes(self, keys: Iterable[Key]) -> int:
         return sum(self.sizes.get(key, 0) for key in keys)
 
     def _admits(self, want: Want, room: _Room, *, but: Collection[Key] = ()) -> bool:
@@ -333,7 +337,7 @@ class _Placer:
         return True
 
     def _waits(self, want: Want, room: _Room) -> None:
-        going = ", ".join(map(str, sorted(room.going))) or "memory"
+        going = ", ".join(map(str, sorted(room.going | room.slot.unloading))) or "memory"
         text = f"{want.key} waits until {going} has left {room.slot.replica}"
         self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=text)
 
@@ -435,8 +439,18 @@ class _Placer:
         return Reason(
             code="NO_ROOM",
             text=f"{key} needs {mib(size)}, the most that is free on a replica is {mib(free)}, "
-            "and nothing that is there has to leave for it",
+            f"and nothing that is there has to leave for it{self._who_stays()}",
         )
+
+    def _who_stays(self) -> str:
+        """Why what is there does not leave, in a part of a sentence; some names."""
+        held = [self.wants[key] for room in self.rooms.values() for key in room.held if key in self.wants]
+        for rank, why in ((Rank.DEMAND, "waited for a moment ago"), (Rank.ALWAYS, "always loaded")):
+            names = sorted({str(want.key) for want in held if want.rank is rank})
+            if names:
+                more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+                return f" ({why}: {', '.join(names[:TOLD])}{more})"
+        return ""
 
     def _spread(self) -> None:
         """More copies where there is room to spare."""

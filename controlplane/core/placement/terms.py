@@ -70,15 +70,16 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A replica as placement sees it. `leaked_bytes` of its memory are lost to what was unloaded. `failed` are versions
-    that could not be loaded there, `banned` such as are not to be loaded on this fleet (a copy that serves stays);
-    `open` False: nothing new; `trusted` False: nothing new that has room elsewhere; `counts` False: what it holds does
-    not count as a copy."""
+    """A replica as placement sees it. `unloading` is what it `held` and was told to unload; until that is gone it takes
+    memory. `leaked_bytes` are lost to what was unloaded before. `failed` are versions that could not be loaded there,
+    `banned` such as are not to be loaded on this fleet (a copy that serves stays); `open` False: nothing new; `trusted`
+    False: nothing new that has room elsewhere; `counts` False: what it holds does not count as a copy."""
 
     replica: str
     capacity_bytes: int
     leaked_bytes: int = 0
     held: frozenset[Key] = frozenset()
+    unloading: frozenset[Key] = frozenset()
     failed: frozenset[Key] = frozenset()
     banned: frozenset[Key] = frozenset()
     open: bool = True

@@ -11,27 +11,28 @@ from controlplane.core.snapshot import Snapshot
 
 REPLICAS, GPUS = "replicas", "GPUs"
 MANY = 1 << 30
+ALL = 3
+"""What a fleet must have is of so many ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a fleet has and is to have: replicas that are `present` (those that leave among them), the `least` that its
-    limits allow (as far as a budget that is all its own would go), one at least if it is `needed`; `gpus` of each."""
+    """What a fleet has and is to have: replicas that are `present` (those that leave among them), at least as many as
+    its deployment says (`floor`), then as many as its schedule or somebody's hand says (`least`), then one if it is
+    `needed`, since somebody waits; never more than a budget that is all its own would allow. `gpus` of each."""
 
     present: int = 0
+    floor: int = 0
     least: int = 0
     needed: bool = False
     gpus: int = 0
 
     @property
-    def missing(self) -> int:
-        """How many it must have and has not."""
-        return max(self.least - self.present, 0)
-
-    @property
-    def awaited(self) -> int:
-        """The same, with the one that is waited for."""
-        return max(self.missing, int(self.needed) - self.present)
+    def missing(self) -> tuple[int, int, int]:
+        """How many it has not of these, the most important first; each with those before."""
+        least = max(self.floor, self.least)
+        wanted = (self.floor, least, max(least, int(self.needed)))
+        return tuple(max(each - self.present, 0) for each in wanted)  # type: ignore[return-value]
 
     def each(self, of: str) -> int:
         """What one replica takes of a thing."""
@@ -42,8 +43,8 @@ class Claim:
 class Budget:
     """What fleets may still grow by: `left` of replicas and of GPUs (absent: without end), beyond all that is present.
 
-    Whoever lacks of its least comes first, who has none and is waited for second; nobody else grows into what is left
-    for them. What a fleet has is not taken away for others.
+    What somebody lacks of what is more important is kept for him while others grow. What a fleet has is not taken away
+    for others.
     """
 
     left: dict[str, int] = field(default_factory=dict)
@@ -56,15 +57,15 @@ class Budget:
         most = claim.present + more
         if most >= limits.most:
             return limits
-        kept = ", but for what other fleets must have" if self._kept(fleet, of, awaited=True) else ""
-        why = f"{limits.why}, and the budget of {of} leaves {more} more{kept}"
-        return Limits(least=min(limits.least, max(most, claim.present)), most=most, why=why)
+        others = f" beside what others must have ({kept})" if (kept := self._kept(fleet, of, ALL)) else ""
+        why = f"{limits.why}, and the budget of {of} leaves {more} more{others}"
+        return Limits(least=min(limits.least, max(most, claim.present)), most=most, why=why, is_cut=True)
 
     def has_room(self, fleet: str) -> bool:
         """Whether one more replica than it is to have anyway may come to a fleet."""
         claim = self.claims[fleet]
         return all(
-            self.left[of] >= self._kept(fleet, of, awaited=True) + (claim.awaited + 1) * claim.each(of)
+            self.left[of] >= self._kept(fleet, of, ALL) + (claim.missing[-1] + 1) * claim.each(of)
             for of in self.left
             if claim.each(of)
         )
@@ -78,21 +79,21 @@ class Budget:
         self.claims[fleet] = replace(claim, present=claim.present + more)
 
     def _more(self, fleet: str, of: str) -> int:
-        """By how many replicas a fleet may grow: to its least with all that is left, to the one that is waited for with
-        what is not kept for the others' least, beyond that with what is not kept for what is waited for elsewhere."""
+        """By how many replicas a fleet may grow: to what it must have with what is not kept for others who lack of what
+        is more important than that, beyond it with what is kept for nobody."""
         claim = self.claims[fleet]
         left, each = self.left[of], claim.each(of)
-        first = min(claim.missing, left // each)
-        second = min(claim.awaited, (left - self._kept(fleet, of, awaited=False)) // each)
-        third = (left - self._kept(fleet, of, awaited=True)) // each
-        return max(first, second, third, 0)
+        steps = [min(lacks, (left - self._kept(fleet, of, rank)) // each) for rank, lacks in enumerate(claim.missing)]
+        return max(*steps, (left - self._kept(fleet, of, ALL)) // each, 0)
 
-    def _kept(self, fleet: str, of: str, *, awaited: bool) -> int:
-        """What is kept for the others: for their least, and with `awaited` for who is waited for and could come."""
-        others = [each for name, each in self.claims.items() if name != fleet]
-        kept = sum(each.missing * each.each(of) for each in others)
-        if awaited:
-            kept += sum((each.awaited - each.missing) * each.each(of) for each in others if self._may_come(each))
+    def _kept(self, fleet: str, of: str, rank: int) -> int:
+        """What is kept for the others: what they lack of the first so many that they must have. For whom somebody waits
+        only if that one could come."""
+        kept = 0
+        for name, each in self.claims.items():
+            if name != fleet and rank:
+                count = each.missing[rank - 1] if rank < ALL or self._may_come(each) else each.missing[1]
+                kept += count * each.each(of)
         return kept
 
     def _may_come(self, claim: Claim) -> bool:
@@ -110,11 +111,14 @@ def budget_of(snapshot: Snapshot, needed: Collection[str | None], now: float) ->
     present = Counter(each.fleet for each in snapshot.replicas.values())
     claims = {}
     for name, record in snapshot.fleets.items():
-        limits = limits_of(record, now)
-        claim = Claim(present=present[name], gpus=record.shape.gpus)
-        alone = min((all_of // claim.each(of) for of, all_of in most.items() if claim.each(of)), default=MANY)
+        limits, shape = limits_of(record, now), record.shape
+        claim = Claim(present=present[name], gpus=shape.gpus)
+        alone = min([all_of // claim.each(of) for of, all_of in most.items() if claim.each(of)] + [limits.most])
         claims[name] = replace(
-            claim, least=min(limits.least, alone), needed=name in needed and min(limits.most, alone) > 0
+            claim,
+            floor=min(shape.min_replicas, alone),
+            least=min(limits.least, alone),
+            needed=name in needed and alone > 0,
         )
     used = {REPLICAS: len(snapshot.replicas), GPUS: sum(each.present * each.gpus for each in claims.values())}
     return Budget(left={of: all_of - used[of] for of, all_of in most.items()}, claims=claims)

@@ -68,7 +68,7 @@ def decide(
         scaler = _look(shape, load, scaler)
     if needed and scaler.idle_since is not None:
         scaler = replace(scaler, idle_since=max(now, scaler.idle_since))  # what was waited for is to be of use
-    if limits.least == limits.most:
+    if limits.least == limits.most and not limits.is_cut:
         text = limits.why if load is None or fresh else f"{limits.why} (the last measurement is {_age(load, now)})"
         return Decision(desired=limits.least, reason=Reason(code="SIZE", text=text)), scaler
     floor = max(limits.least, 1 if needed else 0, pinned)
@@ -207,7 +207,8 @@ def _text(
     if needed and not load.asked:
         text = "somebody waits for it: a promotion, a request, or whoever has to know what its servers can do"
     elif scaler.idle_since is not None:
-        text = f"nothing has been asked for {max(load.at - scaler.idle_since, 0.0):.0f} s"
+        idle = f"nothing has been asked for {max(load.at - scaler.idle_since, 0.0):.0f} s"
+        text = idle if load.complete else "not every replica has told what is asked of it"
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
         if scaler.likely > load.demand:

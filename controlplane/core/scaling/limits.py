@@ -11,11 +11,12 @@ from controlplane.core.models import FleetRecord, ManualScale, Window
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """From `least` to `most` replicas. `why` says in a sentence who says so."""
+    """From `least` to `most` replicas. `why` says in a sentence who says so. `is_cut`: by what others have, too."""
 
     least: int
     most: int
     why: str
+    is_cut: bool = False
 
 
 def by_hand(record: FleetRecord, now: float) -> ManualScale | None:
