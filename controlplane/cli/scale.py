@@ -64,6 +64,9 @@ def scale(
     shape = record.shape
     if replicas is not None and not shape.min_replicas <= replicas <= shape.max_replicas:
         note(f"the deployment asks for {shape.min_replicas} to {shape.max_replicas}; what is set by hand comes first")
+    budget = _budget(context)
+    if replicas is not None and budget is not None and replicas > budget:
+        note(f"all fleets together get {budget} replicas at most: `max_replicas` of the controller")
     data = changed({"fleet": fleet}, now=_data(record.manual), then=_data(manual), dry_run=dry_run)
 
     def text() -> None:
@@ -74,6 +77,14 @@ def scale(
         click.echo(f"fleet {fleet} shall have {manual.replicas}{until}{DRY_RUN if dry_run else ''}")
 
     show_one(data, fleet, output, text)
+
+
+def _budget(context: Context) -> int | None:
+    """What all fleets of this machine's system share; None where there is no such limit, or it is not known."""
+    from controlplane.local.system import load_system
+
+    system = None if context.on_kubernetes else load_system(context.home)
+    return system.controller.max_replicas if system is not None else None
 
 
 def _data(manual: ManualScale | None) -> dict[str, object]:

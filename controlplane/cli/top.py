@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -100,6 +101,11 @@ COPIES = Kind(
 )
 
 
+BY_WORTH = (
+    *("READY", "REQ/S", "NEXT", "LATENCY", "IN GOAL", "COPIES", "QUEUE", "WAITING", "MEMORY"),
+    *("HELD", "BUSY", "DUTY", "ERR/S", "BATCH", "IN FLIGHT", "SIZE", "AGE"),
+)
+"""Columns: where a terminal is too narrow, the last ones leave first. Whatever names a row stays."""
 LEAST_EVERY_S, MOST_EVERY_S = 0.2, 86_400.0
 
 
@@ -135,11 +141,11 @@ def _follow(context: Context, told: Mapping[str, Any], every_s: float) -> NoRetu
                 with context.reader() as reader:
                     while True:
                         told, told_at = reader.get("/v1/top"), time.monotonic()
-                        live.update(_drawn(told), refresh=True)
+                        live.update(_drawn(told, live.console.size), refresh=True)
                         time.sleep(every_s)
             except ControlPlaneError as error:  # asked anew: a controller that was started again may be somewhere else
                 age_s = time.monotonic() - told_at
-                live.update(_drawn(told, f"This is {age_s:.0f} s old: {error}"), refresh=True)
+                live.update(_drawn(told, live.console.size, f"This is {age_s:.0f} s old: {error}"), refresh=True)
             time.sleep(every_s)
 
 
@@ -152,22 +158,50 @@ def _print(told: Mapping[str, Any], output: str) -> None:
     show_rows(told["models"], MODELS, output)
 
 
-def _drawn(told: Mapping[str, Any], trouble: str = "") -> Group:
+def _fitting(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], width: int
+) -> tuple[list[Column], list[list[str]]]:
+    """As many of the columns as a terminal of that width has room for, and what is in them, by row."""
+    shown = {column: [_text(column.cell(row)) for row in rows] for column in columns}
+    widths = {column: max(map(len, [column.heading, *cells])) + 2 for column, cells in shown.items()}
+    leaving = sorted(columns[1:], key=lambda column: BY_WORTH.index(column.heading), reverse=True)
+    while sum(widths[column] for column in shown) > width + 2 and leaving:
+        del shown[leaving.pop(0)]
+    return list(shown), [[shown[column][index] for column in shown] for index in range(len(rows))]
+
+
+def _text(cell: object) -> str:
+    return "-" if cell is None else str(cell)
+
+
+def _drawn(told: Mapping[str, Any], terminal: tuple[int, int], trouble: str = "") -> Group:
+    """What a terminal of so many columns and lines shows."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    width, height = terminal
+
     def table(kind: Kind, rows: list[dict[str, Any]]) -> Table:
+        columns, cells = _fitting(kind.columns, rows, width)
         made = Table(box=None, pad_edge=False)
-        for column in kind.columns:
-            made.add_column(column.heading, no_wrap=column is kind.columns[0])
-        for row in rows:
-            cells = (column.cell(row) for column in kind.columns)
-            made.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+        for column in columns:
+            made.add_column(column.heading, no_wrap=True)
+        for row in cells:
+            made.add_row(*map(Text, row))
         return made
 
-    reasons = [Text(f"{each['name']}: {each['reason']}") for each in told["fleets"] if each["reason"]]
+    reasons = [f"{each['name']}: {each['reason']}" for each in told["fleets"] if each["reason"]]
+    first = [trouble, ""] if trouble else []
     busiest = sorted(told["models"], key=lambda row: -(row["in_flight"] or 0) - (row["held"] or 0))
-    first = [Text(trouble, style="bold"), Text()] if trouble else []
-    fleets, models = table(FLEETS, told["fleets"]), table(MODELS, busiest)
-    return Group(*first, fleets, *reasons, Text(), models, Text("Ctrl-C ends", style="dim"))
+    lines = sum(math.ceil(len(each) / width) or 1 for each in [*first, *reasons]) + len(told["fleets"])
+    room = max(height - lines - 4, 1)  # beside two headings, an empty line and the last one
+    more = f"{len(busiest) - room} more models have no room here; " if len(busiest) > room else ""
+    return Group(
+        *(Text(each, style="bold") for each in first),
+        table(FLEETS, told["fleets"]),
+        *map(Text, reasons),
+        Text(),
+        table(MODELS, busiest[:room]),
+        Text(f"{more}Ctrl-C ends", style="dim"),
+    )

@@ -19,6 +19,7 @@ import httpx2
 from controlplane.cli.arguments import dry_run_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
+from controlplane.local.gpus import count_gpus
 from controlplane.local.home import Home
 from controlplane.local.processes import HOME_VARIABLE, sweep
 from controlplane.local.supervisor import LOCK_VARIABLE, Supervisor, owned, owner
@@ -56,8 +57,10 @@ def up(
     system = known or read_system(file, home)
     if registry is not None:
         system = replace(system, registry=registry if "://" in registry else str(Path(registry).resolve()))
-    if known is not None and LOCK_VARIABLE not in os.environ:
-        _say(f"defined as the last time ({home.system_file}); -f FILE defines it anew")
+    if LOCK_VARIABLE not in os.environ:  # else it was said by whoever started this
+        if known is not None:
+            _say(f"defined as the last time ({home.system_file}); -f FILE defines it anew")
+        _tell_of_gpus(system)
     if dry_run:
         from controlplane.cli.would import print_start
 
@@ -69,6 +72,12 @@ def up(
     with owned(home):
         place_gateway_settings(system, home)
         _run(home, system)
+
+
+def _tell_of_gpus(system: System) -> None:
+    asked = max(fleet.gpus for fleet in system.fleets)
+    if asked and (present := count_gpus()) < asked:
+        _say(f"{asked} GPUs are asked for by a replica, and nvidia-smi lists {present}: models for GPUs may not load")
 
 
 def place_gateway_settings(system: System, home: Home) -> None:

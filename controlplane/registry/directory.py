@@ -114,10 +114,18 @@ class DirectoryStore:
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
+    def _made(self, name: str) -> Path:
+        folder = self._root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError) as error:  # below a file, or in a file system that takes nothing
+            what = f"the directory {self._root} can't be made: {error.strerror}"
+            raise InvalidInput(what, field="registry", remedy="name a directory that can be") from error
+        return folder
+
     @contextlib.contextmanager
     def _incoming(self) -> Iterator[tuple[Path, BinaryIO]]:
-        folder = self._root / INCOMING
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._made(INCOMING)
         beside = folder / f"{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(6)}"
         try:
             with beside.open("xb") as file:
@@ -128,8 +136,7 @@ class DirectoryStore:
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
         """Hold the key's lock. It is the open file's, so threads exclude one another too, and death releases it."""
-        folder = self._root / LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._made(LOCKS)
         with (folder / hashlib.sha256(key.encode()).hexdigest()[:2]).open("ab") as file:
             deadline = time.monotonic() + LOCK_WAIT_S
             while True:

@@ -88,7 +88,9 @@ def model(controller: Controller, name: str, now: float) -> dict[str, Any]:
     if name not in controller.snapshot.models:
         if problem:
             return {"name": name, "problem": problem, "reasons": [{"code": "UNREADABLE", "text": problem}]}
-        raise NotFound(f"there is no model {name!r}", remedy="`ctl get models` lists them")
+        is_fleet = name in controller.snapshot.fleets
+        remedy = f"`ctl explain fleet {name}` is about the fleet" if is_fleet else "`ctl get models` lists them"
+        raise NotFound(f"there is no model {name!r}", remedy=remedy)
     reasons = controller.memory.last_plan.reasons
     subjects = [f"model/{name}"]
     subjects += [f"version/{Key(name, each.number)}" for each in controller.snapshot.models[name].versions]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from rich.console import Console
+
+from controlplane.cli.top import _drawn
 from controlplane.local.home import Home
 from tests.cli.conftest import running_controller
 from tests.waiting import until
@@ -86,3 +92,34 @@ def test_it_goes_on_through_the_end_of_a_controller(home: Home) -> None:
             terminal.until_shown("cpu: the deployment asks for 0")
             terminal.process.send_signal(signal.SIGINT)
             assert terminal.process.wait(10) in (0, 130)
+
+
+def rows(models: int) -> dict[str, Any]:
+    signals = dict.fromkeys(("requests_per_s", "queue_ms", "latency_ms", "in_flight", "waiting", "batch_size"), 12.3)
+    model = {"model": "m", "copies": 1, "held": 0, "errors_per_s": 0.0, "duty_cycle": 0.5, "memory_bytes": 1 << 30}
+    fleet = {"name": "cpu", "ready": 1, "desired": 1, "demand": 0.5, "rate_per_s": 1.0, "waiting": 0.0, "held": 0}
+    fleet |= {"met": 1.0, "memory_bytes": 0, "capacity_bytes": 1 << 30, "next_desired": None, "next_in_s": None}
+    limits = {"min_replicas": 0, "max_replicas": 6, "by_hand": None, "reason": "what arrives keeps 0.50 replicas busy"}
+    named = [{**model, **signals, "version": number} for number in range(1, models + 1)]
+    return {"fleets": [fleet | limits], "models": named}
+
+
+def shown(models: int, width: int, height: int) -> list[str]:
+    terminal = Console(width=width, height=height, file=io.StringIO(), force_terminal=True, color_system=None)
+    with terminal.capture() as captured:
+        terminal.print(_drawn(rows(models), terminal.size))
+    return captured.get().splitlines()
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_cuts_none() -> None:
+    wide, narrow = shown(2, 200, 40), shown(2, 80, 40)
+    assert {"IN FLIGHT", "BATCH", "ERR/S", "MEMORY"} <= set(re.split(r"\s{2,}", wide[4].strip()))
+    assert "MODEL" in narrow[4] and "LATENCY" in narrow[4] and "BATCH" not in narrow[4]
+    assert all(len(line) <= 80 and "…" not in line for line in narrow)
+    assert [line.split()[0] for line in narrow[5:7]] == ["m@1", "m@2"]
+
+
+def test_a_low_terminal_tells_how_many_models_it_does_not_show() -> None:
+    low = shown(50, 120, 12)
+    assert len(low) == 12
+    assert low[-1].startswith("44 more models have no room here; Ctrl-C ends")

@@ -30,9 +30,12 @@ class Claim:
     @property
     def missing(self) -> tuple[int, int, int]:
         """How many it has not of these, the most important first; each with those before."""
+
+        def lacks(wanted: int) -> int:
+            return max(wanted - self.present, 0)
+
         least = max(self.floor, self.least)
-        wanted = (self.floor, least, max(least, int(self.needed)))
-        return tuple(max(each - self.present, 0) for each in wanted)  # type: ignore[return-value]
+        return lacks(self.floor), lacks(least), lacks(max(least, int(self.needed)))
 
     def each(self, of: str) -> int:
         """What one replica takes of a thing."""

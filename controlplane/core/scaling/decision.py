@@ -63,7 +63,8 @@ def decide(
     replicas have a place for what must have one, as `pinned_why` says in a part of a sentence. `out` of those that are
     present get no requests for a while: so many more are needed.
     """
-    fresh = load is not None and is_fresh(load, now)
+    # One from the time to come was measured before the clock was set back.
+    fresh = load is not None and abs(now - load.at) <= STALE_STEPS * load.step_s
     if load is not None and fresh and load.at > scaler.at:
         scaler = _look(shape, load, scaler)
     if needed and scaler.idle_since is not None:
@@ -120,11 +121,6 @@ def decide(
         next_at=next_at if next_desired != clamped else None,
     )
     return decision, scaler
-
-
-def is_fresh(load: Load, now: float) -> bool:
-    """Whether a measurement says something of now. One from the time to come was made before the clock was set back."""
-    return abs(now - load.at) <= STALE_STEPS * load.step_s
 
 
 def is_quiet(shape: FleetShape, load: Load | None, scaler: Scaler, *, present: int) -> bool:
