@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from controlplane.core.models import FleetRecord, Quarantine
+from controlplane.local.home import Home
+from controlplane.local.system import ControllerSettings, System, save_system
 from controlplane.registry import Registry
 from tests.cli.conftest import Ctl, write_model
 
@@ -268,6 +270,12 @@ def test_a_fleet_is_set_by_hand_for_a_while_and_let_go(ctl: Ctl, registry: Regis
     assert ctl("scale", "cpu", "--auto").status == 0
     assert registry.fleet("cpu").manual is None
     assert "by hand" not in ctl("get", "fleets").out
+
+
+def test_a_size_beyond_the_budget_is_told(ctl: Ctl, home: Home, registry: Registry, fleet: FleetRecord) -> None:
+    save_system(System(registry=str(home.registry), controller=ControllerSettings(max_replicas=3)), home)
+    assert "3 replicas at most: `max_replicas`" in ctl("scale", "cpu", "4").err
+    assert "at most" not in ctl("scale", "cpu", "3").err
 
 
 @pytest.mark.parametrize(

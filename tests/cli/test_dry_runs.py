@@ -13,6 +13,7 @@ from controlplane.local import processes
 from controlplane.local.home import Home
 from controlplane.local.supervisor import owned
 from tests.cli.conftest import Ctl
+from tests.standins import nvidia_smi
 
 SYSTEM = """
 registry: models
@@ -36,6 +37,13 @@ def test_what_would_be_started_is_shown_and_nothing_is(ctl: Ctl, home: Home, tmp
     assert ctl("up", "-d", "--dry-run").status == 0
     assert files(tmp_path) == before
     assert not list(processes.of_home(home.root))
+
+
+def test_gpus_that_are_not_there_are_told(ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "system.yaml").write_text(SYSTEM)
+    nvidia_smi(tmp_path, monkeypatch, "echo 'GPU 0: one (UUID: x)'")
+    shown = ctl("up", "-f", "system.yaml", "--dry-run")
+    assert shown.status == 0 and "2 GPUs are asked for by a replica, and nvidia-smi lists 1" in shown.err
 
 
 @pytest.mark.parametrize(

@@ -332,5 +332,6 @@ def test_top_and_explain_tell_of_fleets(ctl: Ctl, controller: object) -> None:
     until(lambda: "by hand" not in ctl("top").out, what="a size that was let go")
     assert "fleet cpu has 0 replicas: the deployment asks for 0" in ctl("explain", "fleet", "cpu").out
     assert ctl("explain", "fleets", "cpu").status == 2
+    assert "`ctl explain fleet cpu`" in ctl("explain", "cpu").err, "no model has that name"
     assert ctl("explain", "fleet", "gpu").status == 1
     assert "`ctl explain m`" in ctl("explain", "m@7").err

@@ -17,6 +17,7 @@ import pytest
 
 from controlplane.core.errors import InvalidInput, Unauthenticated, Unavailable
 from controlplane.registry import Registry, open_registry, s3
+from controlplane.registry.directory import DirectoryStore
 from controlplane.registry.layout import BLOBS, MODELS
 from tests.registry.entries import ACTOR, entry, register, write
 from tests.registry.files import write_file
@@ -217,3 +218,10 @@ def test_another_directory_of_the_same_name_is_another_registry(tmp_path: Path) 
     one, other = (open_registry(str(tmp_path / name)) for name in ("a", "b"))
     register(one, tmp_path / "files")
     assert other.models() == ()
+
+
+def test_a_directory_that_can_not_be_made_is_told_as_such() -> None:
+    store = DirectoryStore(Path("/proc/nothing/here"))
+    for change in (lambda: store.put("a", b"x"), lambda: store.delete("a")):
+        with pytest.raises(InvalidInput, match="the directory /proc/nothing/here can't be made"):
+            change()
