@@ -181,7 +181,7 @@ def _budget_problems(
         text = f"{budget} {what} are less than the fleets' `min` needs, {least} in all"
         yield InvalidInput(text, field=f"controller.{name}", remedy="raise it, or lower `replicas.min`")
     for index, (fleet, takes) in enumerate(zip(fleets, each, strict=True)):
-        if takes > budget and name == "max_gpus":
+        if takes > budget > 0 and name == "max_gpus":  # 0: none for now
             text = f"a replica takes more than the {budget} GPUs of `controller.max_gpus`, so there could be none"
             yield InvalidInput(text, field=f"fleets[{index}].gpus", remedy="lower it, or raise the budget")
             continue

@@ -21,6 +21,13 @@ from controlplane.local.home import Home
 from tests.cli.conftest import running_controller
 from tests.waiting import until
 
+CTL = """
+import signal, sys
+from controlplane.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 class Terminal:
     """What a program has written to its terminal so far."""
@@ -64,7 +71,7 @@ class Terminal:
 def on_a_terminal(*arguments: str) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "controlplane.cli.main", *arguments],
+        [sys.executable, "-c", CTL, *arguments],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
