@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from controlplane.core.messages import IN_MEMORY
 from tests.e2e.system import Load, System, eventually
 
 
@@ -97,6 +99,29 @@ def test_more_models_than_fit_load_on_demand_and_the_least_recently_used_leave(
     assert names[-1] in loaded and len(loaded) <= 4
     route = {each["model"]: each for each in system.ok("get", "routes", "-o", "json").json()}
     assert set(route) == set(names), "what is not loaded is still known"
+
+
+def test_nothing_is_loaded_before_what_makes_room_for_it_is_gone(start: Callable[..., System]) -> None:
+    """Models that take their time to end: three of them would not fit."""
+    system = start("fleets: [{name: cpu, replicas: 1, memory_bytes: 200Mi}]")
+    slow = "TritonPythonModel.finalize = lambda self: time.sleep(2)"
+    for number, name in enumerate("pq"):
+        system.serve(name, factor=number + 2, memory="90Mi", initialize=slow)
+    folder = system.write("r", factor=4, memory="90Mi", initialize=slow)
+    system.ok("register", "r", str(folder))
+    with ThreadPoolExecutor() as pool:
+        promoted = pool.submit(system.ok, "promote", "r", "1")
+        seen = set()
+        while not promoted.done():
+            (replica,) = system.replicas().values()
+            there = frozenset(
+                (each["model"], each["state"]) for each in replica["copies"] if each["state"] in IN_MEMORY
+            )
+            assert len(there) <= 2, there
+            seen.add(there)
+        promoted.result()
+    assert any("unloading" in dict(there).values() for there in seen)
+    assert system.ask("r") == (12.0, "1")
 
 
 def test_an_idle_model_is_unloaded_and_loaded_by_the_next_request(system: System) -> None:
