@@ -49,8 +49,13 @@ def test_replicas_follow_the_load_and_prometheus_may_go_and_come_back(system: Sy
     system.serve("slow", delay_s=0.04)
     eventually(lambda: not system.replicas(), 120, "none while nothing is asked")
     with Load(system.client, "slow", clients=12) as load:
+        eventually(lambda: len(system.replicas()) == 2, 120, "a second one begins")
+        system.kill("prometheus.yml")  # in the middle of growing
         eventually(lambda: len(system.holders("slow", 1)) == 2, 120, "two replicas under load")
-        assert "busy" in why(system)
+        eventually(lambda: system.processes("prometheus.yml"), 60, "it is not started again")
+        eventually(lambda: "busy" in why(system), 60, "the load is not seen again")
+        load.more(200)
+        assert len(ready(system)) == 2
 
         (keeper,) = system.processes("controlplane.metrics.program")
         keeper.suspend()  # it starts no other one for now
@@ -69,6 +74,10 @@ def test_replicas_follow_the_load_and_prometheus_may_go_and_come_back(system: Sy
     with Load(system.client, "slow", clients=1, pause_s=0.3) as load:
         eventually(lambda: "busy" in why(system), 60, "the load is seen again")
         eventually(lambda: len(ready(system)) == 1, 120, "one replica when the load is small")
+        system.kill("controlplane.metrics.program")  # while the other one leaves
+        eventually(lambda: len(system.replicas()) == 1, 120, "it does not leave")
+        eventually(lambda: system.processes("controlplane.metrics.program"), 60, "who runs it is not started again")
+        eventually(lambda: "busy" in why(system), 60, "the load is not seen any more")
     assert not load.failures
     eventually(lambda: not system.replicas(), 120, "none when nothing is asked")
     assert "nothing has been asked" in why(system)
