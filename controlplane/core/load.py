@@ -9,8 +9,8 @@ from controlplane.core.models import Cost, History
 from controlplane.core.names import Key, Reason
 from controlplane.core.routes import Pace
 
-ANALOGS = "analogs"
-"""The forecast by moments like this one, which is believed until another one has served better."""
+NONE = "none"
+"""To foresee nothing, which is believed until a forecast has served better."""
 Features = tuple[float, float, float]
 """A moment: the logarithms of the mean demand over three spans before it (and one, so that none is 0)."""
 
@@ -105,7 +105,7 @@ class Contest:
     They were `judged`, and seasons by what is noted seldom and kept for longer, `of_days`. `open`: what each said at
     moments whose sequel is not known yet. Times are in seconds since 1970."""
 
-    usual: Believed = Believed(ANALOGS)
+    usual: Believed = Believed(NONE)
     season: Believed | None = None
     compared_at: float = 0.0
     judged: tuple[Judged, ...] = ()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 
-from controlplane.core.load import ANALOGS, Believed, Contest, Load, Moment, Scaler
+from controlplane.core.load import NONE, Believed, Contest, Load, Moment, Scaler
 from controlplane.core.models import History
 from controlplane.core.scaling.forecasts import (
+    ANALOGS,
     CONSTANT,
     ENOUGH,
     EVERY_S,
     KEPT,
     KEPT_OF_DAYS,
-    NONE,
+    LATELY,
     PRESENT,
     PROVEN,
     contest_of,
@@ -53,8 +55,15 @@ def test_a_season_never_says_less_than_the_last_half_minute_needs() -> None:
     assert said[PRESENT] == pytest.approx(6.0)
 
 
-def test_moments_alike_are_believed_until_enough_is_known() -> None:
-    assert said_and_needed(ENOUGH - 5, {NONE: 1.0, ANALOGS: 9.0}, 1.0, 9.0).usual == Believed(ANALOGS)
+def test_moments_alike_are_believed_once_they_have_beaten_no_forecast() -> None:
+    assert Contest().believed == Believed(NONE)
+    assert alternating(ENOUGH - 5, better_by=0.15).usual == Believed(NONE), "a few notes tell nothing"
+    assert alternating(2 * ENOUGH, better_by=0.15).usual == Believed(ANALOGS)
+
+
+def test_moments_alike_are_not_judged_before_they_have_said_something() -> None:
+    before = Contest(usual=Believed(ANALOGS))
+    assert said_and_needed(2 * ENOUGH, {NONE: 1.0}, 1.0, 9.0, contest=before).usual == before.usual
 
 
 def hours(
@@ -157,26 +166,36 @@ def test_a_day_and_a_half_of_seasons_is_kept() -> None:
 
 
 def test_nothing_is_gained_by_a_forecast_that_says_the_same() -> None:
-    assert said_and_needed(2 * ENOUGH, {NONE: 3.0, ANALOGS: 3.0}, 2.0, 3.0).believed == Believed(ANALOGS)
+    assert said_and_needed(2 * ENOUGH, {NONE: 3.0, ANALOGS: 3.0}, 2.0, 3.0).believed == Believed(NONE)
 
 
 def test_a_season_that_says_nothing_now_leaves_it_to_today() -> None:
     contest = Contest(usual=Believed(NONE, 1.0), season=Believed("yesterday", 0.5))
     said = {NONE: 3.0, ANALOGS: 4.0}
     assert season_need(contest, said) is None and usual_need(contest, said) == 4.0
+    assert usual_need(replace(contest, usual=Believed(ANALOGS)), said) == 4.0
     assert season_need(contest, said | {"yesterday": 2.0}) == 2.5
-    assert usual_need(Contest(), {NONE: 3.0}) == 3.0, "too little is known for moments alike"
+    assert usual_need(Contest(usual=Believed(ANALOGS)), {NONE: 3.0}) == 3.0, "too little is known for moments alike"
 
 
-@pytest.mark.parametrize(("tends", "believed"), [(-0.15, NONE), (0.15, ANALOGS)], ids=["worse", "better"])
-def test_moments_alike_are_not_believed_where_they_are_worse_than_nothing(tends: float, believed: str) -> None:
-    contest = Contest()
-    for step in range(2 * ENOUGH):
+@pytest.mark.parametrize("notes", [2 * ENOUGH, LATELY, KEPT])
+@pytest.mark.parametrize("before", [NONE, ANALOGS])
+@pytest.mark.parametrize(("better_by", "believed"), [(-0.15, NONE), (0.15, ANALOGS)], ids=["worse", "better"])
+def test_moments_alike_are_not_believed_where_they_are_worse_than_nothing(
+    better_by: float, believed: str, before: str, notes: int
+) -> None:
+    assert alternating(notes, better_by, since=Contest(usual=Believed(before))).usual.name == believed
+
+
+def alternating(notes: int, better_by: float, since: Contest | None = None) -> Contest:
+    """After so many notes of a load that goes up and down, of which moments alike tell a little."""
+    contest = since or Contest()
+    for step in range(notes):
         at, need = 1e9 + step * EVERY_S, (9.0, 2.0)[step % 2]
         sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
-        said = {NONE: 5.5, ANALOGS: 5.5 + (tends if need == 2.0 else -tends)}  # the next need is the other one
+        said = {NONE: 5.5, ANALOGS: 5.5 + (better_by if need == 2.0 else -better_by)}  # the next need is the other one
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
-    assert contest.usual.name == believed
+    return contest
 
 
 def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
@@ -232,9 +251,9 @@ def test_a_week_is_written_down_and_no_more() -> None:
 def test_what_was_believed_stays_until_enough_was_judged() -> None:
     before = contest_of(History(first=0, most=(), believed="yesterday", moved=0.5))
     said = {NONE: 3.0, ANALOGS: 3.0, PRESENT: 3.0, CONSTANT: 0.0, "yesterday": 3.0}
-    after = said_and_needed(2 * ENOUGH, said, 2.0, 3.0, contest=before)
+    after = said_and_needed(2 * LATELY, said, 2.0, 3.0, contest=before)
     assert after.believed == Believed("yesterday", 0.5)
-    assert said_and_needed(PROVEN * 7, said, 2.0, 3.0, contest=before).believed == Believed(ANALOGS)
+    assert said_and_needed(PROVEN * 7, said, 2.0, 3.0, contest=before).believed == Believed(NONE)
     none = contest_of(History(first=0, most=(), believed=NONE, moved=0.5))
     assert none.usual == Believed(NONE, 0.5) and none.season is None
-    assert contest_of(History(first=0, most=())).believed == Believed(ANALOGS)
+    assert contest_of(History(first=0, most=())).believed == Believed(NONE)

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.load import Believed, Contest, Features, Load, Moment, Scaler
+from controlplane.core.load import NONE, Believed, Contest, Features, Load, Moment, Scaler
 from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
 from controlplane.core.scaling.analogs import SHORT, STEADY_FEWEST, Past, likely_need, needed
 from controlplane.core.scaling.decision import Decision, decide
+from controlplane.core.scaling.forecasts import ANALOGS
 from controlplane.core.scaling.limits import Limits, is_open, limits_of
 from controlplane.core.scaling.steady import CLOSE, enough, late
 
@@ -27,10 +28,12 @@ STEP_S = 2.0
 class Fleet:
     """A fleet that does at once what is decided, and is measured every two seconds."""
 
-    def __init__(self, shape: FleetShape = SHAPE, limits: Limits = LIMITS, present: int = 0) -> None:
+    def __init__(
+        self, shape: FleetShape = SHAPE, limits: Limits = LIMITS, present: int = 0, believes: str = NONE
+    ) -> None:
         self.shape, self.limits, self.present = shape, limits, present
         self.now = 1_000_000.0
-        self.scaler = Scaler()
+        self.scaler = Scaler(contest=Contest(usual=Believed(believes)))
         self.decision: Decision | None = None
 
     def step(self, *, needed: bool = False, measured: bool = True, **load: Any) -> int:
@@ -156,16 +159,24 @@ def test_the_share_that_may_be_late_is_corrected_by_what_was_measured() -> None:
 
 def test_what_arrives_steadily_is_planned_for_however_long_it_may_wait() -> None:
     moments = tuple(Moment((0.0, 0.0, 0.0), need=0.5, weight=1.0) for _ in range(300))
-    fleet = Fleet()
+    fleet = Fleet(believes=ANALOGS)
     fleet.step(demand=4.0, moments=moments, features=(math.log1p(4.0),) * 3)
     assert fleet.scaler.likely == pytest.approx(3.6), "nine tenths, where the past alone says 0.5"
 
 
+def test_the_past_is_not_believed_before_it_was_judged() -> None:
+    moments = tuple(Moment((0.0, 0.0, 0.0), need=9.0, weight=1.0) for _ in range(300))
+    fleet = Fleet()
+    fleet.step(demand=4.0, moments=moments)
+    assert fleet.scaler.likely == pytest.approx(4 + math.sqrt(4))
+
+
 def asked_for(steady: float | None, lasting: float = 2.0, met: float = 1.0) -> Fleet:
-    """A fleet whose past says 9, after five minutes of a demand of 2 in which such a share met the goal."""
+    """A fleet whose past says 9, and is believed, after five minutes of a demand of 2 in which such a share met the
+    goal."""
     moments = tuple(Moment((0.0, 0.0, 0.0), need=9.0, weight=1.0) for _ in range(300))
     features = (math.log1p(2.0), math.log1p(2.0), math.log1p(lasting))
-    fleet = Fleet()
+    fleet = Fleet(believes=ANALOGS)
     fleet.run(300, demand=2.0, moments=moments, features=features, steady=steady, met=met, answered=10)
     return fleet
 

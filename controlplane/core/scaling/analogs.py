@@ -26,7 +26,7 @@ STEADY_KEPT_S = 21600.0
 """It is of the last six hours, as what forecasts are compared by: with less, what comes once an hour is forgotten."""
 SHORT = 64
 """In so few steps every stretch of time is looked at."""
-FEWEST = 240
+FEWEST = 120
 """A past of fewer moments tells nothing: most of it would be unlike the present."""
 
 

@@ -2,8 +2,9 @@
 
 Every forecast says what capacity will be needed within the time of a start. When that time has passed, what was needed
 is known. Forecasts are compared as policies are: each is moved by what would have brought the wanted share of the work
-in time, and then costs what capacity it asks for. To foresee nothing is one of the forecasts. A season must have beaten
-all that know of no other day, for a day: what was needed at the same time of another day fits now and then by chance.
+in time, and then costs what capacity it asks for. To foresee nothing is one of the forecasts, and what is believed to
+begin with. A season must have beaten all that know of no other day, for a day: what was needed at the same time of
+another day fits now and then by chance.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from controlplane.core.load import ANALOGS, Believed, Contest, Judged, Load
+from controlplane.core.load import NONE, Believed, Contest, Judged, Load
 from controlplane.core.models import History
 from controlplane.core.scaling.analogs import likely_need, recent, sudden
 from controlplane.core.scaling.seasons import SEASONS
 
-NONE = "none"
+ANALOGS = "analogs"
 PRESENT = "the last half minute"
 CONSTANT = "a steady number"
 """These two are not believed themselves: a season must beat them, too."""
@@ -26,10 +27,12 @@ EVERY_S, KEPT = 10.0, 2160
 """How often what forecasts say is noted, and how much of it is kept: six hours."""
 SELDOM_S, KEPT_OF_DAYS = 60.0, 2160
 """The same for seasons: a day and a half, so that what comes once a day is not forgotten when it comes again."""
-AGAIN_S = 300.0
-"""How often they are compared."""
-ENOUGH = 720
-"""With fewer notes, two hours of them, a comparison says nothing."""
+AGAIN_S, AT_FIRST_S = 300.0, 60.0
+"""How often they are compared: more often while there is little to compare."""
+ENOUGH = 18
+"""With fewer notes, three minutes of them, a comparison says nothing."""
+LATELY = 720
+"""So many, two hours of them, are not little; and they alone tell by how much a season is to be moved."""
 PROVEN = 1440
 """The same for seasons: a whole day of them, so that its quiet hours and its busy ones count as they come."""
 MARGIN = 0.9
@@ -68,9 +71,7 @@ def forecasts(load: Load, share: float) -> dict[str, float]:
 def usual_need(contest: Contest, said: Mapping[str, float]) -> float:
     """What is likely to be needed, by the forecasts of today alone."""
     usual = contest.usual
-    if usual.name in said:
-        return said[usual.name] + usual.moved
-    return said.get(ANALOGS, said[NONE])
+    return said[usual.name] + usual.moved if usual.name in said else said[NONE]
 
 
 def season_need(contest: Contest, said: Mapping[str, float]) -> float | None:
@@ -83,7 +84,7 @@ def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float,
     """Take in what forecasts say now and what came after earlier ones, and compare them from time to time. `share` of
     the work shall be in time for now, so that it is `goal` at last."""
     contest = _noted(contest, load, said)
-    if load.at - contest.compared_at < AGAIN_S:
+    if load.at - contest.compared_at < (AGAIN_S if len(contest.judged) >= LATELY else AT_FIRST_S):
         return contest
     return replace(contest, compared_at=load.at, usual=_usual(contest, share), season=_season(contest, share, goal))
 
@@ -106,15 +107,15 @@ def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
 
 
 def _usual(contest: Contest, share: float) -> Believed:
-    """Moments like this one, if they cost no more than to foresee nothing at the same moments. Until enough was judged,
-    it is what was believed to begin with."""
+    """Moments like this one, if they cost less than to foresee nothing at the same moments. Until enough was judged, it
+    is what was believed to begin with."""
     both = _where(contest.judged, ANALOGS)
     if len(both) < ENOUGH:
         return contest.usual
-    if _cost(both, ANALOGS, share) <= max(_cost(both, NONE, share), TINY):
+    if _cost(both, ANALOGS, share) < _cost(both, NONE, share):
         # They were asked for the share already; what they lack is corrected by what is measured.
         return Believed(ANALOGS)
-    return Believed(NONE, _lack(contest.judged, NONE, share))
+    return Believed(NONE, _lack(both, NONE, share))
 
 
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
@@ -125,7 +126,7 @@ def _season(contest: Contest, share: float, goal: float) -> Believed | None:
     best = min(costs, key=costs.__getitem__, default=None)
     if best is not None and costs[best] < MARGIN:
         lately = _where(contest.judged, best)
-        return Believed(best, _lack(lately if len(lately) >= ENOUGH else known[best], best, share))
+        return Believed(best, _lack(lately if len(lately) >= LATELY else known[best], best, share))
     before = contest.season
     return before if before is not None and before.name not in costs else None
 
