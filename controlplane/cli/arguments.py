@@ -68,6 +68,12 @@ class DurationType(click.ParamType[float]):
         return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
 
 
+class WholeNumber(click.IntRange):
+    """A whole number between bounds."""
+
+    name = "whole number"
+
+
 MENTION, DURATION = MentionType(), DurationType()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controlplane.cli.arguments import MODEL
+from controlplane.cli.arguments import MODEL, WholeNumber
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import Column, Kind, output_option, show_rows, when
 
@@ -24,7 +24,7 @@ ITEMS = Kind(
 
 @click.command()
 @click.argument("name", type=MODEL)
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, the newest first.")
+@click.option("--limit", type=WholeNumber(min=1), default=20, show_default=True, help="How many, the newest first.")
 @output_option
 @pass_context
 def history(context: Context, name: str, limit: int, output: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from controlplane.cli.arguments import DURATION, MODEL_OR_MENTION, Mention, Reference
+from controlplane.cli.arguments import DURATION, MODEL_OR_MENTION, Mention, Reference, WholeNumber
 from controlplane.cli.context import Context, Gateway, pass_context
 from controlplane.cli.importing import importing
 from controlplane.cli.output import note, output_option, show_one
@@ -25,7 +25,7 @@ SHOWN_VALUES = 20
 @click.command()
 @click.argument("name", metavar="NAME[@VERSION|@ALIAS]", type=MODEL_OR_MENTION)
 @click.option("--input", "inputs", multiple=True, metavar="[TENSOR=]@FILE|JSON", help="An input; once for each.")
-@click.option("--sequence", type=click.IntRange(min=1), help="Send it as a whole sequence with this correlation id.")
+@click.option("--sequence", type=WholeNumber(min=1), help="Send it as a whole sequence with this correlation id.")
 @click.option(
     "--gateway", "address", metavar="HOST:PORT", help="The gateway's gRPC address; without it, the home's or release's."
 )

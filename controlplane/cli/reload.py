@@ -47,7 +47,7 @@ def reload(context: Context, file: Path, timeout_s: float, dry_run: bool) -> Non
     after = read_system(file, context.home)
     if after.registry == str(context.home.registry.resolve()):  # the file names none: `ctl up --registry` may have
         after = replace(after, registry=before.registry)
-    found = changes(_told(before), _told(after))
+    found = changes(_told(before), _told(after, file))
     problems = tuple(each.problem for each in found if each.problem is not None)
     if problems:
         raise InvalidEntry(str(file), problems)
@@ -60,9 +60,9 @@ def reload(context: Context, file: Path, timeout_s: float, dry_run: bool) -> Non
     note("taken over; serving went on")
 
 
-def _told(system: System) -> System:
+def _told(system: System, file: Path | None = None) -> System:
     """With all the gateway's settings, also those that are not written down. Raises InvalidEntry, InvalidInput."""
-    return replace(system, gateway=asdict(gateway_settings(system)))
+    return replace(system, gateway=asdict(gateway_settings(system, file)))
 
 
 def _take_over(home: Home, before: System, after: System, timeout_s: float) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from controlplane.cli.arguments import DURATION, FLEET, dry_run_option, reason_option
+from controlplane.cli.arguments import DURATION, FLEET, WholeNumber, dry_run_option, reason_option
 from controlplane.cli.context import Context, pass_context
 from controlplane.cli.output import DRY_RUN, changed, note, output_option, show_one, when
 from controlplane.core.errors import NotFound
@@ -18,7 +18,7 @@ MOST, MOST_FOR_S = 1000, 3650 * 86_400.0
 
 @click.command()
 @click.argument("fleet", type=FLEET)
-@click.argument("replicas", type=click.IntRange(0, MOST), required=False)
+@click.argument("replicas", type=WholeNumber(0, MOST), required=False)
 @click.option("--for", "for_s", type=DURATION, help="How long it holds, as in 90s, 15m or 1h; else until it is lifted.")
 @click.option("--auto", is_flag=True, help="Lift it: the fleet follows its deployment and its load again.")
 @reason_option

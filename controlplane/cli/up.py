@@ -18,7 +18,9 @@ import httpx2
 
 from controlplane.cli.arguments import dry_run_option
 from controlplane.cli.context import Context, pass_context
-from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry
+from controlplane.entry.document import EMPTY, read_document
+from controlplane.entry.problems import problem_of
 from controlplane.local.gpus import count_gpus
 from controlplane.local.home import Home
 from controlplane.local.processes import HOME_VARIABLE, sweep
@@ -57,6 +59,7 @@ def up(
     system = known or read_system(file, home)
     if registry is not None:
         system = replace(system, registry=registry if "://" in registry else str(Path(registry).resolve()))
+    settings = gateway_settings(system, file)
     if LOCK_VARIABLE not in os.environ:  # else it was said by whoever started this
         if known is not None:
             _say(f"defined as the last time ({home.system_file}); -f FILE defines it anew")
@@ -64,13 +67,13 @@ def up(
     if dry_run:
         from controlplane.cli.would import print_start
 
-        print_start(home, system, gateway_settings(system))
+        print_start(home, system, settings)
         return
     if detach:
-        _detach(home, system, file, registry, timeout_s)
+        _detach(home, system, settings, file=file, registry=registry, timeout_s=timeout_s)
         return
     with owned(home):
-        place_gateway_settings(system, home)
+        _place(settings, home)
         _run(home, system)
 
 
@@ -80,15 +83,16 @@ def _tell_of_gpus(system: System) -> None:
         _say(f"{asked} GPUs are asked for by a replica, and nvidia-smi lists {present}: models for GPUs may not load")
 
 
-def place_gateway_settings(system: System, home: Home) -> None:
-    """Leave the gateway's settings in its folder. Wrong ones are refused, before anything is started."""
+def _place(settings: Settings, home: Home) -> None:
+    """Leave the gateway's settings in its folder."""
     from gateway.settings import write_settings
 
-    write_settings(home.gateway, gateway_settings(system))
+    write_settings(home.gateway, settings)
 
 
-def gateway_settings(system: System) -> Settings:
-    """The gateway's settings as the system has them. Raises InvalidEntry or InvalidInput for wrong ones."""
+def gateway_settings(system: System, file: Path | None = None) -> Settings:
+    """The gateway's settings as the system has them. Raises InvalidEntry or InvalidInput for wrong ones, with the line
+    where `file` defines the system."""
     from pydantic import TypeAdapter, ValidationError
 
     from gateway.settings import Settings, check
@@ -96,11 +100,12 @@ def gateway_settings(system: System) -> Settings:
     try:
         settings = TypeAdapter(Settings).validate_python(dict(system.gateway))
     except ValidationError as error:
+        document = read_document(file.read_bytes(), str(file)) if file is not None else EMPTY
         problems = tuple(
-            InvalidInput(each["msg"], field=".".join(("gateway", *map(str, each["loc"]))), remedy="see docs/gateway.md")
-            for each in error.errors()
+            problem_of({**each, "loc": ("gateway", *each["loc"])}, document.lines, dict[str, Settings])
+            for each in error.errors(include_url=False)
         )
-        raise InvalidEntry("the system", problems) from error
+        raise InvalidEntry(str(file or "the system"), problems) from error
     check(settings)
     return settings
 
@@ -212,13 +217,15 @@ def next_steps(home: Home, models: int) -> list[str]:
     ]
 
 
-def _detach(home: Home, system: System, file: Path | None, registry: str | None, timeout_s: float) -> None:
+def _detach(
+    home: Home, system: System, settings: Settings, *, file: Path | None, registry: str | None, timeout_s: float
+) -> None:
     command = [sys.executable, "-m", "controlplane.cli.main", "--home", str(home.root), "up"]
     command += ["-f", str(file)] if file is not None else []
     command += ["--registry", system.registry] if registry is not None else []
     log_file = home.logs / "up.log"
-    with owned(home) as ownership:  # refuses here, where somebody reads it, if the home is in use or a setting is wrong
-        place_gateway_settings(system, home)
+    with owned(home) as ownership:  # refuses here, where somebody reads it, if the home is in use
+        _place(settings, home)
         lock = ownership.descriptor
         try:
             with log_file.open("ab") as output:

@@ -56,7 +56,7 @@ def _words(details: Any, path: Path, root: type) -> tuple[str, str | None]:
         case "tuple_type" | "mapping_type" | "dict_type":
             wanted = "a list" if kind == "tuple_type" else "a mapping"
             return f"{_shown(given)} is not {wanted}", f"write {wanted}"
-    text = details["msg"].removeprefix("Input should be ").removeprefix("Input ")
+    text = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Input ")
     return f"{_shown(given)} should be {text}", None
 
 

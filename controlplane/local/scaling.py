@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -29,7 +30,11 @@ class Limits:
 
 
 def _limits(value: object) -> object:
-    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"min": value, "max": value}
+    if not isinstance(value, Mapping | Limits):
+        raise ValueError("a whole number, or limits such as {min: 0, max: 4}")
+    return value
 
 
 def _text(value: object) -> object:

@@ -51,7 +51,9 @@ def test_gpus_that_are_not_there_are_told(ctl: Ctl, tmp_path: Path, monkeypatch:
     [
         ("fleets: []", "fleets"),
         ("gateway: {grpc_port: 9, http_port: 9}", "http_port"),
-        ("gateway: {no_such: 1}", "gateway.no_such"),
+        ("gateway: {no_such: 1}", "gateway.no_such: there is no such field (line 1)"),
+        ("fleets: [{name: a}]\ngateway:\n  grpc_port: 99999", "less than or equal to 65535 (line 3)"),
+        ("gateway: {grpcport: 1}", "did you mean `grpc_port`?"),
         ("registry: s3://UPPER/x", "registry"),
     ],
 )

@@ -84,6 +84,7 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         pytest.param("fleets: [{name: a, replicas: -1}]", "fleets[0].replicas", id="a negative count"),
         pytest.param("fleets: [{name: a, replicas: {min: 3, max: 2}}]", "let min be no more", id="min above max"),
         pytest.param("fleets: [{name: a, replicas: true}]", "fleets[0].replicas", id="a truth for a count"),
+        pytest.param("fleets: [{name: a, replicas: two}]", "limits such as {min: 0, max: 4} (line 1)", id="a word"),
         pytest.param("fleets: [{name: a, replicas: {min: 3}}]", "fleets[0].replicas.max", id="no upper limit"),
         pytest.param(
             "fleets: [{name: a, scaling: {queue_ms: 5, latency_ms: 9}}]", "one alone can be the goal", id="two goals"
