@@ -162,13 +162,14 @@ def test_what_arrives_steadily_is_planned_for_however_long_it_may_wait() -> None
     fleet = Fleet(believes=ANALOGS)
     fleet.step(demand=4.0, moments=moments, features=(math.log1p(4.0),) * 3)
     assert fleet.scaler.likely == pytest.approx(3.6), "nine tenths, where the past alone says 0.5"
+    assert "moments" not in fleet.why
 
 
 def test_the_past_is_not_believed_before_it_was_judged() -> None:
     moments = tuple(Moment((0.0, 0.0, 0.0), need=9.0, weight=1.0) for _ in range(300))
     fleet = Fleet()
     fleet.step(demand=4.0, moments=moments)
-    assert fleet.scaler.likely == pytest.approx(4 + math.sqrt(4))
+    assert fleet.scaler.likely == pytest.approx(4 + math.sqrt(4)) and "moments" not in fleet.why
 
 
 def asked_for(steady: float | None, lasting: float = 2.0, met: float = 1.0) -> Fleet:
@@ -182,8 +183,9 @@ def asked_for(steady: float | None, lasting: float = 2.0, met: float = 1.0) -> F
 
 
 def test_no_more_is_held_than_a_steady_number_that_has_been_enough() -> None:
-    assert asked_for(steady=None).scaler.likely == 9.0
-    assert asked_for(steady=4.0).scaler.likely == 4.0
+    forecast, steady = asked_for(steady=None), asked_for(steady=4.0)
+    assert forecast.scaler.likely == 9.0 and "as after moments like this one" in forecast.why
+    assert steady.scaler.likely == 4.0 and "4.00 are likely" in steady.why and "steady number" in steady.why
     assert asked_for(steady=9.5).scaler.likely == 9.0, "the forecast asks for less"
     assert asked_for(steady=0.5).scaler.likely == pytest.approx(2 + math.sqrt(2)), "more arrives than was ever enough"
     assert asked_for(steady=4.0, lasting=6.0).scaler.likely == pytest.approx(6 + math.sqrt(6)), "it rises"

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
-from controlplane.core.scaling.analogs import lasting, recent
-from controlplane.core.scaling.forecasts import forecasts, judge, season_need, spread, usual_need
+from controlplane.core.scaling.analogs import FEWEST, lasting, recent
+from controlplane.core.scaling.forecasts import ANALOGS, forecasts, judge, season_need, spread, usual_need
 from controlplane.core.scaling.limits import Limits
 
 STALE_STEPS = 4
@@ -208,10 +208,8 @@ def _text(
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
         if scaler.likely > load.demand:
-            season = scaler.contest.season
             text += f", and {scaler.likely:.2f} are likely to be needed within the {load.start_s:.0f} s of a start"
-            if season is not None and load.seasons.get(season.name, 0.0) + season.moved >= scaler.likely:
-                text += f", as {season.name}"
+            text += _whose(load, scaler)
         if load.backlog_s > load.slack_s:
             text += f"; {load.backlog_s:.1f} s of work wait"
         if load.held:
@@ -229,6 +227,18 @@ def _text(
     elif clamped < desired:
         text += f"; that would take {desired}, but {limits.why}"
     return text
+
+
+def _whose(load: Load, scaler: Scaler) -> str:
+    """Which forecast says so, if one does, in a part of a sentence."""
+    season, usual = scaler.contest.season, scaler.contest.usual
+    if season is not None and season.name in load.seasons:
+        return f", as {season.name}" if load.seasons[season.name] + season.moved >= scaler.likely else ""
+    if scaler.likely <= STEADY * recent(load.features):
+        return ""
+    if scaler.capped:
+        return ", the steady number that has been enough so far"
+    return ", as after moments like this one" if usual.name == ANALOGS and len(load.moments) >= FEWEST else ""
 
 
 def _age(load: Load, now: float) -> str:
