@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -18,9 +19,11 @@ import httpx2
 
 from controlplane.cli.arguments import dry_run_option
 from controlplane.cli.context import Context, pass_context
-from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry
-from controlplane.entry.document import EMPTY, read_document
+from controlplane.core.errors import ControlPlaneError, DeadlineExceeded, InvalidEntry, InvalidInput
+from controlplane.entry.document import Path as Place
+from controlplane.entry.document import read_document
 from controlplane.entry.problems import problem_of
+from controlplane.entry.wording import size_bytes
 from controlplane.local.gpus import count_gpus
 from controlplane.local.home import Home
 from controlplane.local.processes import HOME_VARIABLE, sweep
@@ -59,7 +62,7 @@ def up(
     system = known or read_system(file, home)
     if registry is not None:
         system = replace(system, registry=registry if "://" in registry else str(Path(registry).resolve()))
-    settings = gateway_settings(system, file)
+    settings = gateway_settings(system, file or (home.system_file if known is not None else None))
     if LOCK_VARIABLE not in os.environ:  # else it was said by whoever started this
         if known is not None:
             _say(f"defined as the last time ({home.system_file}); -f FILE defines it anew")
@@ -91,23 +94,43 @@ def _place(settings: Settings, home: Home) -> None:
 
 
 def gateway_settings(system: System, file: Path | None = None) -> Settings:
-    """The gateway's settings as the system has them. Raises InvalidEntry or InvalidInput for wrong ones, with the line
-    where `file` defines the system."""
+    """The gateway's settings as the system has them. Raises InvalidEntry for wrong ones, with the line where `file`
+    defines the system."""
     from pydantic import TypeAdapter, ValidationError
 
     from gateway.settings import Settings, check
 
+    subject = str(file or "the system")
+    given = {name: _in_bytes(name, value) for name, value in system.gateway.items()}
     try:
-        settings = TypeAdapter(Settings).validate_python(dict(system.gateway))
+        settings = TypeAdapter(Settings).validate_python(given)
+        check(settings)
     except ValidationError as error:
-        document = read_document(file.read_bytes(), str(file)) if file is not None else EMPTY
+        lines = _lines(file)
         problems = tuple(
-            problem_of({**each, "loc": ("gateway", *each["loc"])}, document.lines, dict[str, Settings])
+            problem_of({**each, "loc": ("gateway", *each["loc"])}, lines, dict[str, Settings])
             for each in error.errors(include_url=False)
         )
-        raise InvalidEntry(str(file or "the system"), problems) from error
-    check(settings)
+        raise InvalidEntry(subject, problems) from error
+    except InvalidInput as error:
+        raise InvalidEntry(subject, (error,)) from error
     return settings
+
+
+def _in_bytes(name: str, value: object) -> object:
+    """A size as people write it, in bytes; what is none is refused where it is read."""
+    size = size_bytes(value) if isinstance(value, str) and name.endswith("_bytes") else None
+    return value if size is None else size
+
+
+def _lines(file: Path | None) -> Mapping[Place, int]:
+    """Where things stand in the file, if it is still there to be read again."""
+    if file is None or not file.is_file():
+        return {}
+    try:
+        return read_document(file.read_bytes(), str(file)).lines
+    except (OSError, InvalidInput):
+        return {}
 
 
 class _Interrupted(Exception):

@@ -9,8 +9,6 @@ from controlplane.core.models import Cost, History
 from controlplane.core.names import Key, Reason
 from controlplane.core.routes import Pace
 
-NONE = "none"
-"""To foresee nothing, which is believed until a forecast has served better."""
 Features = tuple[float, float, float]
 """A moment: the logarithms of the mean demand over three spans before it (and one, so that none is 0)."""
 
@@ -101,11 +99,13 @@ class Believed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """Which forecast is believed, as compared at `compared_at`: the `usual` one, or a `season` where it was better.
+    """Which forecast is believed, as compared at `compared_at`: the `usual` one (None: nothing was judged yet), or a
+    `season` where it was better. `handed_down`: the usual one is, or was at first, what another controller has found.
     They were `judged`, and seasons by what is noted seldom and kept for longer, `of_days`. `open`: what each said at
     moments whose sequel is not known yet. Times are in seconds since 1970."""
 
-    usual: Believed = Believed(NONE)
+    usual: Believed | None = None
+    handed_down: bool = False
     season: Believed | None = None
     compared_at: float = 0.0
     judged: tuple[Judged, ...] = ()
@@ -113,8 +113,8 @@ class Contest:
     open: tuple[tuple[float, Mapping[str, float]], ...] = ()
 
     @property
-    def believed(self) -> Believed:
-        """The one that counts where it says anything."""
+    def believed(self) -> Believed | None:
+        """The one that counts where it says anything. None: to foresee nothing."""
         return self.season or self.usual
 
 
@@ -149,10 +149,10 @@ class Scaler:
     """What a fleet's autoscaler knows from before: part of a plan, and of the next snapshot.
 
     `began`: when it first saw a load of everybody; `at`: which one it saw last, and `need` what it made of it, in
-    replicas, from `likely`, what the past lets expect. `miss`: the share of the work that may be late, as corrected at
-    `adjusted_at` by how many of the requests `answered` were `late` (both fade). `contest`: which forecast is believed.
-    `capped`: `likely` is the steady number that was enough so far, which is less than what the forecast says; so many
-    requests were late while that was so: `capped_late` (it fades, too).
+    replicas, from `likely`, what the past lets expect, as the forecast `said_by` says. `miss`: the share of the work
+    that may be late, as corrected at `adjusted_at` by how many of the requests `answered` were `late` (both fade).
+    `contest`: which forecast is believed. `capped`: `likely` is the steady number that was enough so far, which is less
+    than what the forecast says; so many requests were late while that was so: `capped_late` (it fades, too).
     `wants`: how many replicas were wanted when, as far back as fewer must be enough before there are fewer.
     `idle_since`: since when nothing has been asked. `replacing`: the replica that is to leave when a new one serves,
     and why; `replaced_at`: when the last such one was chosen. `room`: how many must have a place for their versions.
@@ -166,6 +166,7 @@ class Scaler:
     blind_s: float = 0.0
     need: float = 0.0
     likely: float = 0.0
+    said_by: str = ""
     contest: Contest = Contest()
     answered: float = 0.0
     late: float = 0.0
@@ -185,6 +186,7 @@ class Scaler:
         contest = replace(
             self.contest,
             compared_at=by(self.contest.compared_at),
+            judged=tuple(replace(each, at=by(each.at)) for each in self.contest.judged),
             of_days=tuple(replace(each, at=by(each.at)) for each in self.contest.of_days),
             open=tuple((by(at), said) for at, said in self.contest.open),
         )

@@ -96,8 +96,10 @@ def _history(record: FleetRecord, load: Load | None, scaler: Scaler | None) -> H
         return None
     if record.history is not None and load.history.last - record.history.last < REMEMBER_SLOTS:
         return None
-    # Before enough was judged here, it is what a controller before this one believed.
+    # Before enough was judged here, it is what a controller before this one believed, if it did.
     believed = scaler.contest.believed
+    if believed is None:
+        return load.history
     return replace(load.history, believed=believed.name, moved=round(believed.moved, 3))
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.cli.up import gateway_settings
+from controlplane.core.errors import InvalidEntry
 from controlplane.local import processes
 from controlplane.local.home import Home
 from controlplane.local.supervisor import owned
+from controlplane.local.system import System
 from tests.cli.conftest import Ctl
 from tests.standins import nvidia_smi
 
@@ -50,7 +53,9 @@ def test_gpus_that_are_not_there_are_told(ctl: Ctl, tmp_path: Path, monkeypatch:
     ("definition", "field"),
     [
         ("fleets: []", "fleets"),
-        ("gateway: {grpc_port: 9, http_port: 9}", "http_port"),
+        ("gateway: {grpc_port: 9, http_port: 9}", "system.yaml\n  gateway.http_port"),
+        ("gateway: {max_heap_bytes: 0Mi}", "gateway.max_heap_bytes: 0 should be greater than 0 (line 1)"),
+        ("gateway: {max_heap_bytes: much}", "'much' is no size (line 1)"),
         ("gateway: {no_such: 1}", "gateway.no_such: there is no such field (line 1)"),
         ("fleets: [{name: a}]\ngateway:\n  grpc_port: 99999", "less than or equal to 65535 (line 3)"),
         ("gateway: {grpcport: 1}", "did you mean `grpc_port`?"),
@@ -62,6 +67,18 @@ def test_a_wrong_definition_is_refused(ctl: Ctl, tmp_path: Path, definition: str
     refused = ctl("up", "-f", "system.yaml", "--dry-run")
     assert (refused.status, refused.out) == (2, "")
     assert field in refused.err
+
+
+def test_sizes_of_the_gateway_may_have_units() -> None:
+    settings = gateway_settings(System(registry="r", gateway={"max_heap_bytes": "2Gi", "held_bytes": 5, "name": "1Gi"}))
+    assert (settings.max_heap_bytes, settings.held_bytes, settings.name) == (2 << 30, 5, "1Gi")
+
+
+def test_a_definition_that_is_gone_meanwhile_is_told_of_without_its_lines(tmp_path: Path) -> None:
+    system = System(registry="r", gateway={"grpc_port": -1})
+    for gone in (tmp_path / "gone.yaml", tmp_path):
+        with pytest.raises(InvalidEntry, match=r"-1 should be greater than or equal to 0$"):
+            gateway_settings(system, gone)
 
 
 def test_a_home_in_use_is_refused_and_what_runs_there_is_shown(ctl: Ctl, home: Home) -> None:

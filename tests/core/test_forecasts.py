@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from controlplane.core.load import NONE, Believed, Contest, Load, Moment, Scaler
+from controlplane.core.load import Believed, Contest, Load, Moment, Scaler
 from controlplane.core.models import History
+from controlplane.core.scaling.analogs import Past
 from controlplane.core.scaling.forecasts import (
     ANALOGS,
     CONSTANT,
@@ -17,7 +19,8 @@ from controlplane.core.scaling.forecasts import (
     EVERY_S,
     KEPT,
     KEPT_OF_DAYS,
-    LATELY,
+    MANY,
+    NONE,
     PRESENT,
     PROVEN,
     contest_of,
@@ -31,11 +34,16 @@ from controlplane.core.scaling.seasons import DAY, SLOT_S, WEEK, Seasons
 DAY_S = DAY * SLOT_S
 
 
-def said_and_needed(steps: int, said: Mapping[str, float], *needs: float, contest: Contest | None = None) -> Contest:
-    """A contest after so many more notes of the same forecasts, while `needs` came after them in turn."""
+def said_and_needed(
+    steps: int, said: Mapping[str, float], *needs: float, contest: Contest | None = None, alike: Sequence[float] = ()
+) -> Contest:
+    """A contest after so many more notes of the same forecasts, while `needs` came after them in turn (and moments
+    `alike` said something else in turn)."""
     contest = contest or Contest()
     for step in range(steps):
         at = 1e9 + step * EVERY_S
+        if alike:
+            said = {**said, ANALOGS: alike[step % len(alike)]}
         needed = Moment((0.0, 0.0, 0.0), need=needs[step % len(needs)], weight=1.0, at=at - EVERY_S)
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=needed), said, 0.99, 0.99)
     return contest
@@ -56,9 +64,8 @@ def test_a_season_never_says_less_than_the_last_half_minute_needs() -> None:
 
 
 def test_moments_alike_are_believed_once_they_have_beaten_no_forecast() -> None:
-    assert Contest().believed == Believed(NONE)
-    assert alternating(ENOUGH - 5, better_by=0.15).usual == Believed(NONE), "a few notes tell nothing"
-    assert alternating(2 * ENOUGH, better_by=0.15).usual == Believed(ANALOGS)
+    assert alternating(ENOUGH - 5, better_by=0.15).believed is None, "a few notes tell nothing"
+    assert told(alternating(2 * ENOUGH, better_by=0.15)) == (ANALOGS, 3.35)
 
 
 def test_moments_alike_are_not_judged_before_they_have_said_something() -> None:
@@ -172,19 +179,27 @@ def test_nothing_is_gained_by_a_forecast_that_says_the_same() -> None:
 def test_a_season_that_says_nothing_now_leaves_it_to_today() -> None:
     contest = Contest(usual=Believed(NONE, 1.0), season=Believed("yesterday", 0.5))
     said = {NONE: 3.0, ANALOGS: 4.0}
-    assert season_need(contest, said) is None and usual_need(contest, said) == 4.0
-    assert usual_need(replace(contest, usual=Believed(ANALOGS)), said) == 4.0
+    assert season_need(contest, said) is None and usual_need(contest, said) == (4.0, NONE)
+    assert usual_need(replace(contest, usual=Believed(ANALOGS, 0.5)), said) == (4.5, ANALOGS)
     assert season_need(contest, said | {"yesterday": 2.0}) == 2.5
-    assert usual_need(Contest(usual=Believed(ANALOGS)), {NONE: 3.0}) == 3.0, "too little is known for moments alike"
+    assert usual_need(Contest(), said) == (3.0, NONE), "nothing was judged yet"
+    silent = Contest(usual=Believed(ANALOGS, 0.5))
+    assert usual_need(silent, {NONE: 3.0}) == (3.0, NONE), "too little is known for moments alike"
 
 
-@pytest.mark.parametrize("notes", [2 * ENOUGH, LATELY, KEPT])
+@pytest.mark.parametrize("notes", [2 * ENOUGH, MANY, KEPT])
 @pytest.mark.parametrize("before", [NONE, ANALOGS])
 @pytest.mark.parametrize(("better_by", "believed"), [(-0.15, NONE), (0.15, ANALOGS)], ids=["worse", "better"])
 def test_moments_alike_are_not_believed_where_they_are_worse_than_nothing(
     better_by: float, believed: str, before: str, notes: int
 ) -> None:
-    assert alternating(notes, better_by, since=Contest(usual=Believed(before))).usual.name == believed
+    contest = alternating(notes, better_by, since=Contest(usual=Believed(before)))
+    assert contest.usual is not None and contest.usual.name == believed
+
+
+def told(contest: Contest) -> tuple[str, float] | None:
+    """What is believed, and by how much it is moved."""
+    return None if contest.believed is None else (contest.believed.name, round(contest.believed.moved, 6))
 
 
 def alternating(notes: int, better_by: float, since: Contest | None = None) -> Contest:
@@ -198,6 +213,41 @@ def alternating(notes: int, better_by: float, since: Contest | None = None) -> C
     return contest
 
 
+def test_what_was_judged_is_what_is_believed() -> None:
+    """Moments alike say less than is needed, and are believed with as much more as was lacking."""
+    contest = said_and_needed(2 * ENOUGH, {NONE: 6.0, ANALOGS: 1.0}, 2.0, 3.0)
+    assert told(contest) == (NONE, -3.0), "both are the same then"
+    contest = said_and_needed(2 * ENOUGH, {NONE: 6.0, ANALOGS: 1.0}, 2.0, 3.0, alike=(1.5, 0.5))
+    assert told(contest) == (ANALOGS, 1.5)
+
+
+def test_notes_are_as_far_apart_whatever_a_start_takes() -> None:
+    for start_s in (2.0, 4.0, 30.0):
+        contest = Contest()
+        for step in range(200):
+            at = 1e9 + 2.0 * step
+            sequel = Moment((0.0, 0.0, 0.0), need=1.0, weight=1.0, at=at - start_s)
+            contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), {NONE: 1.0}, 0.99, 0.99)
+        apart_s = {round(after.at - before.at) for before, after in itertools.pairwise(contest.judged)}
+        assert apart_s == {round(EVERY_S)} and len(contest.judged) > 30
+
+
+def test_a_forecast_is_believed_from_the_first_minutes_on() -> None:
+    """A load that goes up and down each minute, from a controller's first measurement on."""
+    past, scaler = Past(step_s=2.0, horizon_s=10.0, slack_s=1.0), Scaler()
+    believed = []
+    for step in range(600):
+        at = 1e9 + 2.0 * step
+        demand = 5.0 if step % 30 < 15 else 1.0
+        sequel = past.add(demand, at)
+        load = Load(at=at, step_s=2.0, demand=demand, moments=tuple(past.moments), features=past.features())
+        said = forecasts(load, 0.99)
+        scaler = replace(scaler, contest=judge(scaler.contest, replace(load, sequel=sequel), said, 0.99, 0.99))
+        if scaler.contest.believed is not None and scaler.contest.believed.name == ANALOGS:
+            believed.append(2.0 * step / 60)
+    assert 7 <= believed[0] <= 10, "four minutes of moments, three of notes"
+
+
 def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
     contest = Contest()
     for step in range(2 * ENOUGH):
@@ -205,8 +255,7 @@ def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
         sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
         said = {NONE: 1.0 + (step + 1) % 3 - 0.5, ANALOGS: 3.0 - (step + 1) % 3}
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
-    assert contest.usual.name == NONE
-    assert contest.usual.moved == pytest.approx(0.5)
+    assert told(contest) == (NONE, 0.5)
 
 
 def test_seasons_tell_the_most_of_the_same_time_of_other_days() -> None:
@@ -251,9 +300,16 @@ def test_a_week_is_written_down_and_no_more() -> None:
 def test_what_was_believed_stays_until_enough_was_judged() -> None:
     before = contest_of(History(first=0, most=(), believed="yesterday", moved=0.5))
     said = {NONE: 3.0, ANALOGS: 3.0, PRESENT: 3.0, CONSTANT: 0.0, "yesterday": 3.0}
-    after = said_and_needed(2 * LATELY, said, 2.0, 3.0, contest=before)
+    after = said_and_needed(2 * MANY, said, 2.0, 3.0, contest=before)
     assert after.believed == Believed("yesterday", 0.5)
     assert said_and_needed(PROVEN * 7, said, 2.0, 3.0, contest=before).believed == Believed(NONE)
     none = contest_of(History(first=0, most=(), believed=NONE, moved=0.5))
     assert none.usual == Believed(NONE, 0.5) and none.season is None
-    assert contest_of(History(first=0, most=())).believed == Believed(NONE)
+    assert contest_of(History(first=0, most=())) == contest_of(None) == Contest()
+
+
+def test_what_was_found_in_hours_is_not_overturned_in_minutes() -> None:
+    before = contest_of(History(first=0, most=(), believed=NONE, moved=0.5))
+    assert alternating(MANY - 40, better_by=0.15, since=before).usual == before.usual
+    now = alternating(MANY + 40, better_by=0.15, since=before).usual
+    assert now is not None and now.name == ANALOGS

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.core.load import NONE, Believed, Contest, Features, Load, Moment, Scaler
+from controlplane.core.load import Believed, Contest, Features, Load, Moment, Scaler
 from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale, Window
 from controlplane.core.scaling.analogs import SHORT, STEADY_FEWEST, Past, likely_need, needed
 from controlplane.core.scaling.decision import Decision, decide
-from controlplane.core.scaling.forecasts import ANALOGS
+from controlplane.core.scaling.forecasts import ANALOGS, NONE
 from controlplane.core.scaling.limits import Limits, is_open, limits_of
 from controlplane.core.scaling.steady import CLOSE, enough, late
 
@@ -158,7 +158,7 @@ def test_the_share_that_may_be_late_is_corrected_by_what_was_measured() -> None:
 
 
 def test_what_arrives_steadily_is_planned_for_however_long_it_may_wait() -> None:
-    moments = tuple(Moment((0.0, 0.0, 0.0), need=0.5, weight=1.0) for _ in range(300))
+    moments = tuple(Moment((math.log1p(4.0),) * 3, need=0.5, weight=1.0) for _ in range(300))
     fleet = Fleet(believes=ANALOGS)
     fleet.step(demand=4.0, moments=moments, features=(math.log1p(4.0),) * 3)
     assert fleet.scaler.likely == pytest.approx(3.6), "nine tenths, where the past alone says 0.5"
@@ -172,10 +172,26 @@ def test_the_past_is_not_believed_before_it_was_judged() -> None:
     assert fleet.scaler.likely == pytest.approx(4 + math.sqrt(4)) and "moments" not in fleet.why
 
 
+def test_what_is_more_than_ever_is_like_no_moment_of_the_past() -> None:
+    moments = tuple(Moment((math.log1p(1.0),) * 3, need=1.5, weight=1.0) for _ in range(300))
+    fleet = Fleet(believes=ANALOGS)
+    fleet.step(demand=1.1, moments=moments)
+    assert fleet.scaler.likely == 1.5 and "after moments like this one" in fleet.why
+    fleet.step(demand=4.0, moments=moments)
+    assert fleet.scaler.likely == pytest.approx(4 + math.sqrt(4)) and "moments" not in fleet.why
+
+
+def test_it_is_told_where_a_load_is_taken_to_rise_as_before() -> None:
+    fleet = Fleet()
+    fleet.scaler = Scaler(contest=Contest(usual=Believed(NONE, 2.0)))
+    fleet.step(demand=1.0)
+    assert fleet.scaler.likely == pytest.approx(4.0) and "as the load has risen before" in fleet.why
+
+
 def asked_for(steady: float | None, lasting: float = 2.0, met: float = 1.0) -> Fleet:
     """A fleet whose past says 9, and is believed, after five minutes of a demand of 2 in which such a share met the
     goal."""
-    moments = tuple(Moment((0.0, 0.0, 0.0), need=9.0, weight=1.0) for _ in range(300))
+    moments = tuple(Moment((math.log1p(2.0),) * 3, need=9.0, weight=1.0) for _ in range(300))
     features = (math.log1p(2.0), math.log1p(2.0), math.log1p(lasting))
     fleet = Fleet(believes=ANALOGS)
     fleet.run(300, demand=2.0, moments=moments, features=features, steady=steady, met=met, answered=10)
@@ -187,7 +203,9 @@ def test_no_more_is_held_than_a_steady_number_that_has_been_enough() -> None:
     assert forecast.scaler.likely == 9.0 and "as after moments like this one" in forecast.why
     assert steady.scaler.likely == 4.0 and "4.00 are likely" in steady.why and "steady number" in steady.why
     assert asked_for(steady=9.5).scaler.likely == 9.0, "the forecast asks for less"
-    assert asked_for(steady=0.5).scaler.likely == pytest.approx(2 + math.sqrt(2)), "more arrives than was ever enough"
+    more = asked_for(steady=0.5)
+    assert more.scaler.likely == pytest.approx(2 + math.sqrt(2)), "more arrives than was ever enough"
+    assert "steady number" not in more.why
     assert asked_for(steady=4.0, lasting=6.0).scaler.likely == pytest.approx(6 + math.sqrt(6)), "it rises"
 
 

@@ -28,6 +28,8 @@ SHORT = 64
 """In so few steps every stretch of time is looked at."""
 FEWEST = 120
 """A past of fewer moments tells nothing: most of it would be unlike the present."""
+NEW = 0.2
+"""A demand that is higher than any before by so much more (in its logarithm: a fifth) is like no moment of the past."""
 
 
 def sudden(features: Features) -> float:
@@ -174,12 +176,14 @@ class Past:
 
 def likely_need(moments: Iterable[Moment], features: Features, share: float) -> float | None:
     """The capacity with which `share` of the work after moments like this one would have been in time: the more a
-    moment was like it, the more its work counts. None: the past is too short to tell."""
+    moment was like it, the more its work counts. None: the past is too short to tell, or knows no demand like this."""
     past = list(moments)
     if len(past) < FEWEST:
         return None
     count = int(LIKE * len(past))
     a, b, c = features
+    if a > max(moment.features[_SUDDEN] for moment in past) + NEW:
+        return None
     distances = [abs(x - a) + abs(y - b) + abs(z - c) for x, y, z in [moment.features for moment in past]]
     nearest = sorted(range(len(past)), key=distances.__getitem__)[:count]
     like = sorted((past[at].need, past[at].weight * (1 - rank / count) ** 2) for rank, at in enumerate(nearest))

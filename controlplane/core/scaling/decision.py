@@ -9,9 +9,20 @@ from datetime import UTC, datetime
 from controlplane.core.load import Load, Scaler
 from controlplane.core.models import FleetShape
 from controlplane.core.names import Reason
-from controlplane.core.scaling.analogs import FEWEST, lasting, recent
-from controlplane.core.scaling.forecasts import ANALOGS, forecasts, judge, season_need, spread, usual_need
+from controlplane.core.scaling.analogs import lasting, recent
+from controlplane.core.scaling.forecasts import (
+    ANALOGS,
+    CONSTANT,
+    NONE,
+    PRESENT,
+    forecasts,
+    judge,
+    season_need,
+    spread,
+    usual_need,
+)
 from controlplane.core.scaling.limits import Limits
+from controlplane.core.scaling.seasons import SEASONS
 
 STALE_STEPS = 4
 """Measurements older than so many steps say nothing of now."""
@@ -166,9 +177,15 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         lately = lasting(load.features)
         most = max(load.steady, lately + spread(lately, load.at_once))
     contest = judge(scaler.contest, load, said, 1 - miss, shape.goal.share)
-    of_season, usual = season_need(contest, said), usual_need(contest, said)
+    of_season, (usual, said_by) = season_need(contest, said), usual_need(contest, said)
     capped = of_season is None and most < usual
-    likely = max(min(usual, most) if of_season is None else of_season, STEADY * recent(load.features))
+    likely, floor = min(usual, most) if of_season is None else of_season, STEADY * recent(load.features)
+    if contest.season is not None and of_season is not None:
+        said_by = contest.season.name
+    elif capped:
+        said_by = CONSTANT if most == load.steady else PRESENT
+    if floor > likely:
+        likely, said_by = floor, PRESENT
     return replace(
         scaler,
         began=load.at if scaler.began is None and load.complete else scaler.began,
@@ -176,6 +193,7 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
         # What waits is to be done by the time that a replica started now would answer.
         need=likely + load.backlog_s / (load.start_s + load.slack_s + load.step_s),
         likely=likely,
+        said_by=said_by,
         contest=contest,
         answered=answered,
         late=late,
@@ -230,15 +248,17 @@ def _text(
 
 
 def _whose(load: Load, scaler: Scaler) -> str:
-    """Which forecast says so, if one does, in a part of a sentence."""
+    """Which forecast says what is likely, if one does, in a part of a sentence."""
     season, usual = scaler.contest.season, scaler.contest.usual
-    if season is not None and season.name in load.seasons:
-        return f", as {season.name}" if load.seasons[season.name] + season.moved >= scaler.likely else ""
-    if scaler.likely <= STEADY * recent(load.features):
-        return ""
-    if scaler.capped:
-        return ", the steady number that has been enough so far"
-    return ", as after moments like this one" if usual.name == ANALOGS and len(load.moments) >= FEWEST else ""
+    if scaler.said_by in SEASONS:
+        at_this_time = load.seasons[scaler.said_by] + (season.moved if season is not None else 0.0)
+        return f", as {scaler.said_by}" if at_this_time >= scaler.likely else ""
+    if scaler.said_by == NONE and usual is not None and usual.name == NONE and usual.moved > TOUCH:
+        return ", as the load has risen before"
+    return {
+        ANALOGS: ", as after moments like this one",
+        CONSTANT: ", the steady number that has been enough so far",
+    }.get(scaler.said_by, "")
 
 
 def _age(load: Load, now: float) -> str:

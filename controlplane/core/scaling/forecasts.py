@@ -2,9 +2,9 @@
 
 Every forecast says what capacity will be needed within the time of a start. When that time has passed, what was needed
 is known. Forecasts are compared as policies are: each is moved by what would have brought the wanted share of the work
-in time, and then costs what capacity it asks for. To foresee nothing is one of the forecasts, and what is believed to
-begin with. A season must have beaten all that know of no other day, for a day: what was needed at the same time of
-another day fits now and then by chance.
+in time, and then costs what capacity it asks for; so moved it is believed. To foresee nothing is one of the forecasts,
+and what counts until another one was better. A season must have beaten all that know of no other day, for a day: what
+was needed at the same time of another day fits now and then by chance.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from controlplane.core.load import NONE, Believed, Contest, Judged, Load
+from controlplane.core.load import Believed, Contest, Judged, Load
 from controlplane.core.models import History
 from controlplane.core.scaling.analogs import likely_need, recent, sudden
 from controlplane.core.scaling.seasons import SEASONS
 
-ANALOGS = "analogs"
-PRESENT = "the last half minute"
-CONSTANT = "a steady number"
-"""These two are not believed themselves: a season must beat them, too."""
+NONE, ANALOGS, PRESENT, CONSTANT = "none", "analogs", "the last half minute", "a steady number"
+"""The last two are not believed themselves: a season must beat them, too."""
 EVERY_S, KEPT = 10.0, 2160
 """How often what forecasts say is noted, and how much of it is kept: six hours."""
 SELDOM_S, KEPT_OF_DAYS = 60.0, 2160
 """The same for seasons: a day and a half, so that what comes once a day is not forgotten when it comes again."""
 AGAIN_S, AT_FIRST_S = 300.0, 60.0
-"""How often they are compared: more often while there is little to compare."""
+"""How often they are compared: more often while there are not many notes to compare."""
 ENOUGH = 18
 """With fewer notes, three minutes of them, a comparison says nothing."""
-LATELY = 720
-"""So many, two hours of them, are not little; and they alone tell by how much a season is to be moved."""
+MANY = 720
+"""Two hours of notes: so many overturn what another controller has found, and tell by how much a season is moved."""
 PROVEN = 1440
-"""The same for seasons: a whole day of them, so that its quiet hours and its busy ones count as they come."""
+"""With fewer notes of seasons, a whole day of them, a comparison says nothing: its quiet hours and its busy ones shall
+count as they come."""
 MARGIN = 0.9
 """A season is believed if it would have cost so much less than each that knows of no other day."""
 TINY = 1e-3
@@ -46,7 +45,7 @@ def contest_of(history: History | None) -> Contest:
     if history is None or not history.believed:
         return Contest()
     believed = Believed(history.believed, history.moved)
-    return Contest(season=believed) if believed.name in SEASONS else Contest(usual=believed)
+    return Contest(season=believed) if believed.name in SEASONS else Contest(usual=believed, handed_down=True)
 
 
 def spread(demand: float, at_once: float) -> float:
@@ -68,10 +67,12 @@ def forecasts(load: Load, share: float) -> dict[str, float]:
     return said | {name: max(need, present) for name, need in load.seasons.items()}
 
 
-def usual_need(contest: Contest, said: Mapping[str, float]) -> float:
-    """What is likely to be needed, by the forecasts of today alone."""
+def usual_need(contest: Contest, said: Mapping[str, float]) -> tuple[float, str]:
+    """What is likely to be needed, by the forecasts of today alone; and the one that says so."""
     usual = contest.usual
-    return said[usual.name] + usual.moved if usual.name in said else said[NONE]
+    if usual is None or usual.name not in said:
+        return said[NONE], NONE
+    return said[usual.name] + usual.moved, usual.name
 
 
 def season_need(contest: Contest, said: Mapping[str, float]) -> float | None:
@@ -84,7 +85,7 @@ def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float,
     """Take in what forecasts say now and what came after earlier ones, and compare them from time to time. `share` of
     the work shall be in time for now, so that it is `goal` at last."""
     contest = _noted(contest, load, said)
-    if load.at - contest.compared_at < (AGAIN_S if len(contest.judged) >= LATELY else AT_FIRST_S):
+    if load.at - contest.compared_at < (AGAIN_S if len(contest.judged) >= MANY else AT_FIRST_S):
         return contest
     return replace(contest, compared_at=load.at, usual=_usual(contest, share), season=_season(contest, share, goal))
 
@@ -101,21 +102,20 @@ def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
         contest = replace(
             contest, open=contest.open[len(due) :], judged=(*contest.judged, made)[-KEPT:], of_days=of_days
         )
-    if not contest.open or load.at - contest.open[-1][0] >= EVERY_S:
+    last_at = contest.open[-1][0] if contest.open else contest.judged[-1].at if contest.judged else -math.inf
+    if load.at - last_at >= EVERY_S:
         contest = replace(contest, open=(*contest.open, (load.at, said)))
     return contest
 
 
-def _usual(contest: Contest, share: float) -> Believed:
-    """Moments like this one, if they cost less than to foresee nothing at the same moments. Until enough was judged, it
-    is what was believed to begin with."""
+def _usual(contest: Contest, share: float) -> Believed | None:
+    """Moments like this one, if they cost less than to foresee nothing at the same moments; else that. Until enough was
+    judged, it is what another controller has found, or nothing."""
     both = _where(contest.judged, ANALOGS)
-    if len(both) < ENOUGH:
+    if len(both) < (MANY if contest.handed_down else ENOUGH):
         return contest.usual
-    if _cost(both, ANALOGS, share) < _cost(both, NONE, share):
-        # They were asked for the share already; what they lack is corrected by what is measured.
-        return Believed(ANALOGS)
-    return Believed(NONE, _lack(both, NONE, share))
+    best = min((NONE, ANALOGS), key=lambda name: _cost(both, name, share))
+    return Believed(best, _lack(both, best, share))
 
 
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
@@ -126,7 +126,7 @@ def _season(contest: Contest, share: float, goal: float) -> Believed | None:
     best = min(costs, key=costs.__getitem__, default=None)
     if best is not None and costs[best] < MARGIN:
         lately = _where(contest.judged, best)
-        return Believed(best, _lack(lately if len(lately) >= LATELY else known[best], best, share))
+        return Believed(best, _lack(lately if len(lately) >= MANY else known[best], best, share))
     before = contest.season
     return before if before is not None and before.name not in costs else None
 
