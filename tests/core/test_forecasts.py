@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -34,16 +34,11 @@ from controlplane.core.scaling.seasons import DAY, SLOT_S, WEEK, Seasons
 DAY_S = DAY * SLOT_S
 
 
-def said_and_needed(
-    steps: int, said: Mapping[str, float], *needs: float, contest: Contest | None = None, alike: Sequence[float] = ()
-) -> Contest:
-    """A contest after so many more notes of the same forecasts, while `needs` came after them in turn (and moments
-    `alike` said something else in turn)."""
+def said_and_needed(steps: int, said: Mapping[str, float], *needs: float, contest: Contest | None = None) -> Contest:
+    """A contest after so many more notes of the same forecasts, while `needs` came after them in turn."""
     contest = contest or Contest()
     for step in range(steps):
         at = 1e9 + step * EVERY_S
-        if alike:
-            said = {**said, ANALOGS: alike[step % len(alike)]}
         needed = Moment((0.0, 0.0, 0.0), need=needs[step % len(needs)], weight=1.0, at=at - EVERY_S)
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=needed), said, 0.99, 0.99)
     return contest
@@ -65,7 +60,7 @@ def test_a_season_never_says_less_than_the_last_half_minute_needs() -> None:
 
 def test_moments_alike_are_believed_once_they_have_beaten_no_forecast() -> None:
     assert alternating(ENOUGH - 5, better_by=0.15).believed is None, "a few notes tell nothing"
-    assert told(alternating(2 * ENOUGH, better_by=0.15)) == (ANALOGS, 3.35)
+    assert told(alternating(2 * ENOUGH, better_by=0.15)) == (ANALOGS, 0.0)
 
 
 def test_moments_alike_are_not_judged_before_they_have_said_something() -> None:
@@ -203,22 +198,37 @@ def told(contest: Contest) -> tuple[str, float] | None:
 
 
 def alternating(notes: int, better_by: float, since: Contest | None = None) -> Contest:
-    """After so many notes of a load that goes up and down, of which moments alike tell a little."""
+    """After so many notes of a load that goes up and down, of which moments alike tell a little, or less than that."""
     contest = since or Contest()
     for step in range(notes):
         at, need = 1e9 + step * EVERY_S, (9.0, 2.0)[step % 2]
         sequel = Moment((0.0, 0.0, 0.0), need=need, weight=1.0, at=at - EVERY_S)
-        said = {NONE: 5.5, ANALOGS: 5.5 + (better_by if need == 2.0 else -better_by)}  # the next need is the other one
+        said = {NONE: 5.5, ANALOGS: 9.0 - (better_by if need == 9.0 else 0.0)}  # the next need is the other one
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
     return contest
 
 
-def test_what_was_judged_is_what_is_believed() -> None:
-    """Moments alike say less than is needed, and are believed with as much more as was lacking."""
-    contest = said_and_needed(2 * ENOUGH, {NONE: 6.0, ANALOGS: 1.0}, 2.0, 3.0)
-    assert told(contest) == (NONE, -3.0), "both are the same then"
-    contest = said_and_needed(2 * ENOUGH, {NONE: 6.0, ANALOGS: 1.0}, 2.0, 3.0, alike=(1.5, 0.5))
-    assert told(contest) == (ANALOGS, 1.5)
+@pytest.mark.parametrize(
+    ("alike", "believed"),
+    [
+        pytest.param((9.0, 2.0), (ANALOGS, 0.0), id="all is foreseen"),
+        pytest.param((9.0, 1.5), (ANALOGS, 0.0), id="enough for most of the work, and for less than no forecast"),
+        pytest.param((1.0, 1.0), (NONE, 3.0), id="cheap, and enough for nothing"),
+        pytest.param((1.0, 2.0), (NONE, 3.0), id="cheap, and enough for what is little"),
+        pytest.param((9.5, 8.5), (NONE, 3.0), id="as dear as no forecast"),
+    ],
+)
+def test_forecasts_are_compared_at_the_same_share_of_the_work(
+    alike: tuple[float, float], believed: tuple[str, float]
+) -> None:
+    """Nine are needed after one moment, two after the next. No forecast says six each time."""
+    contest = Contest()
+    for step in range(2 * ENOUGH):
+        at, need = 1e9 + step * EVERY_S, (2.0, 9.0)[step % 2]
+        sequel = Moment((0.0, 0.0, 0.0), need=need, weight=need, at=at - EVERY_S)
+        said = {NONE: 6.0, ANALOGS: alike[step % 2]}  # what comes next is the other one
+        contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
+    assert told(contest) == believed
 
 
 def test_notes_are_as_far_apart_whatever_a_start_takes() -> None:

@@ -1,10 +1,10 @@
 """Which forecast is believed: the one that would have done with the fewest replicas so far, on the fleet's own history.
 
 Every forecast says what capacity will be needed within the time of a start. When that time has passed, what was needed
-is known. Forecasts are compared as policies are: each is moved by what would have brought the wanted share of the work
-in time, and then costs what capacity it asks for; so moved it is believed. To foresee nothing is one of the forecasts,
-and what counts until another one was better. A season must have beaten all that know of no other day, for a day: what
-was needed at the same time of another day fits now and then by chance.
+is known. Forecasts are compared as policies are, at the same share of the work in time: each is moved by what would
+have brought that share, and costs what capacity it asks for. To foresee nothing is one of the forecasts, and what
+counts until another one was better. A season must have beaten all that know of no other day, for a day: what was needed
+at the same time of another day fits now and then by chance.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ ENOUGH = 18
 """With fewer notes, three minutes of them, a comparison says nothing."""
 MANY = 720
 """Two hours of notes: so many overturn what another controller has found, and tell by how much a season is moved."""
+MOST_OF_IT = 0.5
+"""What was enough for a smaller share of the work says too little to be compared."""
 PROVEN = 1440
 """With fewer notes of seasons, a whole day of them, a comparison says nothing: its quiet hours and its busy ones shall
 count as they come."""
@@ -109,13 +111,18 @@ def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
 
 
 def _usual(contest: Contest, share: float) -> Believed | None:
-    """Moments like this one, if they cost less than to foresee nothing at the same moments; else that. Until enough was
-    judged, it is what another controller has found, or nothing."""
+    """Moments like this one, if they have been enough for most of the work, and to foresee nothing would have cost more
+    for as large a share of it in time; else that, moved until the wanted share was reached. Until enough was judged, it
+    is what another controller has found, or nothing."""
     both = _where(contest.judged, ANALOGS)
-    if len(both) < (MANY if contest.handed_down else ENOUGH):
+    if len(both) < ENOUGH or (contest.handed_down and len(contest.judged) < MANY):
         return contest.usual
-    best = min((NONE, ANALOGS), key=lambda name: _cost(both, name, share))
-    return Believed(best, _lack(both, best, share))
+    reached = _reached(both, ANALOGS)
+    no_forecast = _cost(both, NONE, min(reached, share))
+    if reached > MOST_OF_IT and _mean(both, ANALOGS) < no_forecast:
+        # They were asked for the share already; what they lack is corrected by what is measured.
+        return Believed(ANALOGS)
+    return Believed(NONE, _lack(both, NONE, share))
 
 
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
@@ -150,7 +157,16 @@ def _lack(judged: Sequence[Judged], name: str, share: float) -> float:
     return next((lack for (lack, _), so_far in zip(lacks, reached, strict=True) if so_far >= wanted), 0.0)
 
 
+def _reached(judged: Sequence[Judged], name: str) -> float:
+    """The share of the work that it would have brought in time as it was."""
+    work = sum(each.weight for each in judged)
+    return sum(each.weight for each in judged if each.need <= each.said[name]) / work
+
+
 def _cost(judged: Sequence[Judged], name: str, share: float) -> float:
     """The mean capacity that a forecast asks for, when it is moved so that `share` of the work is in time."""
-    lack = _lack(judged, name, share)
-    return sum(max(each.said[name] + lack, 0.0) for each in judged) / len(judged)
+    return _mean(judged, name, _lack(judged, name, share))
+
+
+def _mean(judged: Sequence[Judged], name: str, moved: float = 0.0) -> float:
+    return sum(max(each.said[name] + moved, 0.0) for each in judged) / len(judged)
