@@ -181,7 +181,8 @@ def _look(shape: FleetShape, load: Load, scaler: Scaler) -> Scaler:
     capped = of_season is None and most < usual
     likely, floor = min(usual, most) if of_season is None else of_season, STEADY * recent(load.features)
     if contest.season is not None and of_season is not None:
-        said_by = contest.season.name
+        of_then = load.seasons[contest.season.name] + contest.season.moved
+        said_by = contest.season.name if of_then >= of_season else PRESENT
     elif capped:
         said_by = CONSTANT if most == load.steady else PRESENT
     if floor > likely:
@@ -227,7 +228,7 @@ def _text(
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
         if scaler.likely > load.demand:
             text += f", and {scaler.likely:.2f} are likely to be needed within the {load.start_s:.0f} s of a start"
-            text += _whose(load, scaler)
+            text += _whose(scaler)
         if load.backlog_s > load.slack_s:
             text += f"; {load.backlog_s:.1f} s of work wait"
         if load.held:
@@ -247,18 +248,14 @@ def _text(
     return text
 
 
-def _whose(load: Load, scaler: Scaler) -> str:
+def _whose(scaler: Scaler) -> str:
     """Which forecast says what is likely, if one does, in a part of a sentence."""
-    season, usual = scaler.contest.season, scaler.contest.usual
-    if scaler.said_by in SEASONS:
-        at_this_time = load.seasons[scaler.said_by] + (season.moved if season is not None else 0.0)
-        return f", as {scaler.said_by}" if at_this_time >= scaler.likely else ""
-    if scaler.said_by == NONE and usual is not None and usual.name == NONE and usual.moved > TOUCH:
+    said_by, usual = scaler.said_by, scaler.contest.usual
+    if said_by == NONE and usual is not None and usual.name == NONE and usual.moved > TOUCH:
         return ", as the load has risen before"
-    return {
-        ANALOGS: ", as after moments like this one",
-        CONSTANT: ", the steady number that has been enough so far",
-    }.get(scaler.said_by, "")
+    words = {ANALOGS: "as after moments like this one", CONSTANT: "the steady number that has been enough so far"}
+    words |= {season: f"as {season}" for season in SEASONS}
+    return f", {words[said_by]}" if said_by in words else ""
 
 
 def _age(load: Load, now: float) -> str:
