@@ -212,10 +212,11 @@ def alternating(notes: int, better_by: float, since: Contest | None = None) -> C
     ("alike", "believed"),
     [
         pytest.param((9.0, 2.0), (ANALOGS, 0.0), id="all is foreseen"),
-        pytest.param((9.0, 1.5), (ANALOGS, 0.0), id="enough for most of the work, and for less than no forecast"),
+        pytest.param((9.0, 1.5), (ANALOGS, 0.0), id="enough for most of the work, and cheaper than no forecast"),
         pytest.param((1.0, 1.0), (NONE, 3.0), id="cheap, and enough for nothing"),
         pytest.param((1.0, 2.0), (NONE, 3.0), id="cheap, and enough for what is little"),
-        pytest.param((9.5, 8.5), (NONE, 3.0), id="as dear as no forecast"),
+        pytest.param((8.9, 1.0), (NONE, 3.0), id="nearly all is foreseen, and enough for nothing"),
+        pytest.param((9.5, 9.5), (NONE, 3.0), id="as dear as no forecast, when moved"),
     ],
 )
 def test_forecasts_are_compared_at_the_same_share_of_the_work(

@@ -32,7 +32,7 @@ ENOUGH = 18
 MANY = 720
 """Two hours of notes: so many overturn what another controller has found, and tell by how much a season is moved."""
 MOST_OF_IT = 0.5
-"""What was enough for a smaller share of the work says too little to be compared."""
+"""What was enough, as it was, for a smaller share of the work is not believed, however little it costs when moved."""
 PROVEN = 1440
 """With fewer notes of seasons, a whole day of them, a comparison says nothing: its quiet hours and its busy ones shall
 count as they come."""
@@ -111,15 +111,12 @@ def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
 
 
 def _usual(contest: Contest, share: float) -> Believed | None:
-    """Moments like this one, if they have been enough for most of the work, and to foresee nothing would have cost more
-    for as large a share of it in time; else that, moved until the wanted share was reached. Until enough was judged, it
-    is what another controller has found, or nothing."""
+    """Moments like this one, if they have been enough for most of the work as they were, and cost less than to foresee
+    nothing at the same moments. Until enough was judged, it is what another controller has found, or nothing."""
     both = _where(contest.judged, ANALOGS)
     if len(both) < ENOUGH or (contest.handed_down and len(contest.judged) < MANY):
         return contest.usual
-    reached = _reached(both, ANALOGS)
-    no_forecast = _cost(both, NONE, min(reached, share))
-    if reached > MOST_OF_IT and _mean(both, ANALOGS) < no_forecast:
+    if _reached(both, ANALOGS) > MOST_OF_IT and _cost(both, ANALOGS, share) < _cost(both, NONE, share):
         # They were asked for the share already; what they lack is corrected by what is measured.
         return Believed(ANALOGS)
     return Believed(NONE, _lack(both, NONE, share))
@@ -158,15 +155,12 @@ def _lack(judged: Sequence[Judged], name: str, share: float) -> float:
 
 
 def _reached(judged: Sequence[Judged], name: str) -> float:
-    """The share of the work that it would have brought in time as it was."""
+    """The share of the work that a forecast would have brought in time as it was."""
     work = sum(each.weight for each in judged)
     return sum(each.weight for each in judged if each.need <= each.said[name]) / work
 
 
 def _cost(judged: Sequence[Judged], name: str, share: float) -> float:
     """The mean capacity that a forecast asks for, when it is moved so that `share` of the work is in time."""
-    return _mean(judged, name, _lack(judged, name, share))
-
-
-def _mean(judged: Sequence[Judged], name: str, moved: float = 0.0) -> float:
-    return sum(max(each.said[name] + moved, 0.0) for each in judged) / len(judged)
+    lack = _lack(judged, name, share)
+    return sum(max(each.said[name] + lack, 0.0) for each in judged) / len(judged)
