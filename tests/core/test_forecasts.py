@@ -76,9 +76,10 @@ def hours(
     since: Contest | None = None,
     goal: float = 0.99,
     other: str = "",
+    silent: bool = False,
 ) -> Contest:
     """What is needed changes each quarter of an hour; a season says, at a time, what it says. All others are always
-    enough, but for one that knows what is needed."""
+    enough, but for one that knows what is needed. `silent`: moments alike say nothing."""
     contest = since or Contest()
     begin = contest.open[-1][0] if contest.open else 1e9
     for step in range(1, round(count * 3600 / EVERY_S)):
@@ -88,6 +89,8 @@ def hours(
         said = {NONE: 9.0, ANALOGS: 9.0, PRESENT: 9.0, CONSTANT: 0.0, of: says(at)}
         if other:
             said[other] = needed_at(at)
+        if silent:
+            del said[ANALOGS]
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.999, goal)
     return contest
 
@@ -115,6 +118,11 @@ def test_a_season_is_believed_when_it_has_been_better_for_a_day() -> None:
 @pytest.mark.parametrize("other", [NONE, ANALOGS, PRESENT])
 def test_a_season_must_be_better_than_each_that_knows_of_no_other_day(other: str) -> None:
     assert hours(25.0, needed_at, other=other).season is None, "it knows as well"
+
+
+def test_a_season_is_judged_where_moments_alike_say_nothing_too() -> None:
+    proven = hours(25.0, needed_at, silent=True).season
+    assert proven is not None and proven.name == "yesterday"
 
 
 def test_a_season_must_be_better_than_a_steady_number() -> None:

@@ -125,7 +125,7 @@ def _usual(contest: Contest, share: float) -> Believed | None:
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
     """The season that costs least, if it was proven to cost less than all without it: at the goal, not at what is made
     up for just now. Until enough was judged, it is what was believed to begin with, unless another one is proven."""
-    known = {name: _where(contest.of_days, name, ANALOGS) for name in sorted(SEASONS)}
+    known = {name: _where(contest.of_days, name) for name in sorted(SEASONS)}
     costs = {name: _part(notes, name, goal) for name, notes in known.items() if len(notes) >= PROVEN}
     best = min(costs, key=costs.__getitem__, default=None)
     if best is not None and costs[best] < MARGIN:
@@ -148,7 +148,7 @@ def _part(judged: Sequence[Judged], name: str, goal: float) -> float:
 
 def _lack(judged: Sequence[Judged], name: str, share: float) -> float:
     """How many replicas more than it said (negative: fewer) would have brought `share` of the work in time."""
-    lacks = sorted((each.need - each.said[name], each.weight) for each in judged)
+    lacks = sorted((each.need - _says(each, name), each.weight) for each in judged)
     wanted = share * sum(weight for _, weight in lacks)
     reached = itertools.accumulate(weight for _, weight in lacks)
     return next((lack for (lack, _), so_far in zip(lacks, reached, strict=True) if so_far >= wanted), 0.0)
@@ -157,10 +157,15 @@ def _lack(judged: Sequence[Judged], name: str, share: float) -> float:
 def _reached(judged: Sequence[Judged], name: str) -> float:
     """The share of the work that a forecast would have brought in time as it was."""
     work = sum(each.weight for each in judged)
-    return sum(each.weight for each in judged if each.need <= each.said[name]) / work
+    return sum(each.weight for each in judged if each.need <= _says(each, name)) / work
 
 
 def _cost(judged: Sequence[Judged], name: str, share: float) -> float:
     """The mean capacity that a forecast asks for, when it is moved so that `share` of the work is in time."""
     lack = _lack(judged, name, share)
-    return sum(max(each.said[name] + lack, 0.0) for each in judged) / len(judged)
+    return sum(max(_says(each, name) + lack, 0.0) for each in judged) / len(judged)
+
+
+def _says(note: Judged, name: str) -> float:
+    """Where a forecast said nothing, nothing was foreseen."""
+    return note.said.get(name, note.said[NONE])
