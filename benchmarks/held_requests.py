@@ -295,7 +295,7 @@ async def run(small: int, large: int) -> int:
             f"{again_kb:9.1f} {envoy_kb:7.1f}"
         )
         kept = ratio <= LIMITS[protocol] and again <= ours * (1 + GROWTH)
-        print(f"  ratio (limit {LIMITS[protocol]}), second wave / first {again / ours:.2f} (limit {1 + GROWTH})", end=" ")
+        print(f"  limit {LIMITS[protocol]}, second wave / first {again / ours:.2f} (limit {1 + GROWTH})", end=" ")
         print("ok" if kept else "MISSED")
         missed += not kept
     return 1 if missed else 0
