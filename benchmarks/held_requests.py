@@ -46,7 +46,7 @@ INFER_PATH = "/v2/models/cold/infer"
 
 GRPC, HTTP = "gRPC", "HTTP"
 LIMITS = {GRPC: 1.5, HTTP: 2.0}
-"""The Python side's memory for a request against the bare server's, which over HTTP is half of that over gRPC."""
+"""The Python side's memory for a request against the bare server's, which over HTTP takes less than over gRPC."""
 GROWTH = 0.2
 """Memory that a second wave may take beyond the first, as a share of it."""
 CHANNELS = 8
