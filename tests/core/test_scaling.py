@@ -29,11 +29,11 @@ class Fleet:
     """A fleet that does at once what is decided, and is measured every two seconds."""
 
     def __init__(
-        self, shape: FleetShape = SHAPE, limits: Limits = LIMITS, present: int = 0, believes: str = NONE
+        self, shape: FleetShape = SHAPE, limits: Limits = LIMITS, present: int = 0, believes: str = ""
     ) -> None:
         self.shape, self.limits, self.present = shape, limits, present
         self.now = 1_000_000.0
-        self.scaler = Scaler(contest=Contest(usual=Believed(believes)))
+        self.scaler = Scaler(contest=Contest(usual=Believed(believes) if believes else None))
         self.decision: Decision | None = None
 
     def step(self, *, needed: bool = False, measured: bool = True, **load: Any) -> int:

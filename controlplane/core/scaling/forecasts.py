@@ -113,18 +113,18 @@ def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
 def _usual(contest: Contest, share: float) -> Believed | None:
     """Moments like this one, if they have been enough for most of the work as they were, and cost less than to foresee
     nothing at the same moments. Until enough was judged, it is what another controller has found, or nothing."""
-    both = _where(contest.judged, ANALOGS)
-    if len(both) < ENOUGH or (contest.handed_down and len(contest.judged) < MANY):
+    notes = _where(contest.judged, ANALOGS)
+    if len(notes) < ENOUGH or (contest.handed_down and len(contest.judged) < MANY):
         return contest.usual
-    if _reached(both, ANALOGS) > MOST_OF_IT and _cost(both, ANALOGS, share) < _cost(both, NONE, share):
+    if _reached(notes, ANALOGS) > MOST_OF_IT and _cost(notes, ANALOGS, share) < _cost(notes, NONE, share):
         # They were asked for the share already; what they lack is corrected by what is measured.
         return Believed(ANALOGS)
-    return Believed(NONE, _lack(both, NONE, share))
+    return Believed(NONE, _lack(notes, NONE, share))
 
 
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
     """The season that costs least, if it was proven to cost less than all without it: at the goal, not at what is made
-    up for just now. Until enough was judged, it is what was believed to begin with, unless another one is proven."""
+    up for just now. Until enough was judged, it is what another controller has found, unless another one is proven."""
     known = {name: _where(contest.of_days, name) for name in sorted(SEASONS)}
     costs = {name: _part(notes, name, goal) for name, notes in known.items() if len(notes) >= PROVEN}
     best = min(costs, key=costs.__getitem__, default=None)
@@ -135,9 +135,9 @@ def _season(contest: Contest, share: float, goal: float) -> Believed | None:
     return before if before is not None and before.name not in costs else None
 
 
-def _where(judged: Sequence[Judged], *names: str) -> list[Judged]:
-    """The notes in which all of them said something."""
-    return [each for each in judged if all(name in each.said for name in names)]
+def _where(judged: Sequence[Judged], name: str) -> list[Judged]:
+    """The notes in which a forecast said something."""
+    return [each for each in judged if name in each.said]
 
 
 def _part(judged: Sequence[Judged], name: str, goal: float) -> float:
