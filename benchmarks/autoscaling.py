@@ -7,11 +7,13 @@ Stated for every figure: a replica works on 4 requests at once and takes 5 s, or
 prompts take 1 s per 8,000 tokens and answers 1 s per 50; the goal is that 99 % of the requests wait no longer than 2 s,
 or 10 s. The first 10 minutes are a warm-up for all and do not count. HPA, KEDA and the fixed number are set to the
 cheapest setting that brings as many requests in time as this autoscaler does; the oracle knows the future and is set
-so, too. Of the synthetic traffic, two are replayed again with other starts and other replicas.
+so, too. Of the synthetic traffic, two are replayed again with other starts and other replicas, and a day's rise and
+fall in a whole day, with 4 s of work a request.
 
 Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, in each case: the share of requests reached, and
 the gap between HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle. What is
-closed over all cases together is printed as well, and what of the gap to a fixed number, and to the cheaper of both.
+closed over all cases together, and by what is varied, is printed as well, and what of the gap to a fixed number, and to
+the cheaper of both.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ BURSTS = "bursts, 10/s"
 VARIED = ("diurnal, 20/s", BURSTS)
 VARIATIONS = ((120.0, 4), (30.0, 1), (30.0, 16))
 """Of a start, in seconds, and of how many requests a replica works on at once."""
+WHOLE_DAY, DAY_PER_S, DAY_WORK_S, DAY_STARTS_S = "a whole day, 4/s", 4.0, 4.0, (30.0, 120.0)
+"""Replicas serve a day that is not shortened: nothing of it changes within a start or two."""
 HPA, FIXED = "HPA, in flight", "fixed"
 PEERS = (HPA, "KEDA, queue length", FIXED, "oracle")
 OF, MEASURED = ("traffic", "goal", "start", "at once"), ("in time", "this autoscaler", "HPA", "KEDA", "fixed", "oracle")
@@ -136,7 +140,7 @@ def line(case: Case, made: Comparison) -> str:
     share = made.ours.share or 0.0
     hours = [f"{each.replica_hours:.2f}" if each is not None else "never" for each in map(made.peers.get, PEERS)]
     parts = [
-        "-" if each is None else f"{each:.0%}" if each > -1 else "worse than the HPA"
+        "-" if each is None else f"{round(each, 2) + 0.0:.0%}" if each > -1 else "worse than the HPA"
         for each in (made.closed, made.closed_at_goal)
     ]
     in_time = f"{share:.2%}" if share >= SHARE else f"**{share:.2%}**"
@@ -173,6 +177,17 @@ def together(made: Sequence[Comparison]) -> str:
     return f"{parts} cheaper of both; of {len(made)} cases {good} are good on their own"
 
 
+def parts_of(case: Case) -> Iterator[str]:
+    """What of that which is varied a case is one of, for a figure of each."""
+    yield f"where a replica starts in {case.start_s:g} s"
+    yield f"where a request may wait {case.limit_s:g} s"
+    _, times, factor = case.name.rpartition(" × ")
+    if times:
+        yield f"at the recorded rate × {factor}"
+    if case.name != BURSTS:
+        yield f"without {BURSTS}"
+
+
 def main() -> int:
     """Measure and print; 1 when a limit is exceeded or a goal missed, 2 when a trace is not there."""
     named = sys.argv[1:] or [each for each in os.environ.get("TRACES", "").split(":") if each]
@@ -194,6 +209,8 @@ def main() -> int:
         if name in VARIED
         for start_s, slots in VARIATIONS
     ]
+    day = diurnal(DAY_S, DAY_PER_S, mean_work_s=DAY_WORK_S)
+    varied += [Case(name=WHOLE_DAY, trace=day, limit_s=GOALS_S[0], start_s=start_s) for start_s in DAY_STARTS_S]
     made: list[Comparison] = []
     with multiprocessing.Pool(initializer=left_to_starter) as pool:
         for case, each in zip(cases + varied, pool.imap(compared, cases + varied), strict=True):
@@ -204,13 +221,14 @@ def main() -> int:
     for case, each in zip(cases + varied, made, strict=True):
         print(line(case, each))
     print()
-    for start_s in STARTS_S:
-        of = [each for case, each in zip(cases, made, strict=False) if case.start_s == start_s]
-        print(f"where a replica starts in {start_s:g} s: {together(of)}")
     made = made[: len(cases)]
-    steady = [each for case, each in zip(cases, made, strict=True) if case.name != BURSTS]
-    print(f"without {BURSTS}: {together(steady)}")
-    print(f"both: {together(made)} (the goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle)")
+    parts: dict[str, list[Comparison]] = {}
+    for case, each in zip(cases, made, strict=True):
+        for part in parts_of(case):
+            parts.setdefault(part, []).append(each)
+    for part, of in parts.items():
+        print(f"{part}: {together(of)}")
+    print(f"all: {together(made)} (the goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle)")
     return 0 if kept and all(is_good(each) for each in made) else 1
 
 
