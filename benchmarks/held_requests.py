@@ -45,8 +45,8 @@ from gateway.state import Kept, Ports, Served
 INFER_PATH = "/v2/models/cold/infer"
 
 GRPC, HTTP = "gRPC", "HTTP"
-LIMITS = {GRPC: 1.5, HTTP: 2.0}
-"""The Python side's memory for a request against the bare server's, which over HTTP takes less than over gRPC."""
+LIMIT = 1.5
+"""The Python side's memory for a request against the bare server's."""
 GROWTH = 0.2
 """Memory that a second wave may take beyond the first, as a share of it."""
 CHANNELS = 8
@@ -294,8 +294,8 @@ async def run(small: int, large: int) -> int:
             f"{protocol} {size_bytes // 1024:7} KB {requests:8} {bare_kb:19.1f} {ours_kb:12.1f} {ratio:6.2f} "
             f"{again_kb:9.1f} {envoy_kb:7.1f}"
         )
-        kept = ratio <= LIMITS[protocol] and again <= ours * (1 + GROWTH)
-        print(f"  limit {LIMITS[protocol]}, second wave / first {again / ours:.2f} (limit {1 + GROWTH})", end=" ")
+        kept = ratio <= LIMIT and again <= ours * (1 + GROWTH)
+        print(f"  limit {LIMIT}, second wave / first {again / ours:.2f} (limit {1 + GROWTH})", end=" ")
         print("ok" if kept else "MISSED")
         missed += not kept
     return 1 if missed else 0
