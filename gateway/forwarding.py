@@ -51,15 +51,6 @@ class Forwarding:
         remaining_s: float | None = None,
     ) -> Destination:
         """Where a request goes, as soon as it goes anywhere. Raises NotFound, Unavailable, Overloaded, InvalidInput."""
-        try:
-            return await self._destination(model, wish, mark, size_bytes, remaining_s)
-        except Overloaded:
-            self.shed[model] += 1
-            raise
-
-    async def _destination(
-        self, model: str, wish: str, mark: SequenceMark, size_bytes: int, remaining_s: float | None
-    ) -> Destination:
         if len(mark.key) > MAX_KEY:
             raise InvalidInput(f"the sequence's id is longer than {MAX_KEY} characters")
         now = asyncio.get_running_loop().time()
@@ -69,10 +60,16 @@ class Forwarding:
         # By the correlation id, so that gateways agree about the version of a sequence too.
         draw = share(f"{model}\n{mark.key}") if mark.key else random.uniform(0, 100)  # noqa: S311 - a share of traffic
         resolved = resolve(self.holding.table, model, wish, draw)
-        if resolved.members:
-            self._check_room(resolved, goes_on=seat is not None)
-        else:  # whoever has waited is let through: the bounds on waiting bound these as well
-            resolved = await self.holding.route(model, wish, size_bytes=size_bytes, remaining_s=remaining_s, draw=draw)
+        try:
+            if resolved.members:
+                self._check_room(resolved, goes_on=seat is not None)
+            else:  # whoever has waited is let through: the bounds on waiting bound these as well
+                resolved = await self.holding.route(
+                    model, wish, size_bytes=size_bytes, remaining_s=remaining_s, draw=draw
+                )
+        except Overloaded:
+            self.shed[model] += 1
+            raise
         if resolved.sequences and mark.key:
             return self._sequence(resolved, mark, seat)
         endpoint = self.replicas.pick(resolved.members)

@@ -25,22 +25,29 @@ FIRST_START_S = 10.0
 class _Waiter:
     """One request that waits. Thousands of these may be there at once, so they hold little.
 
-    `wake` is done when there is reason to look again: a new table, or `dropped`, why it may not wait any longer.
+    `wake` is done when there is reason to look again: a new table, `expired`, since its time is over, or `dropped`, why
+    it may not wait any longer.
     """
 
-    __slots__ = ("dropped", "key", "model", "size_bytes", "wake")
+    __slots__ = ("dropped", "expired", "key", "model", "size_bytes", "wake")
 
     def __init__(self, resolved: Resolved, size_bytes: int) -> None:
         self.model = resolved.model
         self.key = (resolved.model, resolved.version)
         self.size_bytes = size_bytes
         self.dropped: Overloaded | None = None
+        self.expired = False
         self.wake: asyncio.Future[None] | None = None
 
     def look(self) -> None:
         """Have it look again."""
         if self.wake is not None and not self.wake.done():
             self.wake.set_result(None)
+
+    def expire(self) -> None:
+        """Its time is over."""
+        self.expired = True
+        self.look()
 
 
 class _Queue:
@@ -120,32 +127,27 @@ class Holding:
         if remaining_s is not None:
             wait_s = min(wait_s, remaining_s - min(0.25, remaining_s / 10))  # the answer must still reach the client
         wait_s = max(wait_s, 0.0)
-        end = asyncio.get_running_loop().time() + wait_s
+        loop = asyncio.get_running_loop()
         waiter = self._admit(resolved, size_bytes)
+        timer = loop.call_later(wait_s, waiter.expire)
         try:
             while not resolved.members:
                 if waiter.dropped is not None:
                     raise waiter.dropped
                 _check(resolved)
+                if waiter.expired:
+                    version = f"{resolved.model} version {resolved.version}"
+                    raise Unavailable(f"{version} was not loaded within {wait_s:.3g} s{_why(resolved)}")
                 self._wait_for(waiter, (resolved.model, resolved.version))
-                await self._turn(waiter, resolved, end, wait_s)
+                waiter.wake = loop.create_future()
+                await waiter.wake
                 resolved = resolve(self._table, model, wish, chosen)
             if waiter.key in self._since:
-                self._start_s = asyncio.get_running_loop().time() - self._since[waiter.key]
+                self._start_s = loop.time() - self._since[waiter.key]
             return resolved
         finally:
+            timer.cancel()
             self._remove(waiter)
-
-    async def _turn(self, waiter: _Waiter, resolved: Resolved, end: float, waited_s: float) -> None:
-        """Wait until there is reason to look again."""
-        waiter.wake = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout_at(end):
-                await waiter.wake
-        except TimeoutError:
-            raise Unavailable(
-                f"{resolved.model} version {resolved.version} was not loaded within {waited_s:.3g} s{_why(resolved)}"
-            ) from None
 
     def _admit(self, resolved: Resolved, size_bytes: int) -> _Waiter:
         """Give the request room, if need be that of others. Raises Overloaded."""

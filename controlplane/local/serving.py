@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
@@ -25,17 +25,21 @@ class QuietServer(uvicorn.Server):
 
 async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
     """The answer to a request whose body has been read. Raises ClientDisconnect where whoever asked goes away before it
-    is there, and ends the work on it."""
-    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    is there, and ends the work on it.
+
+    The work is done in the caller's task; beside it there is one that waits for the client to go. Thousands of these
+    may be there at once.
+    """
+    work = cast("asyncio.Task[Any]", asyncio.current_task())
+    gone = asyncio.ensure_future(_disconnected(request, work))
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return work.result()
+        return await answer
+    except asyncio.CancelledError:
+        if gone.done() and not gone.cancelled() and not work.uncancel():  # nobody else cancels this task
+            raise ClientDisconnect from None
+        raise
     finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        gone.cancel()
 
 
 async def to_nobody(_: Request, _error: Exception) -> Response:
@@ -43,6 +47,8 @@ async def to_nobody(_: Request, _error: Exception) -> Response:
     return Response(status_code=400)
 
 
-async def _disconnected(request: Request) -> None:
+async def _disconnected(request: Request, work: asyncio.Task[Any]) -> None:
+    """Cancel `work` when whoever asked has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    work.cancel()

@@ -89,8 +89,8 @@ class Service:
     def waiting(self) -> int:
         """How many calls of agents wait for an answer at this moment."""
         assert self._loop is not None
-        calls = [task.get_coro() for task in asyncio.all_tasks(self._loop)]
-        return sum(getattr(each, "__qualname__", "") == "Controller.sync_replica" for each in calls)
+        calls = [name for task in asyncio.all_tasks(self._loop) for name in _awaited(task.get_coro())]
+        return calls.count("Controller.sync_replica")
 
     def kill(self) -> None:
         """End it without a word to anybody."""
@@ -98,6 +98,13 @@ class Service:
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join(30)
         self._listener.close()
+
+
+def _awaited(job: Any) -> Iterator[str]:
+    """The names of a task's coroutine, of the one that it awaits, and so on."""
+    while job is not None:
+        yield getattr(job, "__qualname__", "")
+        job = getattr(job, "cr_await", None)
 
 
 @dataclass
