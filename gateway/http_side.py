@@ -62,15 +62,21 @@ class TooLarge(InvalidInput):
 
 
 class HttpSide:
-    """Passes requests on, held until they can go somewhere."""
+    """Passes requests on, held until they can go somewhere. An ASGI application: what Starlette wraps around
+    a handler would be there for each request that waits."""
 
     def __init__(self, forwarding: Forwarding, settings: Settings) -> None:
         self._forwarding = forwarding
         self._settings = settings
         self._received_bytes = 0
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        answer = await self.answer(Request(scope, receive, send))
+        await answer(scope, receive, send)
+
+    async def answer(self, request: Request) -> Response:
+        """The answer to one request. Raises ClientDisconnect."""
         found = PATH.fullmatch(request.url.path)
         if found is None:
             return _error(404, f"no such path: {request.url.path}")
@@ -105,7 +111,9 @@ class HttpSide:
                     text = f"the requests that are being received hold more than {self._settings.held_bytes} bytes"
                     raise Overloaded(text, retry_after_s=1)
                 parts.append(part)
-            yield b"".join(parts)
+            body = b"".join(parts)
+            parts.clear()  # else there are two copies until it is read
+            yield body
         finally:
             self._received_bytes -= size
 
@@ -217,7 +225,7 @@ def application(side: HttpSide, health: Any, metrics: Any) -> Starlette:
         routes=[
             Route("/healthz", health, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
-            Route("/v2/models/{path:path}", side.__call__, methods=["GET", "POST"]),
+            Route("/v2/models/{path:path}", side, methods=["GET", "POST"]),
         ],
         exception_handlers={ClientDisconnect: to_nobody},
     )

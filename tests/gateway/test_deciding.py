@@ -466,7 +466,7 @@ async def test_bodies_that_come_slowly_are_bounded_before_they_wait() -> None:
             return {"type": "http.request", "body": b"", "more_body": False}
 
         where = {"path": "/v2/models/nobody/infer", "query_string": b"", "headers": []}
-        return (await side(Request({"type": "http", "method": "POST", **where}, receive))).status_code
+        return (await side.answer(Request({"type": "http", "method": "POST", **where}, receive))).status_code
 
     alone = asyncio.create_task(status(6))
     await waiting.acquire()  # it is within bounds, however large
