@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -306,13 +305,12 @@ async def test_the_wait_ends_with_the_reason(wait_s: float, remaining_s: float |
 async def test_tables_that_lead_nowhere_do_not_prolong_the_wait() -> None:
     holding = Holding(Settings(cold_wait_s=0.1), TABLE, lambda: None)
     held = asyncio.ensure_future(holding.route("m", "3", size_bytes=1, remaining_s=None))
-    begin = time.monotonic()
-    while not held.done():
-        holding.update(TABLE)
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while not held.done():
+            holding.update(TABLE)
+            await asyncio.sleep(0.01)
     with pytest.raises(Unavailable, match=r"version 3 was not loaded within 0\.1 s: it is being downloaded"):
         await held
-    assert time.monotonic() - begin < 5.0
 
 
 async def test_a_model_that_is_taken_away_ends_the_wait() -> None:
