@@ -302,6 +302,7 @@ def test_needed(demand: list[float], slack_s: float, expected: float) -> None:
         pytest.param([1.0] * 99 + [1.1], 0.0, 0.9, 1.0, id="a burst of less than may be late"),
         pytest.param([1.0] * 99 + [9.0], 14.0, 1.0, 1.125, id="a burst that may wait"),
         pytest.param([], 1.0, 0.99, 0.0, id="nothing"),
+        pytest.param([5e-324], 0.1, 0.99, 0.0, id="the least that is not nothing"),
     ],
 )
 def test_the_least_steady_capacity(demand: list[float], slack_s: float, share: float, expected: float) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 CLOSE = 0.01
-"""It is found this closely: far closer than a whole replica."""
+"""It is found this closely, as a part of it: far closer than a whole replica."""
+NOTHING = 1e-9
+"""Less than this, in replicas, is not told from nothing."""
 CLOSE_BY = (0.5, -0.5, -1.4, 3.0, -3.0, 10.0, -10.0)
 """Where it is looked for first around a guess, in these steps: what is below one that is too little is passed over."""
 
@@ -21,7 +23,7 @@ def enough(demand: Sequence[float], step_s: float, slack_s: float, share: float,
     allowed = (1 - share) * sum(demand)
     low, high = 0.0, max(demand, default=0.0)
     close_by = iter([guess * (1 + away * CLOSE) for away in CLOSE_BY])
-    while high - low > CLOSE * high:
+    while high - low > max(CLOSE * high, NOTHING):
         middle = next((each for each in close_by if low < each < high), (low + high) / 2)
         if late(demand, step_s, slack_s, middle) <= allowed:
             high = middle
