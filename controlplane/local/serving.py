@@ -31,7 +31,7 @@ async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer])
     may be there at once.
     """
     work = cast("asyncio.Task[Any]", asyncio.current_task())
-    gone = asyncio.ensure_future(_disconnected(request, work))
+    gone = asyncio.ensure_future(_cancel_when_gone(request, work))
     try:
         return await answer
     except asyncio.CancelledError:
@@ -47,7 +47,7 @@ async def to_nobody(_: Request, _error: Exception) -> Response:
     return Response(status_code=400)
 
 
-async def _disconnected(request: Request, work: asyncio.Task[Any]) -> None:
+async def _cancel_when_gone(request: Request, work: asyncio.Task[Any]) -> None:
     """Cancel `work` when whoever asked has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 CLOSE = 0.01
 """It is found this closely, as a part of it: far closer than a whole replica."""
-NOTHING = 1e-9
-"""Less than this, in replicas, is not told from nothing."""
 CLOSE_BY = (0.5, -0.5, -1.4, 3.0, -3.0, 10.0, -10.0)
 """Where it is looked for first around a guess, in these steps: what is below one that is too little is passed over."""
+NOTHING = 1e-9
+"""Less than this, in replicas, is not told from nothing."""
 
 
 def enough(demand: Sequence[float], step_s: float, slack_s: float, share: float, guess: float = 0.0) -> float:
