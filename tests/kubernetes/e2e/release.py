@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,15 +92,25 @@ class Installed:
 
     def ctl(self, *arguments: str) -> str:
         """What `ctl` prints to who has the registry's address alone."""
-        return self._ctl(*arguments, environment=self.environment)
+        return self._ctl(*arguments, environment=self.environment).stdout
 
-    def by_context(self, *arguments: str, status: int = 0) -> str:
+    def by_context(self, *arguments: str) -> str:
         """What it prints to who has a kubeconfig, and credentials for the bucket, whose address nobody has told."""
+        return self._by_context(*arguments).stdout
+
+    def doctor(self, *arguments: str) -> str:
+        """What `ctl doctor` finds wrong, for which it ends with 1; nothing while it ends with 0."""
+        done = self._by_context("doctor", *arguments, statuses=(0, 1))
+        return done.stdout if done.returncode else ""
+
+    def _by_context(self, *arguments: str, statuses: Sequence[int] = (0,)) -> subprocess.CompletedProcess[str]:
         place = [f"--kubeconfig={self.cluster.api.kubeconfig}", "--context=test", f"--namespace={self.namespace}"]
         environment = {name: value for name, value in self.environment.items() if name != "CTL_REGISTRY"}
-        return self._ctl(*place, *arguments, environment=environment, status=status)
+        return self._ctl(*place, *arguments, environment=environment, statuses=statuses)
 
-    def _ctl(self, *arguments: str, environment: dict[str, str], status: int = 0) -> str:
+    def _ctl(
+        self, *arguments: str, environment: dict[str, str], statuses: Sequence[int] = (0,)
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "controlplane.cli.main", *arguments],
             capture_output=True,
@@ -109,8 +119,9 @@ class Installed:
             env={**os.environ, **environment},
             timeout=LONG_S,
         )
-        assert done.returncode == status, f"ctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        told = f"ctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode in statuses, told
+        return done
 
     def fleet(self) -> int:
         """How many pods of the fleet are ready, and none on its way out; -1 while there are such."""

@@ -51,13 +51,9 @@ def explained(installed: Installed) -> str:
     return installed.by_context("explain", "fleet", "cpu")
 
 
-def diagnosed(installed: Installed) -> str:
-    return installed.by_context("doctor", status=1)
-
-
 def of_controller(installed: Installed) -> str:
     """What the controllers themselves have met."""
-    found = json.loads(installed.by_context("doctor", "-o", "json", status=1))
+    found = json.loads(installed.doctor("-o", "json") or "[]")
     return "\n".join(each["what"] for each in found if each["check"] == "controller")
 
 
@@ -71,8 +67,8 @@ def wait_told(told: Callable[[], str], expected: str) -> None:
 
     try:
         until(is_told, timeout_s=LONG_S, every_s=0.5)
-    except AssertionError:
-        raise AssertionError(f"{expected} is not in {said}") from None
+    except AssertionError as error:
+        raise AssertionError(f"{expected} is not in {said}") from error
 
 
 def test_an_image_that_can_not_be_pulled(installed: Installed, load: Load) -> None:
@@ -108,7 +104,7 @@ def test_a_bucket_that_is_not_there(installed: Installed, load: Load) -> None:
 def test_a_secret_that_is_not_there(installed: Installed, load: Load) -> None:
     values = installed.values()
     values["s3"]["existingSecret"] = "nothing"
-    upgrade(installed, load, values, lambda: diagnosed(installed), 'secret "nothing" not found')
+    upgrade(installed, load, values, installed.doctor, 'secret "nothing" not found')
 
 
 def test_by_hand(installed: Installed, load: Load) -> None:
