@@ -73,7 +73,10 @@ class Replica:
 
     def repository(self) -> set[str]:
         root = self.home.replica(self.name) / "models"
-        return {str(each.relative_to(root)) for each in root.rglob("*") if each.is_file()}
+        found = set()
+        for folder, _, names in os.walk(root):  # it passes over what is removed meanwhile
+            found |= {str((Path(folder) / name).relative_to(root)) for name in names}
+        return found
 
 
 def client_of(report: ReplicaReport) -> grpcclient.InferenceServerClient:

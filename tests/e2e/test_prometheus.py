@@ -65,6 +65,8 @@ def test_a_load_is_seen_through_prometheus(system: System) -> None:
 
 def test_what_fails_is_recorded_by_model_and_by_replica(system: System) -> None:
     system.serve("sour", execute="raise RuntimeError('sour')")
+    # Of a gateway that has been scraped for less, the rates of what is new are extrapolated.
+    eventually(lambda: query(system, "envoy_server_live offset 30s"), 120, "the gateway is not scraped for long enough")
     for _ in range(15):
         with pytest.raises(InferenceServerException, match="sour"):
             system.ask("sour")

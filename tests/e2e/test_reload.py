@@ -77,7 +77,7 @@ def test_a_controller_that_can_not_run_with_it_goes_on_as_before(system: System)
     kept = system.home.system_file.read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken, Load(system.client, "m") as load:
         file = changed(system, controller={"port": taken.getsockname()[1]}, replicas=2)
-        done = system.ctl("reload", "-f", file, "--timeout", "8")
+        done = system.ctl("reload", "-f", file, "--timeout", "20")
         assert done.status == 3, done.err
         assert "what was defined before holds again" in done.err and str(taken.getsockname()[1]) in done.err
         assert system.home.system_file.read_text() == kept

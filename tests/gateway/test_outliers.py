@@ -156,7 +156,7 @@ def test_a_replica_that_hangs_gets_nothing_new(gateway: Running, tritons: tuple[
 
 def test_a_slow_replica_gets_less(gateway: Running, tritons: tuple[Triton, Triton]) -> None:
     slow = tritons[0]
-    _mood(slow, "0.25")
+    _mood(slow, "0.5")
     left = iter(range(400))
 
     def ask_what_is_left(_: int) -> int:

@@ -243,8 +243,9 @@ def test_an_api_server_that_has_too_much_to_do(
     def ask() -> None:
         try:
             kept.read()
-        except Busy as error:
-            pauses.append(error.retry_after_s)
+        except Unavailable as error:  # late answers are part of the crowd
+            if isinstance(error, Busy):
+                pauses.append(error.retry_after_s)
 
     with crowded(api_server, namespace, ask):
         until(lambda: "HTTP status 429" in first.log.read_text(), timeout_s=60, what="it serves all the same")

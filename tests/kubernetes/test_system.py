@@ -138,7 +138,11 @@ class Node:
         """What `ctl explain fleet cpu` is answered; by the same way, but for the port-forward."""
         token = self.cluster.token(self.namespace, "serving-ctl", audience=AUDIENCE)
         headers = {"authorization": f"Bearer {token}"}
-        told = httpx2.get(f"{self.url(controller)}/v1/fleets/cpu/explain", headers=headers).raise_for_status().json()
+        try:
+            answer = httpx2.get(f"{self.url(controller)}/v1/fleets/cpu/explain", headers=headers).raise_for_status()
+        except httpx2.HTTPError:  # it does not lead at present
+            return ""
+        told = answer.json()
         return "\n".join(each["text"] for each in told["reasons"])
 
     def events(self, reason: str) -> list[str]:

@@ -76,7 +76,7 @@ def install(api_server: ControlPlane, namespace: str) -> Iterator[Callable[..., 
 def lease(namespace: str, holder: str, address: str = "http://10.0.0.1:8080", *, age_s: float = 0.0) -> str:
     """A Lease as a controller writes it, renewed so long ago."""
     now = (datetime.now(UTC) - timedelta(seconds=age_s)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    spec = {"holderIdentity": holder, "leaseDurationSeconds": 10, "renewTime": now, "acquireTime": now}
+    spec = {"holderIdentity": holder, "leaseDurationSeconds": 600, "renewTime": now, "acquireTime": now}
     metadata = {"name": "serving-controller", "namespace": namespace, "annotations": {ADDRESS: address}}
     return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec})
 

@@ -62,7 +62,7 @@ def test_a_sweep_ends_children_and_removes_shared_memory(tmp_path: Path) -> None
     until(lambda: len(list(processes.of_home(tmp_path))) == 2)
     region = Path("/dev/shm") / (processes.shared_memory_prefix(tmp_path, "cpu-0") + "_region")
     region.write_bytes(b"x")
-    others = Path("/dev/shm") / "ctl_of_somebody_else"
+    others = Path("/dev/shm") / f"ctl_of_somebody_else_{tmp_path.name}_{os.getpid()}"
     others.write_bytes(b"x")
     try:
         assert processes.sweep(tmp_path) == 2

@@ -98,6 +98,10 @@ class Installed:
         """What it prints to who has a kubeconfig, and credentials for the bucket, whose address nobody has told."""
         return self._by_context(*arguments).stdout
 
+    def explain(self) -> str:
+        """Why the fleet is as it is; nothing while nobody leads, for which it ends with 1."""
+        return self._by_context("explain", "fleet", "cpu", statuses=(0, 1)).stdout
+
     def doctor(self, *arguments: str) -> str:
         """What `ctl doctor` finds wrong, for which it ends with 1; nothing while it ends with 0."""
         done = self._by_context("doctor", *arguments, statuses=(0, 1))
@@ -193,11 +197,14 @@ def installed(
             f"--from-literal=AWS_ACCESS_KEY_ID={ACCESS_KEY}",
             f"--from-literal=AWS_SECRET_ACCESS_KEY={SECRET_KEY}",
         )
-        helm.install(CHART, RELEASE, made.values(), namespace=namespace)
-        made.rolled_out()
-        yield made
-        helm.uninstall(RELEASE)
-        cluster.api.kubectl("delete", "namespace", namespace, "--wait=false")
+        try:
+            helm.install(CHART, RELEASE, made.values(), namespace=namespace)
+            made.rolled_out()
+            yield made
+            helm.uninstall(RELEASE)
+        finally:
+            made.kubectl("delete", "services", "--all")  # their addresses are those of the next release, too
+            cluster.api.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import httpx2
 
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.e2e.test_cluster import LIMITED
-from tests.waiting import until
 
 MODEL = """\
 import numpy as np
@@ -85,8 +84,6 @@ def test_a_python_model_with_onnxruntime(cluster: Cluster, namespace: str, image
         raise AssertionError(cluster.api.kubectl("logs", "triton", f"--namespace={namespace}")[-3000:]) from error
     address = cluster.api.get("pod", "triton", f"--namespace={namespace}")["status"]["podIP"]
     asked = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
-    answer = until(
-        lambda: httpx2.post(f"http://{address}:8000/v2/models/some/infer", json=asked, trust_env=False).json(),
-        what="no answer",
-    )
+    url = f"http://{address}:8000/v2/models/some/infer"
+    answer = httpx2.post(url, json=asked, trust_env=False).raise_for_status().json()
     assert answer["outputs"][0]["data"][0][0].isdigit()
