@@ -11,7 +11,7 @@ import structlog
 
 from controlplane.client.calls import cancelled
 from controlplane.core.errors import ControlPlaneError, InvalidInput, NotFound, Overloaded, Unavailable
-from gateway import wire
+from gateway import server_calls, wire
 from gateway.config.clusters import SHARED
 from gateway.config.names import MODEL_CALLS, SERVICE, STREAM_CALL
 from gateway.forwarding import Destination, Forwarding
@@ -59,6 +59,8 @@ class GrpcSide(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     def service(self, handler_call_details: Any) -> Any:
         """The handler for one call's path."""
         method = handler_call_details.method
+        if method in server_calls.GRPC:
+            return grpc.unary_unary_rpc_method_handler(server_calls.answering(server_calls.GRPC[method]))
         if method == SERVICE + STREAM_CALL:
             return grpc.stream_stream_rpc_method_handler(self._stream)
         name = method.removeprefix(SERVICE)

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from controlplane.core.errors import STATUS, ControlPlaneError, InvalidInput, Overloaded
 from controlplane.local.serving import QuietServer, to_nobody, while_connected
+from gateway import server_calls
 from gateway.forwarding import Destination, Forwarding
 from gateway.metadata import served
 from gateway.sequences import NO_SEQUENCE, SequenceMark
@@ -220,12 +221,13 @@ def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> 
 
 
 def application(side: HttpSide, health: Any, metrics: Any) -> Starlette:
-    """The HTTP application: `/healthz`, `/metrics` and the models' paths."""
+    """The HTTP application: `/healthz`, `/metrics`, the models' paths, and the server's."""
     return Starlette(
         routes=[
             Route("/healthz", health, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
             Route("/v2/models/{path:path}", side, methods=["GET", "POST"]),
+            *server_calls.HTTP,
         ],
         exception_handlers={ClientDisconnect: to_nobody},
     )

@@ -7,7 +7,7 @@ table before; a fragment is made from a shape (clusters, versions, weights) that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -150,10 +150,16 @@ class RouteWriter:
         self._kept: dict[str, tuple[Route, tuple[str | None, ...], Mapping[Protocol, str]]] = {}
 
     def write(
-        self, routes: Mapping[str, Route], bases: Mapping[str, str], version: str, *, starting: bool = False
+        self,
+        routes: Mapping[str, Route],
+        bases: Mapping[str, str],
+        version: str,
+        *,
+        starting: bool = False,
+        deserted: bool = False,
     ) -> Mapping[Protocol, str]:
         """The text of both files. `bases` are the clusters of the pools, `version` is what Envoy will report.
-        `starting`: which models there are is not known yet."""
+        `starting`: which models there are is not known yet; `deserted`: there is no replica at all."""
         refusal = STARTING if starting else UNKNOWN
         kept: dict[str, tuple[Route, tuple[str | None, ...], Mapping[Protocol, str]]] = {}
         fragments: dict[Protocol, list[str]] = {protocol: [] for protocol in PROTOCOLS}
@@ -168,7 +174,8 @@ class RouteWriter:
                 if text:
                     fragments[protocol].append(text)
         self._kept = kept
-        return {protocol: _file(fragments[protocol], protocol, version, refusal) for protocol in PROTOCOLS}
+        servers = side_cluster if deserted else any_cluster
+        return {protocol: _file(fragments[protocol], protocol, version, refusal, servers) for protocol in PROTOCOLS}
 
 
 def _fragments(route: Route, bases: Mapping[str, str]) -> Mapping[Protocol, str]:
@@ -181,7 +188,13 @@ def _fragments(route: Route, bases: Mapping[str, str]) -> Mapping[Protocol, str]
     }
 
 
-def _file(fragments: Iterable[str], protocol: Protocol, version: str, refusal: tuple[int, str]) -> str:
+def _file(
+    fragments: Iterable[str],
+    protocol: Protocol,
+    version: str,
+    refusal: tuple[int, str],
+    servers: Callable[[Protocol], str],
+) -> str:
     """The discovery response that holds the route configuration."""
     by_key = {
         "matcher_tree": {
@@ -191,7 +204,7 @@ def _file(fragments: Iterable[str], protocol: Protocol, version: str, refusal: t
             },
             "exact_match_map": {"map": {MARK: MARK}},
         },
-        "on_no_match": {"matcher": _by_path(protocol, refusal)},
+        "on_no_match": {"matcher": _by_path(protocol, refusal, servers(protocol))},
     }
     host = {"name": "all", "domains": ["*"], "retry_policy": RETRIES, "matcher": by_key}
     resource = typed(
@@ -206,9 +219,10 @@ def _file(fragments: Iterable[str], protocol: Protocol, version: str, refusal: t
     return f"{before}{','.join((side, *fragments))}{after}"
 
 
-def _by_path(protocol: Protocol, refusal: tuple[int, str]) -> Json:
-    """What has no route of its own: calls about the server, streams without a header, unknown models."""
-    anywhere = _action({"cluster": any_cluster(protocol), "timeout": "10s"})
+def _by_path(protocol: Protocol, refusal: tuple[int, str], servers: str) -> Json:
+    """What has no route of its own: calls about the server, which this cluster answers; streams without a header,
+    unknown models."""
+    anywhere = _action({"cluster": servers, "timeout": "10s"})
     paths: dict[str, Json]
     if protocol == "http":
         paths = dict.fromkeys(("/v2", "/v2/", "/v2/health/live", "/v2/health/ready"), anywhere)

@@ -60,6 +60,13 @@ def test_routes(golden: SnapshotAssertion) -> None:
     assert {protocol: json.loads(text) for protocol, text in texts.items()} == golden
 
 
+def test_without_a_replica_only_calls_about_the_server_are_led_elsewhere() -> None:
+    usual, deserted = (RouteWriter().write({}, {}, "v", deserted=each) for each in (False, True))
+    for protocol in PROTOCOLS:
+        assert f"any-{protocol}" not in deserted[protocol]
+        assert usual[protocol].replace(f"any-{protocol}", f"side-{protocol}") == deserted[protocol]
+
+
 @pytest.mark.parametrize(
     ("given", "leads"),
     [
