@@ -33,7 +33,7 @@ FIELDS = {
 class Counters:
     """One model version's counters on one server, since the version was loaded. `…_us` in microseconds.
 
-    `failures` misses what a model answers with an error, and what never got to it
+    `failures` is what a model raised; an error that it answers is a `success`, and what never got to it is neither
     (triton-inference-server/server#8521). `inferences` counts items (a batch of 8 counts 8), `executions` what the
     model was run; `compute_us` is input, infer and output together. `pending` is no counter: how many requests wait in
     the queue now.
@@ -48,6 +48,11 @@ class Counters:
     compute_us: float = 0.0
     cache_hits: float = 0.0
     pending: float = 0.0
+
+    @property
+    def ended(self) -> float:
+        """Requests that were answered, with an error or without."""
+        return self.success + self.failures
 
     def since(self, before: Counters) -> Counters:
         """What was counted since an earlier reading (`pending`: how many more wait). Where a counter went back, the

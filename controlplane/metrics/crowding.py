@@ -60,13 +60,12 @@ class Crowding:
         for each in told:
             for key, after in each.after.items():
                 counted = each.counted(key)
-                ended = counted.success + counted.failures
                 copies[key] += 1
                 waiting[key] += after.pending
                 if after.pending and key in each.before and each.before[key].pending:
-                    done[key].append((ended, each.window_s))
+                    done[key].append((counted.ended, each.window_s))
                 else:
-                    others[key] += ended / each.window_s
+                    others[key] += counted.ended / each.window_s
         for key in [key for key, busy in self._busy.items() if busy.at > now]:
             del self._busy[key]
         for key in copies.keys() & (done.keys() | self._paces.keys()):

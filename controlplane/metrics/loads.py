@@ -87,7 +87,7 @@ class LoadMeter:
     def is_curious(self, intervals: Iterable[Interval]) -> bool:
         """Whether so much was asked of something whose cost is not known yet that batch statistics would soon tell."""
         return any(
-            key not in self.known and each.window_s > 0 and each.counted(key).success >= A_FEW
+            key not in self.known and each.window_s > 0 and each.counted(key).ended >= A_FEW
             for each in intervals
             for key in each.after
         )
@@ -140,13 +140,13 @@ class LoadMeter:
         for name, interval in told.items():
             for key in interval.after:
                 counted = interval.counted(key)
-                # What arrived: what was answered, and by how many more wait now.
-                came = max(counted.success + counted.pending, 0.0)
+                # What arrived: what was answered, with errors too, and by how many more wait now.
+                came = max(counted.ended + counted.pending, 0.0)
                 arrived[key] += came / interval.window_s
                 waiting[key] += interval.after[key].pending
                 in_flight += counted.request_us / interval.window_s / 1e6
                 if key not in costs:
-                    computed[key] += busy_s(counted, None) / interval.window_s
+                    computed[key] += (busy_s(counted, None) or 0.0) / interval.window_s
                 if name in news:
                     asked[key] += came
                     answered += counted.success

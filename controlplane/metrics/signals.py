@@ -14,10 +14,11 @@ from controlplane.metrics.readings import Interval
 class Signals:
     """A model version on one replica over a window of `window_s` that ended at `at` (seconds since 1970).
 
-    `batch_size` is items per execution, `queue_ms` the mean wait of a request, `in_flight` the mean number of requests
-    inside the server (Little's law), `duty_cycle` the share of the time that its instances computed (0 to 1);
-    `waiting` requests are in the queue now; `failures_per_s` is what the server itself counts. None: nothing was
-    executed, so nothing is known; that is not zero.
+    `requests_per_s` were answered, `failures_per_s` of them with an error that the server itself counts; all that
+    follows is of the others. `batch_size` is items per execution, `queue_ms` the mean wait of a request, `in_flight`
+    the mean number of requests inside the server (Little's law), `duty_cycle` the share of the time that its instances
+    computed (0 to 1); `waiting` requests are in the queue now. None: nothing was executed, so nothing is known; that is
+    not zero.
     """
 
     at: float
@@ -42,29 +43,31 @@ def signals(interval: Interval, key: Key, *, instances: int = 1, cost: Cost | No
         return None
     counted = interval.counted(key)
     window_us = interval.window_s * 1e6
-    executed = counted.success - counted.cache_hits
     success, executions = counted.success, counted.executions
     return Signals(
         at=interval.at,
         window_s=interval.window_s,
-        requests_per_s=success / interval.window_s,
+        requests_per_s=counted.ended / interval.window_s,
         failures_per_s=counted.failures / interval.window_s,
         in_flight=counted.request_us / window_us,
         queue_length=counted.queue_us / window_us,
         waiting=interval.after[key].pending,
         queue_ms=counted.queue_us / success / 1e3 if success else None,
         latency_ms=counted.request_us / success / 1e3 if success else None,
-        batch_size=counted.inferences / executions if executions else None,
-        duty_cycle=busy_s(counted, cost) / interval.window_s / instances if executions and executed > 0 else None,
+        batch_size=counted.inferences / executions if executions and success else None,
+        duty_cycle=busy / interval.window_s / instances if (busy := busy_s(counted, cost)) is not None else None,
     )
 
 
-def busy_s(counted: Counters, cost: Cost | None) -> float:
-    """How long a version's instances computed, in seconds."""
-    if counted.success <= counted.cache_hits:
-        return 0.0
+def busy_s(counted: Counters, cost: Cost | None) -> float | None:
+    """How long a version's instances computed, in seconds. None: nothing is known of that."""
+    if not counted.executions or counted.ended <= counted.cache_hits:
+        return None
     if cost is not None:
-        return counted.executions * cost.fixed_s + counted.inferences * cost.each_s
+        # Of what failed no items are counted.
+        return counted.executions * cost.fixed_s + max(counted.inferences, counted.executions) * cost.each_s
+    if counted.success <= counted.cache_hits:
+        return None  # Triton has no durations of what fails
     # Triton adds a batch's compute time to each request of it. Divided by the mean batch size that is right where all
     # batches are alike; where they differ, the larger ones count too much.
     return counted.compute_us / 1e6 * counted.executions / (counted.success - counted.cache_hits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from controlplane.core.entry import Entry
@@ -60,8 +61,8 @@ def batching(controller: Controller, document: Model, now: float) -> Iterator[Re
         executions = case.meter.batches.totals.get(case.key)
         if not executions:
             continue
-        duties = [
-            found["duty_cycle"]
+        busy = [
+            found
             for name, replica in controller.snapshot.replicas.items()
             if replica.fleet == case.fleet
             and (found := signals_of(controller, name, case.key, now)) is not None
@@ -71,7 +72,8 @@ def batching(controller: Controller, document: Model, now: float) -> Iterator[Re
         measured = Batching(
             executions=tuple(executions.values()),
             cost=case.cost,
-            duty=sum(duties) / len(duties) if duties else None,
+            duty=fmean(each["duty_cycle"] for each in busy) if busy else None,
+            used=fmean(each["requests_per_s"] for each in busy) / case.most if busy and case.cost is not None else None,
             limit_ms=_left_to_the_queue_ms(case),
             items=case.meter.items(case.key),
             age_s=now - case.meter.batches.executed_at.get(case.key, now),
@@ -84,14 +86,14 @@ def capacity(controller: Controller, document: Model) -> Iterator[Reason]:
     for case in _measured(controller, document):
         if case.cost is None:
             continue
-        instances = instances_of(case.entry, case.record.capabilities)
-        most = all_it_can(case.cost, case.entry, instances, items=case.items)
-        text = f"a copy of {case.key} on fleet {case.fleet} answers {most:.3g} requests a second at most"
+        text = f"a copy of {case.key} on fleet {case.fleet} answers {_rate(case.most)} requests a second at most"
+        too_tight = tuple(_too_tight(case.key, case.record, case.cost, case.items))
         if (goal := _told(case.goal)) is not None:
-            within = per_s(case.cost, case.goal, case.entry, instances, items=case.items)
-            text += f", {within:.3g} within {goal} if it is the only one"
+            instances = instances_of(case.entry, case.record.capabilities)
+            within = _rate(per_s(case.cost, case.goal, case.entry, instances, items=case.items))
+            text += f", none within {goal}" if too_tight else f", {within} within {goal} if it is the only one"
         yield Reason(code="CAPACITY", text=text)
-        yield from _too_tight(case.key, case.record, case.cost, case.items)
+        yield from too_tight
 
 
 def too_tight(controller: Controller, fleet: str) -> Iterator[Reason]:
@@ -125,6 +127,12 @@ class _Measured:
     @property
     def items(self) -> float:
         return self.meter.items(self.key)
+
+    @property
+    def most(self) -> float:
+        """Requests a second that a copy does when it is always busy; 0: its cost is not known."""
+        instances = instances_of(self.entry, self.record.capabilities)
+        return all_it_can(self.cost, self.entry, instances, items=self.items) if self.cost is not None else 0.0
 
 
 def _measured(controller: Controller, document: Model) -> Iterator[_Measured]:
@@ -172,6 +180,10 @@ def _left_to_the_queue_ms(case: _Measured) -> float:
         return math.inf
     alone_ms = case.cost.of(1) * 1e3 if case.cost is not None else 0.0
     return max(case.goal.latency_ms - alone_ms, 0.0)
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
 
 
 def _told(goal: Goal) -> str | None:

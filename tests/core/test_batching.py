@@ -39,8 +39,14 @@ def test_what_was_executed_long_ago_is_told_with_its_age() -> None:
         pytest.param(entry(), measured(HELPS, 0.9, 1, 2), "LONGER_DELAY", "delay_us: 20000", id="small batches"),
         pytest.param(entry(), measured(HELPS, 0.9, 14, 16), "LARGER_BATCHES", "above 16", id="full batches"),
         pytest.param(entry(), measured(HELPS, 0.2, 1, 2), "KEEP_BATCHING", "20%", id="little to do"),
-        pytest.param(entry(), measured(HELPS, None, 1, 2), "KEEP_BATCHING", "not known", id="load not known"),
+        pytest.param(entry(), measured(HELPS, None, 1, 2), "BATCHING_UNKNOWN", "not known", id="load not known"),
         pytest.param(entry(delay_us=30_000), measured(HELPS, 0.9, 1, 2), "MORE_INSTANCES", "replicas", id="waits"),
+        pytest.param(
+            entry(delay_us=30_000), replace(measured(HELPS, 0.9, 1, 2), used=0.2), "KEEP_BATCHING", "20%", id="has room"
+        ),
+        pytest.param(
+            entry(delay_us=30_000), replace(measured(HELPS, 0.9, 1, 2), used=0.8), "MORE_INSTANCES", "90%", id="used up"
+        ),
         pytest.param(entry(delay_us=500), measured(HARDLY, 0.2, 1, 2), "NO_DELAY", "delay_us: 0", id="no gain"),
         pytest.param(entry(), measured(HARDLY, 0.9, 1, 2), "MORE_INSTANCES", "instances", id="no gain, and busy"),
         pytest.param(

@@ -66,6 +66,19 @@ def test_demand_is_what_arrives_of_all_replicas_in_replicas() -> None:
     assert load.complete
 
 
+def test_what_fails_was_asked_for_all_the_same() -> None:
+    """Else a fleet whose model raises for every request would shrink, and go to zero, while it is asked."""
+    failing, well = (interval(each, Counters()) for each in (Counters(failures=20), Counters(success=20)))
+    load = measure(LoadMeter(step_s=2.0), a=failing)
+    assert (load.rate_per_s, load.demand) == (10, measure(LoadMeter(step_s=2.0), a=well).demand)
+    assert load.asked and load.use == {M: 20}
+    assert (load.answered, load.met) == (0, None), "a goal is for what was served"
+    record = replace(RECORD, costs={})
+    meter = LoadMeter(step_s=2.0)
+    measure(meter, record=record, a=failing)
+    assert meter.is_curious([failing]), "what it costs can be known"
+
+
 def test_requests_that_bring_several_items_need_more() -> None:
     """A request of five items takes five times as long as one, where nothing is fixed."""
     one, five = (interval(Counters(success=20, inferences=20 * items, executions=20)) for items in (1, 5))

@@ -59,7 +59,7 @@ def between(before: Counters, after: Counters, window_s: float = 10.0) -> Signal
 def test_the_formulas() -> None:
     made = between(Counters(), AFTER)
     assert made is not None
-    assert made.requests_per_s == 200
+    assert made.requests_per_s == 202
     assert made.failures_per_s == 2
     assert made.batch_size == 4
     assert made.queue_ms == 20
@@ -80,6 +80,20 @@ def test_with_the_cost_the_duty_cycle_is_right_for_batches_of_all_sizes() -> Non
     assert exact is not None and exact.duty_cycle == pytest.approx(0.2)
     guess = between(Counters(), counted, window_s=2.0)
     assert guess is not None and guess.duty_cycle == pytest.approx(0.264)
+
+
+def test_what_fails_keeps_instances_busy_too() -> None:
+    """A Python model that raises: Triton counts executions, and no durations, items or success."""
+    failed = Counters(failures=80, executions=10)
+    made = signals(
+        Interval(at=20.0, window_s=2.0, after={Key("m", 1): failed}), Key("m", 1), cost=Cost(fixed_s=0.1, each_s=0.0)
+    )
+    assert made is not None
+    assert made.requests_per_s == made.failures_per_s == 40
+    assert made.duty_cycle == pytest.approx(0.5)
+    assert made.batch_size is None and made.latency_ms is None
+    unknown = between(Counters(), failed)
+    assert unknown is not None and unknown.duty_cycle is None
 
 
 def test_cache_hits_are_no_executions() -> None:

@@ -39,13 +39,15 @@ SINGLE = 1.1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
     """What was measured of one version: executions by batch size (faded), their `cost` (None: too few to tell), the
-    share of the time that its instances computed, `duty` (None: not known), and how many `items` a request brings.
-    `limit_ms` is what the goal leaves to the queue; `age_s`: how long ago the last executions were."""
+    share of the time that its instances computed, `duty` (None: not known), which share of what its copies could do in
+    full batches was asked of them, `used` (None: not known), and how many `items` a request brings. `limit_ms` is what
+    the goal leaves to the queue; `age_s`: how long ago the last executions were."""
 
     executions: Collection[Executions]
     cost: Cost | None
     duty: float | None
     limit_ms: float
+    used: float | None = None
     items: float = 1.0
     age_s: float = 0.0
 
@@ -251,6 +253,15 @@ def _longer_delay(case: _Case) -> Reason | None:
     return Reason(code="LONGER_DELAY", text=text)
 
 
+def _has_room(case: _Case) -> Reason | None:
+    """Where instances are always busy with small batches, which grow when more is asked."""
+    used = case.measured.used
+    if used is None or used >= BUSY:
+        return None
+    text = f"{_KEEP}: {case.load}, with small batches; larger ones, when more is asked, leave room: {used:.0%} is used"
+    return Reason(code="KEEP_BATCHING", text=text)
+
+
 def _more_replicas(case: _Case) -> Reason:
     text = f"no other batching is known to do better, and {case.load}: add `instances` or replicas"
     return Reason(code="MORE_INSTANCES", text=text)
@@ -266,13 +277,19 @@ _RULES = (
     _held_back,
     _larger,
     _longer_delay,
+    _has_room,
     _more_replicas,
 )
 """The first that has something to say is what is advised."""
 
 
+_KEEP = "nothing about its batching has to change"
+
+
 def _as_it_is(case: _Case) -> Reason:
-    return Reason(code="KEEP_BATCHING", text=f"nothing about its batching has to change: {case.load}")
+    if case.measured.duty is None:
+        return Reason(code="BATCHING_UNKNOWN", text=f"nothing is advised about its batching: {case.load}")
+    return Reason(code="KEEP_BATCHING", text=f"{_KEEP}: {case.load}")
 
 
 def _is_usual(case: _Case) -> bool:
