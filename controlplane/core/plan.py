@@ -47,7 +47,7 @@ class Plan:
     holds: Mapping[str, frozenset[Key]] = field(default_factory=dict)
     stop: frozenset[str] = frozenset()
     leaving: Mapping[Place, float | None] = field(default_factory=dict)
-    stopping: frozenset[str] = frozenset()
+    stopping: Mapping[str, Reason] = field(default_factory=dict)
     table: RouteTable = field(default_factory=RouteTable)
     placed: int = 0
     decisions: Mapping[str, Decision] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class _Planner:
             name: self._resize(name, wants.get(name, []), needed=name in needed)
             for name in sorted(self.snapshot.fleets)
         }
-        stopping = frozenset().union(*(each.stopping for each in changes.values()))
+        stopping = {name: reason for each in changes.values() for name, reason in each.stopping.items()}
         placements = {name: self._place(name, stopping, wants.get(name, [])) for name in self.snapshot.fleets}
         self._note_cramped(placements, stopping)
         departures = depart(
@@ -251,7 +251,7 @@ class _Planner:
             room = replace(room, kept=needs.kept())
         return decision, replace(after, room=room)
 
-    def _note_cramped(self, placements: Mapping[str, Placement], stopping: frozenset[str]) -> None:
+    def _note_cramped(self, placements: Mapping[str, Placement], stopping: Collection[str]) -> None:
         """What found no place although it must have one, for the next plan; unless a replica is about to come."""
         for name, placement in placements.items():
             up = [each for each in self.census.by_fleet.get(name, ()) if self._is_open(each, stopping)]
@@ -278,7 +278,7 @@ class _Planner:
 
     # Where it goes.
 
-    def _place(self, fleet: str, stopping: frozenset[str], wants: list[Want]) -> Placement:
+    def _place(self, fleet: str, stopping: Collection[str], wants: list[Want]) -> Placement:
         sizes = self._sizes(fleet, wants)
         banned = frozenset(self.census.quarantined.get(fleet, set()) & sizes.keys())
         placement = place(
@@ -300,7 +300,7 @@ class _Planner:
         }
         return replace(placement, unplaced=unplaced)
 
-    def _slot(self, replica: ReplicaView, stopping: frozenset[str], banned: frozenset[Key]) -> Slot:
+    def _slot(self, replica: ReplicaView, stopping: Collection[str], banned: frozenset[Key]) -> Slot:
         shape = self.snapshot.fleets[replica.fleet].shape
         return Slot(
             replica=replica.name,
@@ -317,11 +317,11 @@ class _Planner:
             counts=not self._is_away(replica.name, stopping),
         )
 
-    def _is_open(self, replica: ReplicaView, stopping: frozenset[str]) -> bool:
+    def _is_open(self, replica: ReplicaView, stopping: Collection[str]) -> bool:
         """Whether it may get something new."""
         return replica.report is not None and not self._is_away(replica.name, stopping)
 
-    def _is_away(self, name: str, stopping: frozenset[str]) -> bool:
+    def _is_away(self, name: str, stopping: Collection[str]) -> bool:
         """Whether it is on its way out, silent, or does not come up: what it has should be elsewhere, too."""
         return name in stopping or name in self.census.lost or name in self.down
 

@@ -42,8 +42,7 @@ def resize(
     one's place is free at once."""
     desired = decision.desired
     out, why = replacing or ("", decision.reason)
-    leaving = Reason(code="SCALE_DOWN", text=f"it leaves: {decision.reason.text}")
-    stopping = {each.name: leaving for each in replicas if each.name in snapshot.stopping}
+    stopping = {each.name: snapshot.stopping[each.name] for each in replicas if each.name in snapshot.stopping}
     stopping |= {each.name: Reason(code="LEAVING", text=each.leaving) for each in replicas if each.leaving}
     ending = {each.name for each in replicas if each.report is not None and each.report.told_to_stop}
     stopping |= dict.fromkeys(ending - stopping.keys(), ENDS)
@@ -82,7 +81,7 @@ def resize(
             name = f"{fleet}-{next(numbers)}"
             actions.append(StartReplica(fleet=fleet, replica=name, reason=decision.reason.text))
     elif snapshot.settled and not rolling:
-        stopping |= {each.name: why if each.name == out else leaving for each in staying[desired:]}
+        stopping |= {each.name: why if each.name == out else _leaves(each, decision) for each in staying[desired:]}
     for each in replicas:
         if each.name not in stopping or each.leaving:
             continue  # it stays, or goes already
@@ -129,6 +128,10 @@ def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departu
         unrouted=frozenset(unrouted),
         stop=frozenset(told | {name for name in unrouted if _in_no_table(name, snapshot, now)}),
     )
+
+
+def _leaves(replica: ReplicaView, decision: Decision) -> Reason:
+    return Reason(code="SCALE_DOWN", text=f"{replica.name} leaves: {decision.reason.text}")
 
 
 def _is_new(replica: ReplicaView) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from controlplane.core.load import Load, Scaler
 from controlplane.core.messages import Copy, ReplicaReport
 from controlplane.core.models import FleetRecord, Manifest, Model
-from controlplane.core.names import Key, Place
+from controlplane.core.names import Key, Place, Reason
 from controlplane.core.routes import Endpoint, RouteTable
 
 
@@ -86,12 +86,13 @@ class Snapshot:
     `manifests` holds those of all versions that are referred to, by digest. `demand`: when somebody last waited for a
     cold version; `waiting`: since when somebody does; `used`: when a version was last asked for, as far as this
     controller has heard. `leaving`: places that the plan before wanted to give up, with the time since when no gateway
-    can be leading there any more (None: one still can). `stopping`: replicas on their way out, `stopped` those of them
-    that were told to end. `loads` and `scalers` (what the plan before knew of them) are by fleet. `unread`: models
-    whose document can't be read and never was by this controller: what they have, they keep. `settled` False: a new
-    controller that has not heard from all yet; it adds, but takes nothing away. `clashes`: pairs of versions of one
-    model, lower first, that one server can't hold at once, with the reason. `starting`: replicas whose start was seen
-    not long ago, and has not ended. `rollouts`: since when this controller knows of each that runs, by id.
+    can be leading there any more (None: one still can). `stopping`: replicas on their way out, and why; `stopped`:
+    those of them that were told to end. `loads` and `scalers` (what the plan before knew of them) are by fleet.
+    `unread`: models whose document can't be read and never was by this controller: what they have, they keep.
+    `settled` False: a new controller that has not heard from all yet; it adds, but takes nothing away. `clashes`: pairs
+    of versions of one model, lower first, that one server can't hold at once, with the reason. `starting`: replicas
+    whose start was seen not long ago, and has not ended. `rollouts`: since when this controller knows of each that
+    runs, by id.
     """
 
     epoch: int = 0
@@ -104,7 +105,7 @@ class Snapshot:
     waiting: Mapping[Key, float] = field(default_factory=dict)
     used: Mapping[Key, float] = field(default_factory=dict)
     leaving: Mapping[Place, float | None] = field(default_factory=dict)
-    stopping: frozenset[str] = frozenset()
+    stopping: Mapping[str, Reason] = field(default_factory=dict)
     stopped: frozenset[str] = frozenset()
     loads: Mapping[str, Load] = field(default_factory=dict)
     scalers: Mapping[str, Scaler] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from controlplane.core.load import Load
 from controlplane.core.messages import ReplicaReport
 from controlplane.core.models import FleetShape
 from controlplane.core.routes import Endpoint
-from controlplane.core.scaling.fitness import unfit
+from controlplane.core.scaling.fitness import FLAPS, unfit
 from controlplane.core.snapshot import ReplicaView
 from tests.core.world import MIB, World, manifest, not_replaced, promoted
 
@@ -73,6 +73,23 @@ def test_a_replica_whose_server_never_comes_up_gives_its_place_to_a_new_one() ->
     world.run(60)
     assert set(world.replicas) == {"cpu-0", "cpu-2"}
     assert world.served(key) == {"cpu-0", "cpu-2"}
+
+
+def test_why_one_leaves_is_told_until_it_has_left() -> None:
+    """Also when something else decides about the fleet meanwhile."""
+    world = World(replicas=2)
+    promoted(world)
+    told = set()
+    for _ in range(FLAPS):
+        world.replicas["cpu-1"].crash()
+        for _ in range(6):
+            world.run(1)
+            if "cpu-1" in world.plan.stopping:
+                told |= {each for each in world.plan.reasons["replica/cpu-1"] if each.code != "NOT_TRUSTED"}
+    world.run(40)
+    assert "cpu-1" not in world.replicas
+    (why,) = told
+    assert why.code == "FLAPPING" and why.text.startswith("cpu-1 is replaced: its server ended unexpectedly 3 times")
 
 
 def test_where_the_new_one_does_not_come_up_either_another_is_tried_seldom() -> None:

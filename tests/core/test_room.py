@@ -102,7 +102,7 @@ def test_what_is_always_loaded_is_packed_not_divided() -> None:
     keys = [register(world, name, 60, ALWAYS) for name in ("a", "b", "c")]
     world.run(60)
     assert world.started == 3 and all(len(world.served(key)) == 1 for key in keys)
-    assert "3 have a place for a@1, b@1, c@1 (always)" in why(world)
+    assert "3 replicas have a place for a@1, b@1, c@1 (always)" in why(world)
     assert sizes(world, 200) == {3}, "nothing is asked, and they stay"
     world.registry.delete(keys[1], world.now)
     world.run(100)

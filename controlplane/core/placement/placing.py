@@ -337,8 +337,9 @@ class _Placer:
         return True
 
     def _waits(self, want: Want, room: _Room) -> None:
-        going = ", ".join(map(str, sorted(room.going | room.slot.unloading))) or "memory"
-        text = f"{want.key} waits until {going} has left {room.slot.replica}"
+        going = sorted(room.going | room.slot.unloading)
+        what = f"{', '.join(map(str, going)) or 'memory'} {'have' if len(going) > 1 else 'has'}"
+        text = f"{want.key} waits until {what} left {room.slot.replica}"
         self.unplaced[want.key] = Reason(code="WAITS_FOR_ROOM", text=text)
 
     def _part(self, want: Want) -> bool:

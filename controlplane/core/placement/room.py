@@ -128,7 +128,7 @@ class Needs:
     def why(self, replicas: int) -> str:
         """In a part of a sentence, what so many replicas are for."""
         told = "; ".join(f"{_names(keys)} ({why})" for why, keys in self._why.items())
-        return f"{replicas} {'has' if replicas == 1 else 'have'} a place for {told}"
+        return f"{'1 replica has' if replicas == 1 else f'{replicas} replicas have'} a place for {told}"
 
     def _least(self) -> int:
         """No fewer can hold it, however well it is packed: by its memory, by its copies, and by its large copies, of

@@ -222,7 +222,8 @@ def _text(
     if needed and not load.asked:
         text = "somebody waits for it: a promotion, a request, or whoever has to know what its servers can do"
     elif scaler.idle_since is not None:
-        idle = f"nothing has been asked for {max(load.at - scaler.idle_since, 0.0):.0f} s"
+        idle_s = load.at - scaler.idle_since
+        idle = f"nothing has been asked for {idle_s:.0f} s" if idle_s >= 1 else "nothing is asked"
         text = idle if load.complete else "not every replica has told what is asked of it"
     else:
         text = f"what arrives keeps {load.demand:.2f} replicas busy"
