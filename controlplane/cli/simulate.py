@@ -171,6 +171,8 @@ def _within(shape: FleetShape, budget: Settings) -> FleetShape:
 
 def _describe(trace: Trace, setting: Setting) -> None:
     """What is simulated, and what is odd about the trace."""
+    from controlplane.simulate.outcomes import share_out_of_reach
+
     shape = setting.shape
     models = f" for {len(trace.models)} models" if len(trace.models) > 1 else ""
     note(f"trace {trace.name}: {len(trace)} requests{models} in {trace.length_s:.0f} s")
@@ -182,6 +184,8 @@ def _describe(trace: Trace, setting: Setting) -> None:
         f"fleet {shape.name}: {shape.min_replicas} to {shape.max_replicas} replicas of {setting.slots} slots, "
         f"{setting.start_s:g} s to start; goal: {shape.goal}"
     )
+    if out_of_reach := share_out_of_reach(trace, shape.goal):
+        note(f"  no size meets that for {out_of_reach:.3%} of the requests: their work alone takes longer")
 
 
 def _show(trace: Trace, setting: Setting, outcomes: list[Outcome], comparison: Comparison | None, output: str) -> None:

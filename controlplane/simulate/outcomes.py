@@ -74,6 +74,13 @@ def goal_s(goal: Goal) -> float | None:
     return limit_ms / 1e3 if limit_ms is not None else None
 
 
+def share_out_of_reach(trace: Trace, goal: Goal) -> float:
+    """Which part of the requests can't be in time, since their own work takes longer than the goal's whole latency."""
+    if goal.latency_ms is None:
+        return 0.0
+    return float(np.mean(trace.work_s > np.nextafter(np.float32(goal.latency_ms / 1e3), np.float32(np.inf))))
+
+
 def first_counted(trace: Trace, warm_up_s: float) -> int:
     """Which request is the first after a warm-up. Raises InvalidInput where there is none."""
     first = int(np.searchsorted(trace.arrival_s, warm_up_s))

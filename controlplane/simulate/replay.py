@@ -70,12 +70,12 @@ class Run:
 
     @property
     def starts(self) -> int:
-        """Replicas ordered in all."""
+        """Replicas ordered, before the trace ended."""
         return int(self.started[-1])
 
     @property
     def stops(self) -> int:
-        """Replicas ended in all."""
+        """Replicas ended, before the trace did."""
         return int(self.stopped[-1])
 
     @property
@@ -111,10 +111,12 @@ class _Replay:
         present, ready, queue, started, stopped, came_cold = np.zeros((6, self.steps), np.int64)
         replica_s = np.zeros(self.steps)
         for step in range(self.steps):
+            # What is decided at its end comes after it: at the last one, after the trace.
+            started[step], stopped[step] = replicas.starts, replicas.stops
             seen = self._step(step)
             replica_s[step] = replicas.seconds(seen.now)
             present[step], ready[step], queue[step] = seen.present, len(seen.serving), seen.queue
-            started[step], stopped[step], came_cold[step] = replicas.starts, replicas.stops, self.cold
+            came_cold[step] = self.cold
             if step % 1000 == 0:
                 told(step / self.steps)
         after = self.steps

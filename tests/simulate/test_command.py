@@ -142,6 +142,20 @@ def test_a_missed_goal_is_told(ctl: Ctl) -> None:
     assert "the goal is missed" in err
 
 
+def test_a_goal_that_no_size_can_meet_is_told(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "tight.yaml").write_text(
+        "fleets: [{name: cpu, replicas: {min: 1, max: 4}, scaling: {latency_ms: 200}}]\n"
+    )
+    (tmp_path / "mixed.csv").write_text(
+        "timestamp,work\n" + "".join(f"{each},{each % 4 / 10}\n" for each in range(100))
+    )
+    status, _, err = ctl("--trace", "mixed.csv", "-f", "tight.yaml")
+    assert status == 0
+    assert "no size meets that for 25.000% of the requests: their work alone takes longer" in err
+    _, _, err = ctl("--trace", "trace.csv")
+    assert "no size meets" not in err
+
+
 def test_a_start_may_take_an_hour(ctl: Ctl, tmp_path: Path) -> None:
     """It is longer than half of the past that is kept: the moments of the trace have no sequel yet, or hardly any."""
     (tmp_path / "long.csv").write_text("timestamp\n" + "".join(f"{each}\n" for each in range(0, 3 * 3600, 20)))

@@ -68,6 +68,11 @@ def test_a_start_takes_its_time_and_requests_wait_for_it() -> None:
     assert [each.in_flight for each in policy.seen[:5]] == [1, 1, 1, 2, 1]
 
 
+def test_what_is_ordered_when_the_trace_ends_is_not_counted() -> None:
+    run = replay(requests((1, 1.0), (3, 1.0)), Setting(shape=fleet(least=1), slots=1), Told([4, 9]))
+    assert (list(run.present), run.starts, run.stops) == ([1, 4], 3, 0)
+
+
 def test_who_leaves_ends_what_it_has_and_gets_nothing_new() -> None:
     """Two replicas of one slot. At 2 s one leaves: it is busy until 7 s and is paid until then; the next requests have
     the other alone."""
