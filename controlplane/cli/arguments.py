@@ -54,7 +54,7 @@ class MentionType(click.ParamType[Mention]):
 
 
 class DurationType(click.ParamType[float]):
-    """``90``, ``90s``, ``15m``, ``2h``, ``7d`` → seconds."""
+    """``90``, ``90s``, ``15m``, ``1h30m``, ``7d`` → seconds."""
 
     name = "duration"
 
@@ -62,10 +62,15 @@ class DurationType(click.ParamType[float]):
         """Parse it."""
         if isinstance(value, int | float):
             return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
-        if match is None:
-            self.fail(f"{value!r} is no duration; write it as in 90s, 15m, 2h or 7d", param, ctx)
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+        text = str(value)
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return float(text)
+        match = re.fullmatch("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"), text)
+        if match is None or not text:
+            self.fail(f"{value!r} is no duration; write it as in 90s, 15m, 1h30m or 7d", param, ctx)
+        return sum(
+            float(each or 0) * unit_s for each, unit_s in zip(match.groups(), (86_400, 3600, 60, 1), strict=True)
+        )
 
 
 class WholeNumber(click.IntRange):

@@ -42,8 +42,10 @@ def scale(
     """
     if auto == (replicas is not None):
         raise click.UsageError("give either a number of replicas or --auto")
-    if for_s is not None and (auto or for_s <= 0):
-        raise click.UsageError("--for goes with a number of replicas, and is longer than nothing")
+    if for_s is not None and auto:
+        raise click.UsageError("--for is for how long a number of replicas holds: it does not go with --auto")
+    if for_s is not None and for_s <= 0:
+        raise click.UsageError("--for is longer than nothing, as in 15m")
     if for_s is not None and for_s > MOST_FOR_S:
         raise click.UsageError("--for is ten years at most; leave it away, and the number holds until it is lifted")
     registry = context.registry()

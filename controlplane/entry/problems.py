@@ -51,6 +51,10 @@ def _words(details: Any, path: Path, root: type) -> tuple[str, str | None]:
             return f"{_shown(given)} is none of: {expected}", remedy
         case "int_type" | "int_parsing" | "int_from_float" if path and str(path[-1]).endswith("_bytes"):
             return f"{_shown(given)} is no size", "write bytes, or a number with a unit, such as 512Mi or 2G"
+        case "float_type" | "float_parsing" | "int_type" | "int_parsing" if unit := _unit(path):
+            return f"{_shown(given)} is no number of {unit}", f"write {unit} without a unit, such as 300"
+        case "less_than" | "less_than_equal" if path[-1] == "share" and isinstance(given, int | float) and given <= 100:
+            return f"{_shown(given)} is not below 1", f"it is a part of 1: for {given:g} % write {given / 100:g}"
         case "dataclass_type" | "dataclass_exact_type":
             return f"{_shown(given)} is not a mapping of fields", f"fields here: {', '.join(_fields(path, root))}"
         case "tuple_type" | "mapping_type" | "dict_type":
@@ -58,6 +62,15 @@ def _words(details: Any, path: Path, root: type) -> tuple[str, str | None]:
             return f"{_shown(given)} is not {wanted}", f"write {wanted}"
     text = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Input ")
     return f"{_shown(given)} should be {text}", None
+
+
+def _unit(path: Path) -> str | None:
+    """What the numbers of a field are of, as its name says: `idle_s` is seconds."""
+    name = str(path[-1]) if path else ""
+    return next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), None)
+
+
+_UNITS = {"_s": "seconds", "_ms": "milliseconds", "_us": "microseconds"}
 
 
 def _shown(value: Any) -> str:

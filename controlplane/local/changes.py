@@ -71,4 +71,9 @@ def _settings(data: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]
 
 
 def _said(value: Any) -> str:
+    """As it is written in a definition, without what is not stated."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_said, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_said(each)}' for name, each in value.items() if each is not None)}}}"
     return "none" if value is None else str(value)

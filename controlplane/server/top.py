@@ -106,7 +106,11 @@ def _together(parts: list[Signals], now: float) -> dict[str, Any]:
     requests = sum(each.requests_per_s for each in parts)
 
     def mean(name: str) -> float | None:
-        told = [(getattr(each, name), each.requests_per_s) for each in parts if getattr(each, name) is not None]
+        told = [
+            (getattr(each, name), each.requests_per_s - each.failures_per_s)
+            for each in parts
+            if getattr(each, name) is not None
+        ]
         weight = sum(rate for _, rate in told)
         return sum(value * rate for value, rate in told) / weight if weight else None
 

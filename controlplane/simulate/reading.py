@@ -14,7 +14,7 @@ import numpy as np
 
 from controlplane.core.errors import InvalidInput
 from controlplane.simulate.columns import Column, numbers, shown, times
-from controlplane.simulate.traces import Codes, Floats, Singles, Trace, trace_of
+from controlplane.simulate.traces import UNNAMED, Codes, Floats, Singles, Trace, trace_of
 
 ROWS = 50_000
 """So many rows are parsed at once: a file is never in memory as text."""
@@ -82,7 +82,7 @@ class _Columns:
             raise InvalidInput(f"{self.name} holds no request", remedy="give a trace with a line for each request")
         model = np.concatenate(self.model) if self.model else None
         made = trace_of(
-            self.name, _joined(self.at), _joined(self.work_s), model, tuple(self.codes) or ("model",), dated=dated
+            self.name, _joined(self.at), _joined(self.work_s), model, tuple(self.codes) or UNNAMED, dated=dated
         )
         unused = [f"columns not used: {shown(', '.join(ignored))}"] if ignored else []
         return replace(made, notes=(*notes, *unused, *made.notes))

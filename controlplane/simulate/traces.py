@@ -18,6 +18,8 @@ MOST_DAYS = 31
 """A longer trace would take hours, and most often is one with a wrong timestamp in it."""
 MOST_REQUESTS = 100_000_000
 """More, made by multiplying a rate, would not fit into the memory of most machines."""
+UNNAMED = ("model",)
+"""The models of a trace that names none."""
 LEAST_EPOCH_S = 1e9
 """Plain seconds from here on (September 2001) are seconds since 1970."""
 
@@ -57,7 +59,7 @@ def trace_of(
     at: Floats,
     work_s: Singles,
     model: Codes | None = None,
-    models: Sequence[str] = ("model",),
+    models: Sequence[str] = UNNAMED,
     *,
     dated: bool = False,
 ) -> Trace:
@@ -152,6 +154,9 @@ def multiplied(trace: Trace, factor: float, seed: int = 1) -> Trace:
 def only(trace: Trace, model: str) -> Trace:
     """The requests for one model. Raises InvalidInput where there is none."""
     if model not in trace.models:
+        if trace.models == UNNAMED:
+            what = f"{trace.name} does not say which models its requests are for"
+            raise InvalidInput(what, field="--model", remedy="leave it away")
         names = ", ".join(trace.models[:10]) + (", …" if len(trace.models) > 10 else "")
         raise InvalidInput(f"{trace.name} has no request for {model!r}", field="--model", remedy=f"one of {names}")
     chosen = trace.model == trace.models.index(model)

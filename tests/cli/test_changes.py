@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.cli.arguments import DURATION
 from controlplane.core.models import FleetRecord, Quarantine
 from controlplane.local.home import Home
 from controlplane.local.system import ControllerSettings, System, save_system
@@ -272,6 +273,14 @@ def test_a_fleet_is_set_by_hand_for_a_while_and_let_go(ctl: Ctl, registry: Regis
     assert "by hand" not in ctl("get", "fleets").out
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5", 1.5), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("1d12h", 129_600), ("0s", 0)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
 def test_a_size_beyond_the_budget_is_told(ctl: Ctl, home: Home, registry: Registry, fleet: FleetRecord) -> None:
     save_system(System(registry=str(home.registry), controller=ControllerSettings(max_replicas=3)), home)
     assert "3 replicas at most: `max_replicas`" in ctl("scale", "cpu", "4").err
@@ -286,6 +295,8 @@ def test_a_size_beyond_the_budget_is_told(ctl: Ctl, home: Home, registry: Regist
         pytest.param(("cpu", "-1"), 2, "-1", id="fewer than none"),
         pytest.param(("cpu", "3", "--for", "0s"), 2, "--for", id="for no time"),
         pytest.param(("cpu", "3", "--for", "soon"), 2, "soon", id="for no duration"),
+        pytest.param(("cpu", "3", "--for", "1h1h"), 2, "1h1h", id="for a duration that says a unit twice"),
+        pytest.param(("cpu", "--auto", "--for", "1h"), 2, "does not go with --auto", id="lifted for a while"),
         pytest.param(("cpu", "3", "--for", "99999999999d"), 2, "ten years", id="for longer than there are dates"),
         pytest.param(("gpu", "3"), 1, "gpu", id="no such fleet"),
     ],

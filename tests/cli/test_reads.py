@@ -334,4 +334,5 @@ def test_top_and_explain_tell_of_fleets(ctl: Ctl, controller: object) -> None:
     assert ctl("explain", "fleets", "cpu").status == 2
     assert "`ctl explain fleet cpu`" in ctl("explain", "cpu").err, "no model has that name"
     assert ctl("explain", "fleet", "gpu").status == 1
+    assert "`ctl explain fleet NAME`" in ctl("explain", "fleet").err
     assert "`ctl explain m`" in ctl("explain", "m@7").err

@@ -10,6 +10,7 @@ import pytest
 from controlplane.core.errors import Conflict, ControlPlaneError
 from controlplane.core.models import Goal
 from controlplane.local import processes, supervisor
+from controlplane.local.changes import changes
 from controlplane.local.home import Home
 from controlplane.local.supervisor import Supervisor, owned, owner
 from controlplane.local.system import System, load_system, read_system, save_system
@@ -54,6 +55,8 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         pytest.param("fleets: [{name: a}, {name: a}]", "twice", id="a name twice"),
         pytest.param("fleets: [{name: a, default: true}, {name: b, default: true}]", "default", id="two defaults"),
         pytest.param("fleets: [{name: a, memory_bytes: lots}]", "512Mi", id="a size that is none"),
+        pytest.param("fleets: [{name: a, scaling: {idle_s: 5m}}]", "idle_s: '5m' is no number of seconds", id="a unit"),
+        pytest.param("fleets: [{name: a, scaling: {share: 99}}]", "for 99 % write 0.99", id="per cent"),
         pytest.param("fleets: [{name: a, replica: 2}]", "did you mean `replicas`?", id="an unknown setting"),
         pytest.param(
             "fleets:\n- {name: a}\n- {name: b,\n   memry_bytes: 1Gi}", "no such field (line 4)", id="its line"
@@ -137,6 +140,15 @@ fleets:
     assert (window.days, window.begins_min, window.ends_min) == ((0, 4), 22 * 60 + 30, 6 * 60)
     assert (second.min_replicas, second.max_replicas) == (3, 3)
     assert (third.min_replicas, third.max_replicas, third.goal) == (1, 1, Goal(queue_ms=100))
+
+
+def test_what_is_different_is_told_as_it_is_written(tmp_path: Path) -> None:
+    plain = read(tmp_path, "fleets: [{name: a, replicas: {max: 3}}]")
+    window = "{days: [mon], begins: '8:00', ends: '9:00', min: 2}"
+    planned = read(tmp_path, f"fleets: [{{name: a, replicas: {{max: 3}}, scaling: {{schedule: [{window}]}}}}]")
+    (told,) = changes(plain, planned)
+    assert str(told).startswith("fleets[a].scaling.schedule: [] → [{days: [mon], begins: ")
+    assert "none" not in str(told).lower()
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def ctl(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     rows = [f"{second + part / 4},{'ab'[part % 2]},0.3" for second in range(120) for part in range(4)]
     (tmp_path / "trace.csv").write_text("timestamp,model,work\n" + "\n".join(rows) + "\n")
+    (tmp_path / "plain.csv").write_text("timestamp\n1\n2\n")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "system.yaml").write_text(
         "fleets:\n"
@@ -176,6 +177,7 @@ def test_a_start_may_take_an_hour(ctl: Ctl, tmp_path: Path) -> None:
         (("--trace", "trace.csv", "-f", "system.yaml", "--fleet", "x"), "one of cpu, gpu"),
         (("--trace", "trace.csv", "--fleet", "cpu"), "name the file with -f"),
         (("--trace", "trace.csv", "--model", "c"), "one of a, b"),
+        (("--trace", "plain.csv", "--model", "c"), "does not say which models its requests are for"),
         (("--trace", "trace.csv", "--rate-multiplier", "0"), "--rate-multiplier"),
         (("--trace", "trace.csv", "--slots", "0"), "--slots"),
         (("--trace", "trace.csv", "--start-s", "-1"), "--start-s"),
