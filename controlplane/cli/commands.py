@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "register": ("controlplane.cli.register", "Make a version of a model."),
     "promote": ("controlplane.cli.promote", "Make a version the one that is served."),
     "rollback": ("controlplane.cli.rollback", "Go back to what was stable before."),
+    "retire": ("controlplane.cli.retire", "Serve a model no more."),
     "alias": ("controlplane.cli.alias", "Point other names at versions."),
     "delete": ("controlplane.cli.delete", "Delete a version."),
     "get": ("controlplane.cli.get", "List models, versions, replicas, fleets, routes."),

@@ -74,7 +74,7 @@ class Registry:
     def delete_version(self, name: str, version: int, *, actor: str, reason: str = "", dry_run: bool = False) -> Model:
         """Delete a version; its number stays taken, its files go with the next `gc` after the grace period.
 
-        Raises Conflict while it is stable or was before that, in a rollout, behind an alias, or an ensemble's step.
+        Raises Conflict while it is stable or was before what is, in a rollout, behind an alias, or an ensemble's step.
         """
         return versions.delete_version(self.documents, name, version, actor=actor, reason=reason, dry_run=dry_run)
 
@@ -145,6 +145,16 @@ class Registry:
             dry_run=dry_run,
         )
         return after.rollout if after.rollout is not None else rollouts.nothing_to_do(after, actor=actor)
+
+    def retire(self, name: str, *, actor: str, reason: str = "", dry_run: bool = False) -> Model:
+        """Let no version be stable any more; `rollback` brings back the one that was.
+
+        Raises Conflict while a rollout is under way, NotFound when nothing is stable.
+        """
+        _, after = self.documents.change_model(
+            name, lambda model: rollouts.retired(_there(model, name), actor=actor, reason=reason), dry_run=dry_run
+        )
+        return after
 
     def finish_rollout(
         self, name: str, rollout_id: str, *, state: Literal["succeeded", "failed"], reason: str, actor: str

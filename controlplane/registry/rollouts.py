@@ -93,6 +93,16 @@ def rolled_back(model: Model, *, actor: str, reason: str, steps: tuple[Step, ...
     )
 
 
+def retired(model: Model, *, actor: str, reason: str) -> Model:
+    """The model of which nothing is stable any more. What was is where a rollback goes."""
+    refuse_while_running(model)
+    if model.stable is None:
+        raise NotFound(f"nothing of {model.name} is stable: it is served to nobody", field="model")
+    aliases = {name: number for name, number in model.aliases.items() if name != STABLE}
+    item = history_item("retire", actor=actor, reason=reason, previous=model.stable)
+    return replace(model, aliases=aliases, previous_stable=model.stable, history=(*model.history, item))
+
+
 def finished(model: Model, rollout_id: str, *, state: Literal["succeeded", "failed"], reason: str, actor: str) -> Model:
     """The model with this rollout ended; unchanged when it is not under way any more. Success moves `stable`."""
     running = model.running_rollout
@@ -108,7 +118,7 @@ def finished(model: Model, rollout_id: str, *, state: Literal["succeeded", "fail
         return model
     aliases: Mapping[str, int] = {**model.aliases, STABLE: running.target}
     previous = running.source if running.source is not None else model.previous_stable
-    return replace(model, aliases=aliases, previous_stable=previous)
+    return replace(model, aliases=aliases, previous_stable=previous if previous != running.target else None)
 
 
 def check_steps(steps: tuple[Step, ...], deadline_s: float) -> None:

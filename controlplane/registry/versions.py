@@ -222,7 +222,8 @@ def delete_version(documents: Documents, name: str, number: int, *, actor: str, 
         now = datetime.now(UTC)
         versions = tuple(replace(each, deleted_at=now) if each.number == number else each for each in model.versions)
         item = history_item("delete", actor=actor, reason=reason, version=number)
-        return replace(model, versions=versions, history=(*model.history, item))
+        previous = model.previous_stable if model.previous_stable != number else None
+        return replace(model, versions=versions, previous_stable=previous, history=(*model.history, item))
 
     refuse_while_pointed_at(documents.model(name), number)
     _refuse_while_a_step(documents, name, number)
@@ -235,7 +236,10 @@ def refuse_while_pointed_at(model: Model, number: int) -> None:
     version_of(model, number)
     name = model.name
     if model.stable == number:
-        raise Conflict(f"{name}@{number} is stable", remedy="promote another version first")
+        raise Conflict(
+            f"{name}@{number} is stable",
+            remedy=f"promote another version first, or `ctl retire {name}`, if none is left",
+        )
     running = model.running_rollout
     if running is not None and number in (running.source, running.target):
         raise Conflict(f"{name}@{number} takes part in a rollout", remedy=f"wait for its end, or `ctl rollback {name}`")
@@ -245,7 +249,7 @@ def refuse_while_pointed_at(model: Model, number: int) -> None:
             f"{name}@{number} is what {', '.join(aliases)} points at",
             remedy=f"`ctl alias {name} {aliases[0]} --delete`",
         )
-    if model.previous_stable == number:
+    if model.previous_stable == number and model.stable is not None:
         raise Conflict(
             f"{name}@{number} is where `ctl rollback` would go", remedy="promote something else first, then delete it"
         )

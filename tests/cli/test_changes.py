@@ -17,6 +17,7 @@ from controlplane.local.home import Home
 from controlplane.local.system import ControllerSettings, System, save_system
 from controlplane.registry import Registry
 from tests.cli.conftest import Ctl, write_model
+from tests.registry.entries import make_stable
 
 
 def test_register_tells_what_it_made(ctl: Ctl, model_file: Path) -> None:
@@ -154,6 +155,18 @@ def test_without_a_controller_a_promotion_is_recorded(ctl: Ctl) -> None:
     assert "ctl rollback m" in second.err
     assert ctl("rollback", "m").status == 0
     assert ctl("promote", "m@2", "--no-wait", "-o", "json").data["state"] == "running"
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_a_model_is_retired(ctl: Ctl, registry: Registry) -> None:
+    assert "nothing of m is stable" in ctl("retire", "m").err
+    make_stable(registry, "m", 1)
+    would = ctl("retire", "m", "--dry-run")
+    assert "would be served no more" in would.out and registry.model("m").stable == 1
+    done = ctl("retire", "m", "--reason", "nobody asks")
+    assert "is served no more" in done.out and "`ctl rollback m` brings m@1 back" in done.out
+    assert registry.model("m").stable is None
+    assert "retire" in ctl("history", "m").out and "nobody asks" in ctl("history", "m").out
 
 
 @pytest.mark.usefixtures("two_versions")

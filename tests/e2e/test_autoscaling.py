@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc.aio as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from controlplane.cli.addresses import gateway_addresses
 from controlplane.client.access import read_access
@@ -104,6 +107,29 @@ def test_replicas_follow_the_load_up_and_down_to_zero(system: System) -> None:
     assert not load.failures
     eventually(lambda: not system.replicas(), 120, "none when nothing is asked")
     assert "nothing has been asked" in why(system)
+    with system.client() as client:
+        assert client.is_server_live() and client.is_server_ready(), "who looks at that first would else never ask"
+
+
+def test_requests_that_fail_are_a_load_too(system: System) -> None:
+    """Who raises for each request is asked all the same: its fleet grows, and does not go to zero."""
+    system.serve("sour", execute="import time; time.sleep(0.05); raise RuntimeError('sour')")
+    enough = threading.Event()
+
+    def ask_on() -> None:
+        while not enough.is_set():
+            with pytest.raises(InferenceServerException, match="sour"):
+                system.ask("sour")
+
+    with ThreadPoolExecutor(16) as clients:
+        asking = [clients.submit(ask_on) for _ in range(16)]
+        try:
+            eventually(lambda: len(system.holders("sour", 1)) > 1, 120, "more than one replica under load")
+        finally:
+            enough.set()
+        for each in asking:
+            each.result()
+    eventually(lambda: not system.replicas(), 120, "none when nothing is asked")
 
 
 def serve_and_let_go(system: System, name: str, **options: Any) -> None:

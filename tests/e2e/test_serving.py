@@ -41,6 +41,32 @@ def test_a_version_that_is_kept_warm_may_be_asked_for_and_an_unknown_one_may_not
         system.ask("nobody-knows-me")
 
 
+def test_a_model_is_retired_under_load_brought_back_and_deleted(system: System) -> None:
+    system.serve("leaver", factor=2)
+    system.serve("stayer", factor=2)
+    with Load(system.client, "stayer") as load:
+        system.ok("retire", "leaver", "--reason", "nobody asks for it")
+        eventually(lambda: "NOT_FOUND" in refusal(system, "leaver"), what="it is still served")
+        eventually(lambda: not system.holders("leaver", 1), 120, "it is still loaded")
+        assert "`ctl promote`" in system.ok("explain", "leaver").out
+        system.ok("rollback", "leaver")
+        assert system.ask("leaver") == (6.0, "1")
+        system.ok("retire", "leaver")
+        system.ok("delete", "leaver@1")
+        eventually(lambda: not system.holders("leaver", 1), 120, "it is still loaded")
+        load.more(50)
+    assert not load.failures
+
+
+def refusal(system: System, name: str) -> str:
+    """What a request is refused with; empty if it is answered."""
+    try:
+        system.ask(name)
+    except InferenceServerException as error:
+        return str(error)
+    return ""
+
+
 def test_an_alias_is_tried_before_it_is_promoted(system: System) -> None:
     system.serve("tried", factor=2)
     folder = system.write("tried", factor=5)

@@ -87,6 +87,32 @@ def test_rollback_aborts_what_is_under_way(model: Registry) -> None:
     assert (model.model("m").stable, model.model("m").running_rollout) == (1, None)
 
 
+def test_what_is_retired_is_served_no_more_and_comes_back_or_goes(model: Registry) -> None:
+    with pytest.raises(NotFound, match="nothing of m is stable"):
+        model.retire("m", actor=ACTOR)
+    make_stable(model, "m", 1)
+    with pytest.raises(Conflict, match="ctl retire m"):
+        model.delete_version("m", 1, actor=ACTOR)
+    model.promote("m", 2, actor=ACTOR)
+    with pytest.raises(Conflict, match="under way"):
+        model.retire("m", actor=ACTOR)
+    model.rollback("m", actor=ACTOR)
+    model.set_alias("m", "candidate", 2, actor=ACTOR)
+    assert model.retire("m", actor=ACTOR, dry_run=True).stable is None
+    assert model.model("m").stable == 1
+    after = model.retire("m", actor=ACTOR, reason="nobody asks")
+    assert (after.stable, after.previous_stable, dict(after.aliases)) == (None, 1, {"candidate": 2})
+    assert (after.history[-1].action, after.history[-1].previous) == ("retire", 1)
+    back = model.rollback("m", actor=ACTOR)
+    assert (back.source, back.target) == (None, 1)
+    model.finish_rollout("m", back.id, state="succeeded", reason="", actor="controller")
+    assert (model.model("m").stable, model.model("m").previous_stable) == (1, None)
+    model.retire("m", actor=ACTOR)
+    model.delete_version("m", 1, actor=ACTOR)
+    with pytest.raises(NotFound, match="no version to go back to"):
+        model.rollback("m", actor=ACTOR)
+
+
 def test_dry_runs_check_and_write_nothing(model: Registry) -> None:
     make_stable(model, "m", 1)
     before = model.model("m")
