@@ -96,10 +96,10 @@ class _Planner:
             self.reasons[f"replica/{name}"].append(reason)
         serving = {name: serving_of(model, census) for name, model in self.snapshot.models.items()}
         wants = wants_of(serving.values(), census)
-        needed = self._needed_fleets() | self._unknown_fleets()
-        self.budget = budget_of(self.snapshot, needed, self.now)
+        waited_for = self._waited_for()
+        self.budget = budget_of(self.snapshot, waited_for.keys(), self.now)
         changes = {
-            name: self._resize(name, wants.get(name, []), needed=name in needed)
+            name: self._resize(name, wants.get(name, []), waited_for.get(name, ""))
             for name in sorted(self.snapshot.fleets)
         }
         stopping = {name: reason for each in changes.values() for name, reason in each.stopping.items()}
@@ -148,7 +148,7 @@ class _Planner:
 
     # How many there are.
 
-    def _resize(self, fleet: str, wants: list[Want], *, needed: bool) -> Changes:
+    def _resize(self, fleet: str, wants: list[Want], waited_for: str) -> Changes:
         snapshot, record, replicas = self.snapshot, self.snapshot.fleets[fleet], self.census.by_fleet.get(fleet, ())
         load, scaler = snapshot.loads.get(fleet), snapshot.scalers.get(fleet)
         if scaler is None:
@@ -171,7 +171,7 @@ class _Planner:
             self.reasons[f"replica/{name}"].append(reason)
         present = len(staying) - (scaler.replacing is not None)
         limits = self.budget.allows(fleet, limits_of(record, self.now))
-        decision, scaler = self._decide(fleet, wants, limits, scaler, staying=staying, present=present, needed=needed)
+        decision, scaler = self._decide(fleet, wants, limits, scaler, waited_for, staying=staying, present=present)
         if decision.desired < limits.most:
             self.may_grow.add(fleet)
         extra = scaler.replacing is not None
@@ -199,15 +199,15 @@ class _Planner:
         wants: list[Want],
         limits: Limits,
         scaler: Scaler,
+        waited_for: str,
         *,
         staying: list[ReplicaView],
         present: int,
-        needed: bool,
     ) -> tuple[Decision, Scaler]:
         """How many there shall be: as many as the load needs, and what must have a place."""
         shape, load, needs, room = self.snapshot.fleets[fleet].shape, self.snapshot.loads.get(fleet), None, Room()
         if limits.least < limits.most:
-            resting = limits.least == 0 and not needed and is_quiet(shape, load, scaler, present=present)
+            resting = limits.least == 0 and not waited_for and is_quiet(shape, load, scaler, present=present)
             needs = self.needs[fleet] = Needs(
                 wants,
                 scaler.room,
@@ -233,7 +233,7 @@ class _Planner:
                 scaler,
                 present=present,
                 out=out,
-                needed=needed,
+                waited_for=waited_for,
                 pinned=room.replicas,
                 pinned_why=why,
                 now=self.now,
@@ -264,17 +264,21 @@ class _Planner:
                     room = replace(self.scalers[name].room, cramped=cramped)
                     self.scalers[name] = replace(self.scalers[name], room=room)
 
-    def _needed_fleets(self) -> set[str | None]:
-        """Those for which somebody waits: a rollout for its target, or a request for a version that is cold."""
-        snapshot = self.snapshot
-        rollouts = ((name, model.running_rollout) for name, model in snapshot.models.items())
-        keys = {Key(name, rollout.target) for name, rollout in rollouts if rollout is not None}
-        keys |= {key for key, at in snapshot.demand.items() if self.now - at <= snapshot.settings.demand_s}
-        return {self.census.fleet(key) for key in keys if key.model in snapshot.models}
-
-    def _unknown_fleets(self) -> set[str | None]:
-        """Those whose servers have never said what they can do: registering and rendering check against that."""
-        return {name for name, record in self.snapshot.fleets.items() if record.capabilities is None}
+    def _waited_for(self) -> dict[str | None, str]:
+        """Fleets of which a replica is waited for, and why, as a sentence: to see what servers can do, against which
+        registering and rendering check; for a request for a version that is cold; for a rollout's target."""
+        snapshot, found = self.snapshot, dict[str | None, str]()
+        for fleet, record in snapshot.fleets.items():
+            if record.capabilities is None:
+                found[fleet] = "what its servers can do has to be seen once"
+        for key, at in snapshot.demand.items():
+            if key.model in snapshot.models and self.now - at <= snapshot.settings.demand_s:
+                found[self.census.fleet(key)] = f"somebody has asked for {key}"
+        for name, model in snapshot.models.items():
+            if (rollout := model.running_rollout) is not None:
+                key = Key(name, rollout.target)
+                found[self.census.fleet(key)] = f"{key} is being rolled out"
+        return found
 
     # Where it goes.
 

@@ -78,7 +78,7 @@ class Controller:
             self.load,
             self.scaler,
             present=seen.present,
-            needed=bool(held),
+            waited_for="requests wait" if held else "",
             now=now,
         )
         return decision.desired

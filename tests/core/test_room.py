@@ -167,6 +167,8 @@ def test_several_copies_keep_no_fleet_from_zero() -> None:
     world.run(200)
     assert not world.replicas and world.started <= 3
     world.gateways["gw-0"].demand = (Demand(model="m", version=1, waiting=1),)
+    world.run(1)
+    assert "shall have 2: somebody has asked for m@1" in why(world)
     world.run(20)
     assert len(world.served(key)) == 2
 

@@ -36,11 +36,11 @@ class Fleet:
         self.scaler = Scaler(contest=Contest(usual=Believed(believes) if believes else None))
         self.decision: Decision | None = None
 
-    def step(self, *, needed: bool = False, measured: bool = True, **load: Any) -> int:
+    def step(self, *, waited_for: str = "", measured: bool = True, **load: Any) -> int:
         self.now += STEP_S
         given = self.load(**load) if measured else None
         self.decision, self.scaler = decide(
-            self.shape, self.limits, given, self.scaler, present=self.present, needed=needed, now=self.now
+            self.shape, self.limits, given, self.scaler, present=self.present, waited_for=waited_for, now=self.now
         )
         self.present = self.decision.desired
         return self.present
@@ -72,7 +72,7 @@ def test_nothing_is_started_while_nothing_is_asked() -> None:
         pytest.param({"held": 1}, id="a request is held"),
         pytest.param({"rate_per_s": 0.1}, id="a request of a model whose cost is not known"),
         pytest.param({"waiting": 1}, id="one in a queue"),
-        pytest.param({"needed": True}, id="a rollout waits"),
+        pytest.param({"waited_for": "m@2 is being rolled out"}, id="a rollout waits"),
     ],
 )
 def test_the_least_that_is_asked_starts_one(asked: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def test_no_data_is_not_zero() -> None:
         assert fleet.step(measured=False) == high
     assert "without a fresh measurement" in fleet.why
     old = Load(at=fleet.now - 100, step_s=STEP_S)
-    decision, _ = decide(SHAPE, LIMITS, old, fleet.scaler, present=5, needed=False, now=fleet.now)
+    decision, _ = decide(SHAPE, LIMITS, old, fleet.scaler, present=5, waited_for="", now=fleet.now)
     assert decision.desired == 5 and "100 s old" in decision.reason.text
     assert fleet.run(40, demand=0.0, complete=False) == high
     assert "not every replica has told" in fleet.why
@@ -143,7 +143,7 @@ def test_limits_hold_and_are_told() -> None:
     fixed = Fleet(limits=Limits(least=3, most=3, why="ann has set it to 3"))
     assert fixed.step(demand=50.0) == 3 and fixed.why == "ann has set it to 3"
     old = Load(at=fixed.now - 100, step_s=STEP_S)
-    decision, _ = decide(SHAPE, fixed.limits, old, fixed.scaler, present=3, needed=False, now=fixed.now)
+    decision, _ = decide(SHAPE, fixed.limits, old, fixed.scaler, present=3, waited_for="", now=fixed.now)
     assert decision.reason.text == "ann has set it to 3 (the last measurement is 100 s old)"
 
 
@@ -243,7 +243,7 @@ def test_a_measurement_from_the_time_to_come_decides_nothing() -> None:
     fleet = Fleet()
     fleet.step(demand=1.0)
     ahead = replace(fleet.load(demand=6.0), at=fleet.now + 3600)
-    decision, scaler = decide(SHAPE, LIMITS, ahead, fleet.scaler, present=2, needed=False, now=fleet.now)
+    decision, scaler = decide(SHAPE, LIMITS, ahead, fleet.scaler, present=2, waited_for="", now=fleet.now)
     assert (decision.desired, decision.reason.code) == (2, "NO_METRICS") and scaler == fleet.scaler
     assert "from before the clock was set back" in decision.reason.text
 
@@ -253,14 +253,18 @@ loads = st.fixed_dictionaries(
 )
 
 
-@given(steps=st.lists(st.tuples(loads, st.booleans()), max_size=40), least=st.integers(0, 3), more=st.integers(0, 6))
+@given(
+    steps=st.lists(st.tuples(loads, st.sampled_from(["", "somebody has asked for m@1"])), max_size=40),
+    least=st.integers(0, 3),
+    more=st.integers(0, 6),
+)
 def test_whatever_is_measured_the_limits_hold_and_the_same_again_gives_the_same(
-    steps: list[tuple[dict[str, Any], bool]], least: int, more: int
+    steps: list[tuple[dict[str, Any], str]], least: int, more: int
 ) -> None:
     fleet = Fleet(limits=Limits(least=least, most=least + more, why="-"), present=least)
-    for load, needed_ in steps:
+    for load, waited_for in steps:
         before, scaler = fleet.present, fleet.scaler
-        desired = fleet.step(needed=needed_, **load)
+        desired = fleet.step(waited_for=waited_for, **load)
         assert least <= desired <= least + more
         if load["held"] and least + more:
             assert desired >= 1
@@ -272,7 +276,7 @@ def test_whatever_is_measured_the_limits_hold_and_the_same_again_gives_the_same(
             fleet.load(**load),
             scaler,
             present=before,
-            needed=needed_,
+            waited_for=waited_for,
             now=fleet.now,
         )
         assert again == fleet.decision
@@ -363,7 +367,7 @@ def test_the_past_is_bounded_and_can_be_told_anew() -> None:
 
 
 @given(st.lists(st.floats(0, 9), min_size=SHORT + 1, max_size=SHORT + 40), st.sampled_from([0.0, 0.1, 2.0, 30.0]))
-def test_needed_of_many_is_what_looking_at_every_stretch_finds(demand: list[float], slack_s: float) -> None:
+def test_waited_forof_many_is_what_looking_at_every_stretch_finds(demand: list[float], slack_s: float) -> None:
     sums = [0.0, *itertools.accumulate(each * 2.0 for each in demand)]
     every = max(
         (sums[end] - sums[begin]) / ((end - begin) * 2.0 + slack_s)
@@ -425,13 +429,13 @@ def test_a_hand_comes_before_the_schedule_and_the_schedule_before_the_deployment
 
 def test_what_must_always_be_loaded_has_room() -> None:
     decision, _ = decide(
-        SHAPE, LIMITS, Load(at=1000.0, step_s=STEP_S), Scaler(), present=1, needed=False, pinned=3, now=1000.0
+        SHAPE, LIMITS, Load(at=1000.0, step_s=STEP_S), Scaler(), present=1, waited_for="", pinned=3, now=1000.0
     )
     assert decision.desired == 3 and "takes the memory of 3" in decision.reason.text
     idle = Scaler(idle_since=900.0)
     for pinned, next_desired in ((0, 0), (1, None)):
         decision, _ = decide(
-            SHAPE, LIMITS, Load(at=950.0, step_s=STEP_S), idle, present=1, needed=False, pinned=pinned, now=950.0
+            SHAPE, LIMITS, Load(at=950.0, step_s=STEP_S), idle, present=1, waited_for="", pinned=pinned, now=950.0
         )
         assert (decision.desired, decision.next_desired) == (1, next_desired)
         assert ("it goes to zero" in decision.reason.text) == (next_desired == 0)

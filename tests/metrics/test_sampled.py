@@ -93,7 +93,7 @@ class World:
             self.load,
             self.scaler,
             present=self.present or self.replicas,
-            needed=False,
+            waited_for="",
             now=self.now,
         )
         return self.load, self.decision

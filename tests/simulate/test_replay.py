@@ -231,7 +231,7 @@ class Checked(Controller):
             self.load,
             self.by_hand,
             present=seen.present,
-            needed=not seen.serving and seen.queue > 0,
+            waited_for="requests wait" if not seen.serving and seen.queue > 0 else "",
             now=now,
         )
         self.decisions.append((made, decision.desired))

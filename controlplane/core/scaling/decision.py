@@ -61,7 +61,7 @@ def decide(
     scaler: Scaler,
     *,
     present: int,
-    needed: bool,
+    waited_for: str,
     now: float,
     pinned: int = 0,
     pinned_why: str = "",
@@ -69,21 +69,21 @@ def decide(
 ) -> tuple[Decision, Scaler]:
     """How many replicas a fleet shall have now.
 
-    `present` replicas are there or starting, and not on their way out. `needed`: one is waited for, whatever the load
-    says (by a rollout that has to prove its target, by a request for a cold model, or to see what it can do). `pinned`
-    replicas have a place for what must have one, as `pinned_why` says in a part of a sentence. `out` of those that are
-    present get no requests for a while: so many more are needed.
+    `present` replicas are there or starting, and not on their way out. `waited_for`: why one is waited for, whatever
+    the load says, as a sentence; empty if none is. `pinned` replicas have a place for what must have one, as
+    `pinned_why` says in a part of a sentence. `out` of those that are present get no requests for a while: so many more
+    are needed.
     """
     # One from the time to come was measured before the clock was set back.
     fresh = load is not None and abs(now - load.at) <= STALE_STEPS * load.step_s
     if load is not None and fresh and load.at > scaler.at:
         scaler = _look(shape, load, scaler)
-    if needed and scaler.idle_since is not None:
+    if waited_for and scaler.idle_since is not None:
         scaler = replace(scaler, idle_since=max(now, scaler.idle_since))  # what was waited for is to be of use
     if limits.least == limits.most and not limits.is_cut:
         text = limits.why if load is None or fresh else f"{limits.why} (the last measurement is {_age(load, now)})"
         return Decision(desired=limits.least, reason=Reason(code="SIZE", text=text)), scaler
-    floor = max(limits.least, 1 if needed else 0, pinned)
+    floor = max(limits.least, 1 if waited_for else 0, pinned)
     told = f"; {pinned_why or f'what must always be loaded takes the memory of {pinned}'}"
     if load is None or not fresh:
         desired = min(max(present, floor), limits.most)
@@ -93,9 +93,9 @@ def decide(
         return Decision(desired=desired, reason=Reason(code="NO_METRICS", text=text)), scaler
     rest_s = shape.down_after_s if shape.down_after_s is not None else max(REST_STARTS * load.start_s, REST_S)
     idle_s = load.at - scaler.idle_since if scaler.idle_since is not None else 0.0
-    quiet = not needed and scaler.idle_since is not None and idle_s >= shape.idle_s
+    quiet = not waited_for and scaler.idle_since is not None and idle_s >= shape.idle_s
     # While something is asked there is one at least; the last one stays for a while after that.
-    last = 1 if needed or load.asked else min(present, 1)
+    last = 1 if waited_for or load.asked else min(present, 1)
     busy = math.ceil(scaler.need - TOUCH)
     wanted = floor if quiet else max(busy + out if busy > 0 else busy, last, floor)
     # What the past demanded is asked only of what is not over: a fleet that has been idle long enough may be empty.
@@ -115,14 +115,14 @@ def decide(
             desired, code, next_desired = min(present, recent), "RECENT", wanted
             next_at = max(at for at, count in wants if count > wanted) + rest_s
     clamped = min(max(desired, limits.least), limits.most)
-    text = _text(shape, limits, load, scaler, code=code, wanted=wanted, desired=desired, needed=needed, rest_s=rest_s)
+    text = _text(shape, limits, load, scaler, waited_for, code=code, wanted=wanted, desired=desired, rest_s=rest_s)
     text += f"; {out} of them get no requests for a while" if out and not quiet and busy > 0 else ""
     if pinned and wanted == pinned:
         text += told
         code = "ROOM" if code == "LOAD" and pinned > max(limits.least, scaler.need) else code
     if next_desired is not None:
         next_desired = min(max(next_desired, limits.least), limits.most)
-    if clamped == 1 == wanted and limits.least == pinned == 0 and scaler.idle_since is not None and not needed:
+    if clamped == 1 == wanted and limits.least == pinned == 0 and scaler.idle_since is not None and not waited_for:
         next_desired, next_at = 0, scaler.idle_since + shape.idle_s
         text += f"; it goes to zero at {_clock(next_at)} unless something is asked"
     decision = Decision(
@@ -211,16 +211,16 @@ def _text(
     limits: Limits,
     load: Load,
     scaler: Scaler,
+    waited_for: str,
     *,
     code: str,
     wanted: int,
     desired: int,
-    needed: bool,
     rest_s: float,
 ) -> str:
     """The decision in a sentence."""
-    if needed and not load.asked:
-        text = "somebody waits for it: a promotion, a request, or whoever has to know what its servers can do"
+    if waited_for and not load.asked:
+        text = waited_for
     elif scaler.idle_since is not None:
         idle_s = load.at - scaler.idle_since
         idle = f"nothing has been asked for {idle_s:.0f} s" if idle_s >= 1 else "nothing is asked"
@@ -242,7 +242,7 @@ def _text(
     elif code == "RECENT":
         text += f"; {desired} were needed within the last {rest_s:.0f} s, {wanted} would do now"
     clamped = min(max(desired, limits.least), limits.most)
-    if clamped > desired or (clamped == limits.least and not load.asked and not needed):
+    if clamped > desired or (clamped == limits.least and not load.asked and not waited_for):
         text += f"; {limits.why}"
     elif clamped < desired:
         text += f"; that would take {desired}, but {limits.why}"
