@@ -169,9 +169,7 @@ class Xds:
 
     def _write_routes(self, table: RouteTable, version: str) -> dict[str, str]:
         bases = {pool: _base_of(table, pool) for pool in table.pools}
-        texts = self._routes.write(
-            table.routes, bases, version, starting=not table.epoch, deserted=table.epoch > 0 and not table.endpoints
-        )
+        texts = self._routes.write(table.routes, bases, version, starting=not table.epoch, asleep=table.asleep)
         for protocol, text in texts.items():
             replace_file(self._files.routes(protocol), text)
         return {f"http.{protocol}.rds.routes-{protocol}.version_text": version for protocol in PROTOCOLS}
@@ -244,7 +242,7 @@ def _base_of(table: RouteTable, pool: str) -> str:
 
 def _led(table: RouteTable) -> tuple[object, ...]:
     """All of a table that its routes in Envoy follow from."""
-    return table.routes, table.pools, table.crowded.keys(), bool(table.endpoints)
+    return table.routes, table.pools, table.crowded.keys(), table.asleep, bool(table.epoch)
 
 
 def _version(table: RouteTable) -> str:

@@ -98,6 +98,11 @@ def is_lost(replica: ReplicaView, snapshot: Snapshot, now: float) -> bool:
     return now - replica.heard_at > snapshot.settings.replica_lost_s
 
 
+def is_new(replica: ReplicaView) -> bool:
+    """Whether it starts for the first time."""
+    return replica.report is None or (replica.report.server == "starting" and not replica.crashed_at)
+
+
 def is_up(replica: ReplicaView) -> bool:
     """Whether its server answers, as far as is known (a replica known only from a table is taken to)."""
     return replica.endpoint is not None and (replica.report is None or replica.report.server == "ready")

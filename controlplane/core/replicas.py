@@ -6,12 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controlplane.core.actions import Action, RemoveReplica, StartReplica
-from controlplane.core.fleets import is_up
+from controlplane.core.fleets import is_new, is_up
 from controlplane.core.names import Reason
 from controlplane.core.scaling.decision import Decision
 from controlplane.core.snapshot import ReplicaView, Snapshot
-
-ENDS = Reason(code="LEAVING", text="it was told to stop, and ends")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +41,9 @@ def resize(
     desired = decision.desired
     out, why = replacing or ("", decision.reason)
     stopping = {each.name: snapshot.stopping[each.name] for each in replicas if each.name in snapshot.stopping}
-    stopping |= {each.name: Reason(code="LEAVING", text=each.leaving) for each in replicas if each.leaving}
+    stopping |= {each.name: _ends(each.name, each.leaving) for each in replicas if each.leaving}
     ending = {each.name for each in replicas if each.report is not None and each.report.told_to_stop}
-    stopping |= dict.fromkeys(ending - stopping.keys(), ENDS)
+    stopping |= {name: _ends(name, "it was told to stop") for name in ending - stopping.keys()}
     staying = sorted((each for each in replicas if each.name not in stopping), key=worth)
     if out in down and snapshot.settled:
         stopping |= {each.name: why for each in staying if each.name == out}
@@ -73,7 +71,7 @@ def resize(
         ends = {each.name for each in replicas if not each.leaving and not rolling} & (snapshot.stopped | ending) - lost
         missing = desired - len(staying) - len(back)
         most = snapshot.settings.starts_at_once
-        starting = sum(each.name in snapshot.starting and _is_new(each) for each in staying)
+        starting = sum(each.name in snapshot.starting and is_new(each) for each in staying)
         begin = missing if most is None else min(missing, max(most - starting, 0))
         begin = 0 if ends else begin
         later = missing - begin
@@ -130,13 +128,12 @@ def depart(replaced: Collection[str], snapshot: Snapshot, now: float) -> Departu
     )
 
 
+def _ends(name: str, why: str) -> Reason:
+    return Reason(code="LEAVING", text=f"{name} ends: {why}")
+
+
 def _leaves(replica: ReplicaView, decision: Decision) -> Reason:
     return Reason(code="SCALE_DOWN", text=f"{replica.name} leaves: {decision.reason.text}")
-
-
-def _is_new(replica: ReplicaView) -> bool:
-    """Whether it starts for the first time."""
-    return replica.report is None or (replica.report.server == "starting" and not replica.crashed_at)
 
 
 def _shall(fleet: str, present: int, desired: int) -> str:

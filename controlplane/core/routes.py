@@ -80,7 +80,8 @@ class RouteTable:
     """All routes at one instant.
 
     `pools` maps a pool's id to its replicas' names, sorted; routes share pools. `crowded`: pools for one version each,
-    of which more is asked than its replicas can do; so what would wait there for too long is to be refused.
+    of which more is asked than its replicas can do; so what would wait there for too long is to be refused. `asleep`:
+    there is no replica, or only ones that start for the first time, so that what is asked waits for them.
     """
 
     epoch: int = 0
@@ -89,3 +90,4 @@ class RouteTable:
     pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     crowded: Mapping[str, Pace] = field(default_factory=dict)
     routes: Mapping[str, Route] = field(default_factory=dict)
+    asleep: bool = False

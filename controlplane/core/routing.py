@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controlplane.core.entry import Priority
+from controlplane.core.fleets import is_new
 from controlplane.core.members import quick, trusted
 from controlplane.core.names import Key, Place, Reason
 from controlplane.core.routes import Endpoint, Pace, Route, RouteTable, Target
@@ -123,7 +124,8 @@ def build_table(
         endpoint = snapshot.replicas[name].endpoint
         if endpoint is not None and name not in gone:
             endpoints[name] = replace(endpoint, draining=name in draining)
-    return RouteTable(endpoints=endpoints, pools=pools, crowded=crowded, routes=routes)
+    asleep = all(name in gone or is_new(each) for name, each in snapshot.replicas.items())
+    return RouteTable(endpoints=endpoints, pools=pools, crowded=crowded, routes=routes, asleep=asleep)
 
 
 def _paces(snapshot: Snapshot, now: float) -> Mapping[Key, Pace]:

@@ -7,7 +7,7 @@ table before; a fragment is made from a shape (clusters, versions, weights) that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -156,10 +156,11 @@ class RouteWriter:
         version: str,
         *,
         starting: bool = False,
-        deserted: bool = False,
+        asleep: bool = False,
     ) -> Mapping[Protocol, str]:
         """The text of both files. `bases` are the clusters of the pools, `version` is what Envoy will report.
-        `starting`: which models there are is not known yet; `deserted`: there is no replica at all."""
+        `starting`: which models there are is not known yet; `asleep`: there is no replica that could be asked, so the
+        Python side answers for them."""
         refusal = STARTING if starting else UNKNOWN
         kept: dict[str, tuple[Route, tuple[str | None, ...], Mapping[Protocol, str]]] = {}
         fragments: dict[Protocol, list[str]] = {protocol: [] for protocol in PROTOCOLS}
@@ -174,8 +175,9 @@ class RouteWriter:
                 if text:
                     fragments[protocol].append(text)
         self._kept = kept
-        servers = side_cluster if deserted else any_cluster
-        return {protocol: _file(fragments[protocol], protocol, version, refusal, servers) for protocol in PROTOCOLS}
+        return {
+            protocol: _file(fragments[protocol], protocol, version, refusal, asleep=asleep) for protocol in PROTOCOLS
+        }
 
 
 def _fragments(route: Route, bases: Mapping[str, str]) -> Mapping[Protocol, str]:
@@ -193,7 +195,8 @@ def _file(
     protocol: Protocol,
     version: str,
     refusal: tuple[int, str],
-    servers: Callable[[Protocol], str],
+    *,
+    asleep: bool,
 ) -> str:
     """The discovery response that holds the route configuration."""
     by_key = {
@@ -204,7 +207,7 @@ def _file(
             },
             "exact_match_map": {"map": {MARK: MARK}},
         },
-        "on_no_match": {"matcher": _by_path(protocol, refusal, servers(protocol))},
+        "on_no_match": {"matcher": _by_path(protocol, refusal, asleep=asleep)},
     }
     host = {"name": "all", "domains": ["*"], "retry_policy": RETRIES, "matcher": by_key}
     resource = typed(
@@ -219,10 +222,12 @@ def _file(
     return f"{before}{','.join((side, *fragments))}{after}"
 
 
-def _by_path(protocol: Protocol, refusal: tuple[int, str], servers: str) -> Json:
-    """What has no route of its own: calls about the server, which this cluster answers; streams without a header,
-    unknown models."""
-    anywhere = _action({"cluster": servers, "timeout": "10s"})
+def _by_path(protocol: Protocol, refusal: tuple[int, str], *, asleep: bool) -> Json:
+    """What has no route of its own: calls about the server, streams without a header, unknown models."""
+    there: Json = {"cluster": any_cluster(protocol)}
+    anywhere = _action(
+        {**({"cluster": side_cluster(protocol), "retry_policy": SIDE_RETRIES} if asleep else there), "timeout": "10s"}
+    )
     paths: dict[str, Json]
     if protocol == "http":
         paths = dict.fromkeys(("/v2", "/v2/", "/v2/health/live", "/v2/health/ready"), anywhere)

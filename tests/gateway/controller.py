@@ -27,7 +27,7 @@ class Controller:
     """Serves POST /v1/gateways/{name}/sync from a thread."""
 
     def __init__(self, home: Home) -> None:
-        self.table = RouteTable(epoch=1, generation=0)
+        self.table = RouteTable()  # the gateway's own, so none is handed out
         self.reports: list[GatewayReport] = []
         self.send_table = False
         self._token = home.token_file.read_text().strip()

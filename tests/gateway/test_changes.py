@@ -224,21 +224,35 @@ def _waiting(gateway: Running) -> int:
     return int(httpx2.get(f"{gateway.status}/healthz", timeout=60).json()["waiting"])
 
 
-def test_without_a_replica_the_gateway_is_ready_all_the_same(gateway: Running, full_table: RouteTable) -> None:
+def test_while_no_replica_is_there_the_gateway_is_ready_all_the_same(tmp_path: Path, full_table: RouteTable) -> None:
     """What is asked then waits for one. Clients that look at that first would else never ask."""
     cold = {"echo": route("echo", 2, pool=None)}
-    with gateway.grpc() as grpc, gateway.http() as http, grpclib.insecure_channel(gateway.grpc_url) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
-        for some in (False, True, False):
-            name = "triton" if some else "triton-controlplane"
-            endpoints = full_table.endpoints if some else {}
-            gateway.controller.put(replace(full_table, endpoints=endpoints, pools={}, routes=cold))
-            assert grpc.get_server_metadata().name == name
-            assert http.get_server_metadata()["name"] == name
-            for client in (grpc, http):
-                assert client.is_server_live() and client.is_server_ready()
-                assert not client.is_model_ready("echo")
-            assert check(b"", timeout=10) == b"\x08\x01"
+    steps = [
+        (RouteTable(asleep=True), "triton-controlplane"),  # no model either: the first that it hears of
+        (RouteTable(asleep=True, routes=cold), "triton-controlplane"),
+        (replace(full_table, pools={}, routes=cold), "triton"),
+        (RouteTable(asleep=True, routes=cold), "triton-controlplane"),
+    ]
+    fresh = Running(tmp_path)
+    try:
+        with fresh.grpc() as grpc, fresh.http() as http, grpclib.insecure_channel(fresh.grpc_url) as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
+            assert not http.is_server_ready(), "it has no table yet"
+            for table_, name in steps:
+                fresh.controller.put(table_)
+                assert grpc.get_server_metadata().name == http.get_server_metadata()["name"] == name
+                for client in (grpc, http):
+                    assert client.is_server_live() and client.is_server_ready()
+                assert check(b"", timeout=10) == b"\x08\x01"
+                if table_.routes:
+                    assert not grpc.is_model_ready("echo") and not http.is_model_ready("echo")
+                else:
+                    with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+                        ask(grpc, "echo")
+            fresh.controller.put(RouteTable(routes=cold))
+            assert not http.is_server_ready(), "there are replicas, and none of them can be asked"
+    finally:
+        fresh.stop()
 
 
 def test_a_cold_model_that_never_comes(impatient: Running, full_table: RouteTable) -> None:

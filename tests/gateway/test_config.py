@@ -14,7 +14,7 @@ from syrupy.extensions.json import JSONSnapshotExtension
 from controlplane.core.routes import Endpoint, Route, RouteTable, Target
 from gateway.config.bootstrap import bootstrap
 from gateway.config.clusters import assignment, cluster_list
-from gateway.config.names import PROTOCOLS, Files, pool_base
+from gateway.config.names import HEALTH_CALL, PROTOCOLS, SERVICE, Files, pool_base
 from gateway.config.routes import Lead, RouteWriter, leads_of
 from gateway.settings import Settings
 from tests.gateway.running import route
@@ -60,11 +60,24 @@ def test_routes(golden: SnapshotAssertion) -> None:
     assert {protocol: json.loads(text) for protocol, text in texts.items()} == golden
 
 
-def test_without_a_replica_only_calls_about_the_server_are_led_elsewhere() -> None:
-    usual, deserted = (RouteWriter().write({}, {}, "v", deserted=each) for each in (False, True))
+def test_while_all_are_asleep_only_calls_about_the_server_are_led_elsewhere() -> None:
     for protocol in PROTOCOLS:
-        assert f"any-{protocol}" not in deserted[protocol]
-        assert usual[protocol].replace(f"any-{protocol}", f"side-{protocol}") == deserted[protocol]
+        usual, asleep = (
+            json.loads(RouteWriter().write({}, {}, "v", asleep=each)[protocol])["resources"][0]["virtual_hosts"][0]
+            for each in (False, True)
+        )
+        elsewhere = []
+        for paths in (each["matcher"]["on_no_match"]["matcher"]["matcher_tree"] for each in (usual, asleep)):
+            actions = paths["exact_match_map"]["map"]
+            elsewhere.append(
+                {
+                    path: action["action"]["typed_config"].pop("route")["cluster"]
+                    for path, action in actions.items()
+                    if path.startswith(("/v2", HEALTH_CALL, f"{SERVICE}Server"))
+                }
+            )
+        assert usual == asleep
+        assert set(elsewhere[0].values()) == {f"any-{protocol}"} and set(elsewhere[1].values()) == {f"side-{protocol}"}
 
 
 @pytest.mark.parametrize(
