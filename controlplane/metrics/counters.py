@@ -13,9 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.core.names import Key
 
+FAILURES = "nv_inference_request_failure"
+NOT_RUN = frozenset({"REJECTED", "CANCELED"})
+"""Reasons of failures of what was never executed: it waited for too long, or nobody waits for it any more."""
 FIELDS = {
     "nv_inference_request_success": "success",
-    "nv_inference_request_failure": "failures",
+    FAILURES: "failures",
     "nv_inference_count": "inferences",
     "nv_inference_exec_count": "executions",
     "nv_inference_request_duration_us": "request_us",
@@ -33,14 +36,15 @@ FIELDS = {
 class Counters:
     """One model version's counters on one server, since the version was loaded. `…_us` in microseconds.
 
-    `failures` is what a model raised; an error that it answers is a `success`, and what never got to it is neither
-    (triton-inference-server/server#8521). `inferences` counts items (a batch of 8 counts 8), `executions` what the
-    model was run; `compute_us` is input, infer and output together. `pending` is no counter: how many requests wait in
-    the queue now.
+    `failures` is what a model raised, `not_run` what left its queue before that, as far as Triton counts it; an error
+    that it answers is a `success` (triton-inference-server/server#8521). `inferences` counts items (a batch of 8 counts
+    8), `executions` what the model was run; `compute_us` is input, infer and output together. `pending` is no counter:
+    how many requests wait in the queue now.
     """
 
     success: float = 0.0
     failures: float = 0.0
+    not_run: float = 0.0
     inferences: float = 0.0
     executions: float = 0.0
     request_us: float = 0.0
@@ -51,7 +55,7 @@ class Counters:
 
     @property
     def ended(self) -> float:
-        """Requests that were answered, with an error or without."""
+        """Requests that were executed, with an error or without."""
         return self.success + self.failures
 
     def since(self, before: Counters) -> Counters:
@@ -65,13 +69,18 @@ class Counters:
 _COUNTED = tuple(each.name for each in fields(Counters) if each.name != "pending")
 
 
+def field_of(series: str, reason: str) -> str | None:
+    """The field that a series (with the `reason` of its label, if it has one) counts in; None for another one."""
+    name = series.removesuffix("_total")
+    return "not_run" if name == FAILURES and reason in NOT_RUN else FIELDS.get(name)
+
+
 def parse_counters(text: str) -> Mapping[Key, Counters]:
     """The counters of every model version on a metrics page. Raises ValueError for text that is none."""
     found: dict[Key, Counters] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            name = sample.name.removesuffix("_total")
-            field = FIELDS.get(name)
+            field = field_of(sample.name, sample.labels.get("reason", ""))
             model, version = sample.labels.get("model"), sample.labels.get("version", "")
             if field is None or model is None or not version.isdecimal():
                 continue

@@ -85,11 +85,12 @@ class LoadMeter:
         return max(items / requests, 1.0) if requests else 1.0
 
     def is_curious(self, intervals: Iterable[Interval]) -> bool:
-        """Whether so much was asked of something whose cost is not known yet that batch statistics would soon tell."""
+        """Whether so much was asked of something whose cost is not known yet that batch statistics would soon tell, or
+        failed, which may take another time."""
         return any(
-            key not in self.known and each.window_s > 0 and each.counted(key).ended >= A_FEW
+            _is_new(each.counted(key), known=key in self.known)
             for each in intervals
-            for key in each.after
+            for key in (each.after if each.window_s > 0 else ())
         )
 
     def start_s(self, record: FleetRecord) -> float:
@@ -140,8 +141,7 @@ class LoadMeter:
         for name, interval in told.items():
             for key in interval.after:
                 counted = interval.counted(key)
-                # What arrived: what was answered, with errors too, and by how many more wait now.
-                came = max(counted.ended + counted.pending, 0.0)
+                came = _came(counted, usual(key).per_s * interval.window_s)
                 arrived[key] += came / interval.window_s
                 waiting[key] += interval.after[key].pending
                 in_flight += counted.request_us / interval.window_s / 1e6
@@ -152,7 +152,7 @@ class LoadMeter:
                     answered += counted.success
                     met += counted.success if _is_met(counted, record) else 0.0
                     self._take_items(key, counted)
-        _add_refused(arrived, refused or {})
+        _add_dropped(arrived, told.values(), refused or {})
         known = [key for key in {*arrived, *waiting} if key in costs]
         self.known = frozenset(costs)
         each = {
@@ -279,12 +279,28 @@ class LoadMeter:
         return self._past
 
 
-def _add_refused(arrived: dict[Key, float], refused: Mapping[Key, float]) -> None:
-    """Count what gateways refused among what arrives; at most as much again, for who is refused may ask again at once,
-    and counts each time."""
-    for key, refused_per_s in refused.items():
+def _came(counted: Counters, most: float) -> float:
+    """How many requests arrived: those that were answered, with an error too, and by how many more wait now. What fails
+    may fail quickly, so it counts for no more than the `most` that a copy can do (0: not known)."""
+    failures = min(counted.failures, max(most - counted.success, 0.0)) if most else counted.failures
+    return max(counted.success + failures + counted.pending, 0.0)
+
+
+def _add_dropped(arrived: dict[Key, float], told: Iterable[Interval], refused: Mapping[Key, float]) -> None:
+    """Count what gateways refused, and what was given up in a queue, among what arrives; at most as much again, for who
+    is refused may ask again at once, and counts each time."""
+    dropped: dict[Key, float] = defaultdict(float, refused)
+    for interval in told:
+        for key in interval.after:
+            dropped[key] += interval.counted(key).not_run / interval.window_s
+    for key, dropped_per_s in dropped.items():
         if key in arrived:
-            arrived[key] += min(refused_per_s, arrived[key])
+            arrived[key] += min(dropped_per_s, arrived[key])
+
+
+def _is_new(counted: Counters, *, known: bool) -> bool:
+    """Whether batch statistics would tell of executions what is not `known`."""
+    return counted.failures >= max(A_FEW, counted.success) if known else counted.ended >= A_FEW
 
 
 def _is_enough(cost: Cost) -> bool:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from controlplane.core.names import Key
-from controlplane.metrics.counters import FIELDS, Counters
+from controlplane.metrics.counters import Counters, field_of
 
 REPLICA_LABEL = "replica"
 UP = "up"
@@ -110,15 +110,16 @@ def _apart_s(series: Sequence[Series]) -> float | None:
 def _counters(series: Sequence[Series], at: float) -> Mapping[Key, Counters]:
     """What was scraped at that time. Series that differ only in labels that are not Triton's are copies of one. Of a
     version whose requests are not kept, nothing is known."""
-    values: dict[tuple[str, Key, tuple[str, str]], float] = {}
+    values: dict[tuple[str, Key, tuple[str, str, str]], float] = {}
     for each in series:
-        name, model = each.metric.get("__name__", "").removesuffix("_total"), each.metric.get("model")
+        name, reason = each.metric.get("__name__", ""), each.metric.get("reason", "")
+        field, model = field_of(name, reason), each.metric.get("model")
         version = each.metric.get("version", "")
         value = next((number for when, number in each.values if when == at), math.nan)
-        if name in FIELDS and model is not None and version.isdecimal() and math.isfinite(value):
-            part = each.metric.get("gpu_uuid", ""), each.metric.get("reason", "")
-            values[name, Key(model, int(version)), part] = value
+        if field is not None and model is not None and version.isdecimal() and math.isfinite(value):
+            part = name.removesuffix("_total"), each.metric.get("gpu_uuid", ""), reason
+            values[field, Key(model, int(version)), part] = value
     found: dict[Key, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (name, key, _), value in values.items():
-        found[key][FIELDS[name]] += value
+    for (field, key, _), value in values.items():
+        found[key][field] += value
     return {key: Counters(**fields) for key, fields in found.items() if "success" in fields}

@@ -47,8 +47,8 @@ def signals(interval: Interval, key: Key, *, instances: int = 1, cost: Cost | No
     return Signals(
         at=interval.at,
         window_s=interval.window_s,
-        requests_per_s=counted.ended / interval.window_s,
-        failures_per_s=counted.failures / interval.window_s,
+        requests_per_s=(counted.ended + counted.not_run) / interval.window_s,
+        failures_per_s=(counted.failures + counted.not_run) / interval.window_s,
         in_flight=counted.request_us / window_us,
         queue_length=counted.queue_us / window_us,
         waiting=interval.after[key].pending,

@@ -79,6 +79,26 @@ def test_what_fails_was_asked_for_all_the_same() -> None:
     assert meter.is_curious([failing]), "what it costs can be known"
 
 
+def test_what_fails_quickly_is_not_taken_for_more_than_a_copy_can_do() -> None:
+    """400 a second fail at once, of a model that takes 0.1 s for what it can answer: that keeps no 40 replicas busy."""
+    meter = LoadMeter(step_s=2.0)
+    storm = interval(Counters(success=2, failures=800), Counters())
+    load = measure(meter, a=storm)
+    assert load.rate_per_s == 10 and load.demand == pytest.approx(1 / MOST_USED, rel=0.01)
+    assert meter.is_curious([storm]), "they may take another time"
+    assert not meter.is_curious([interval(Counters(success=20, failures=4), Counters())])
+
+
+def test_what_was_given_up_in_a_queue_counts_as_much_as_what_was_refused() -> None:
+    """Clients that don't wait for long ask again at once, and count each time."""
+    given_up = interval(Counters(success=4, not_run=400), Counters())
+    one, other = (
+        measure(LoadMeter(step_s=2.0), a=given_up),
+        measure(LoadMeter(step_s=2.0), a=interval(Counters(success=4)), refused={M: 200.0}),
+    )
+    assert one.rate_per_s == other.rate_per_s == 4 and one.demand == other.demand
+
+
 def test_requests_that_bring_several_items_need_more() -> None:
     """A request of five items takes five times as long as one, where nothing is fixed."""
     one, five = (interval(Counters(success=20, inferences=20 * items, executions=20)) for items in (1, 5))
