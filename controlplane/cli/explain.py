@@ -22,7 +22,9 @@ REASONS = Kind(
 def explain(context: Context, what: tuple[str, ...], output: str) -> None:
     """Say why a model is served as it is, or why a fleet has the replicas that it has."""
     if what == ("fleet",):
-        raise click.UsageError("name the fleet, too: `ctl explain fleet NAME`; `ctl get fleets` lists them")
+        raise click.UsageError(
+            "name the fleet, too: `ctl explain fleet NAME` (a model of that name: `ctl explain model fleet`)"
+        )
     kind, name = what if len(what) == 2 else ("model", what[0])
     if kind not in ("model", "fleet") or len(what) > 2:
         raise click.UsageError("name one model, or `fleet` and a fleet")

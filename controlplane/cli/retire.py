@@ -18,15 +18,17 @@ from controlplane.cli.output import DRY_RUN, changed, output_option, show_one
 def retire(context: Context, *, name: str, reason: str, dry_run: bool, output: str) -> None:
     """Serve the model NAME no more: no version of it is stable.
 
-    What is in flight is answered, then its copies leave the servers; what an alias points at, or is a step of an
-    ensemble, may still be asked for. `ctl rollback NAME` brings back what was stable, `ctl delete` removes versions.
+    What is in flight is answered, then its copies leave the servers; what an alias points at may still be asked for,
+    and steps of ensembles stay loaded. `ctl rollback NAME` brings back what was stable, `ctl delete` removes versions.
     """
     registry = context.registry()
     before = registry.model(name).stable
     model = registry.retire(name, actor=context.actor, reason=reason, dry_run=dry_run)
     data = changed({"name": name}, now={"stable": before}, then={"stable": model.stable}, dry_run=dry_run)
+    kept = ", but for what aliases point at" if model.aliases else ""
     text = (
-        f"{name} {'would be' if dry_run else 'is'} served no more{DRY_RUN if dry_run else ''}; "
-        f"`ctl rollback {name}` brings {name}@{model.previous_stable} back"
+        f"{name} would be served no more{kept}{DRY_RUN}"
+        if dry_run
+        else f"{name} is served no more{kept}; `ctl rollback {name}` brings {name}@{model.previous_stable} back"
     )
     show_one(data, name, output, lambda: click.echo(text))

@@ -78,8 +78,8 @@ def rolled_back(model: Model, *, actor: str, reason: str, steps: tuple[Step, ...
         return replace(model, rollout=ended, history=(*model.history, item))
     if model.previous_stable is None:
         raise NotFound(
-            f"{model.name} has no version to go back to: "
-            + ("nothing is stable yet" if model.stable is None else "nothing else has been stable"),
+            f"{model.name} has no version to go back to"
+            + (": nothing is stable" if model.stable is None else f" from {model.stable}"),
             remedy=f"`ctl get versions {model.name}` lists what can be promoted",
         )
     return promoted(
@@ -97,7 +97,7 @@ def retired(model: Model, *, actor: str, reason: str) -> Model:
     """The model of which nothing is stable any more. What was is where a rollback goes."""
     refuse_while_running(model)
     if model.stable is None:
-        raise NotFound(f"nothing of {model.name} is stable: it is served to nobody", field="model")
+        raise NotFound(f"nothing of {model.name} is stable", field="model", remedy="there is nothing to retire")
     aliases = {name: number for name, number in model.aliases.items() if name != STABLE}
     item = history_item("retire", actor=actor, reason=reason, previous=model.stable)
     return replace(model, aliases=aliases, previous_stable=model.stable, history=(*model.history, item))

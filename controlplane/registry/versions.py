@@ -181,7 +181,7 @@ def _number_of(model: Model, digest: str) -> int:
 
 
 def pinned(documents: Documents, entry: Entry) -> Entry:
-    """An ensemble with every step's version in it: what is stable now, or the newest where nothing is.
+    """An ensemble with every step's version in it: what is stable now, or was last; where nothing ever was, the newest.
 
     Raises InvalidInput for a step whose model or version isn't there.
     """
@@ -192,7 +192,7 @@ def pinned(documents: Documents, entry: Entry) -> Entry:
         where = f"ensemble[{index}]"
         try:
             model = documents.model(step.model_name)
-            number = step.model_version or model.stable or _newest_version(model)
+            number = step.model_version or model.stable or model.previous_stable or _newest_version(model)
             version_of(model, number)
         except NotFound as error:
             raise InvalidInput(error.what, field=where, remedy="register the ensemble's steps first") from error

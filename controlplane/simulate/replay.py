@@ -111,17 +111,16 @@ class _Replay:
         present, ready, queue, started, stopped, came_cold = np.zeros((6, self.steps), np.int64)
         replica_s = np.zeros(self.steps)
         for step in range(self.steps):
-            # What is decided at its end comes after it: at the last one, after the trace.
-            started[step], stopped[step] = replicas.starts, replicas.stops
             seen = self._step(step)
             replica_s[step] = replicas.seconds(seen.now)
             present[step], ready[step], queue[step] = seen.present, len(seen.serving), seen.queue
-            came_cold[step] = self.cold
+            started[step], stopped[step], came_cold[step] = replicas.starts, replicas.stops, self.cold
+            self._decide(seen)
             if step % 1000 == 0:
                 told(step / self.steps)
         after = self.steps
         while self.head < len(trace) and after < self.steps + PATIENCE_S / STEP_S:
-            self._step(after)
+            self._decide(self._step(after))
             after += 1
         told(1.0)
         return Run(
@@ -137,7 +136,7 @@ class _Replay:
         )
 
     def _step(self, step: int) -> Seen:
-        """Serve until the end of a step, then ask the policy."""
+        """Serve until the end of a step."""
         now = (step + 1) * STEP_S
         low, high = (int(self.bounds[min(each, self.steps)]) for each in (step, step + 1))
         replicas = self.replicas
@@ -150,7 +149,7 @@ class _Replay:
             self.waiting -= np.bincount(begun.model, minlength=len(self.waiting))
         replicas.look(now)
         queue = high - self.head
-        seen = Seen(
+        return Seen(
             now=now,
             present=replicas.present,
             serving=tuple(replicas.serving(now)),
@@ -159,9 +158,11 @@ class _Replay:
             waiting=self.waiting,
             begun=begun,
         )
-        limits = limits_of(self.record, self.trace.origin + now)
-        replicas.resize(min(max(self.policy.desired(seen), limits.least), limits.most), now)
-        return seen
+
+    def _decide(self, seen: Seen) -> None:
+        """Ask the policy. What it says holds from the next step on: at the last one, it comes after the trace."""
+        limits = limits_of(self.record, self.trace.origin + seen.now)
+        self.replicas.resize(min(max(self.policy.desired(seen), limits.least), limits.most), seen.now)
 
     def _count_cold(self, low: int, high: int, now: float) -> None:
         """Those that came before any replica was ready."""

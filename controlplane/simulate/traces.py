@@ -18,7 +18,7 @@ MOST_DAYS = 31
 """A longer trace would take hours, and most often is one with a wrong timestamp in it."""
 MOST_REQUESTS = 100_000_000
 """More, made by multiplying a rate, would not fit into the memory of most machines."""
-UNNAMED = ("model",)
+UNNAMED = ("",)
 """The models of a trace that names none."""
 LEAST_EPOCH_S = 1e9
 """Plain seconds from here on (September 2001) are seconds since 1970."""
@@ -41,7 +41,7 @@ class Trace:
     arrival_s: Floats
     work_s: Singles
     model: Codes
-    models: tuple[str, ...] = ("model",)
+    models: tuple[str, ...] = UNNAMED
     origin: float = 0.0
     notes: tuple[str, ...] = ()
 

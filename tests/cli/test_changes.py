@@ -115,7 +115,7 @@ def test_the_steps_of_an_ensemble_are_pinned_and_it_is_told(ctl: Ctl, tmp_path: 
         (("promote", "m@"), 2, "which version?"),
         (("promote", "m@1", 2), 2, "`ctl promote m 2`"),
         (("promote", "m", "abc"), 1, "m has no alias 'abc'; it has: none"),
-        (("rollback", "m"), 1, "nothing is stable yet"),
+        (("rollback", "m"), 1, "nothing is stable"),
         (("alias", "m", "stable=1"), 2, "only a rollout moves 'stable'"),
         (("alias", "m", "nothing"), 2, "candidate=2"),
         (("alias", "m", "--delete"), 2, "which alias?"),

@@ -246,6 +246,17 @@ def test_a_deleted_version_leaves_after_the_drain() -> None:
     assert all(first not in replica.copies for replica in world.replicas.values())
 
 
+def test_a_retired_model_leaves_with_what_was_kept_warm_of_it() -> None:
+    world = World()
+    first, second = promoted(world), promoted(world)
+    assert world.served(first) and world.served(second), "a moment after the promotion"
+    world.registry.retire("m")
+    world.run(1)
+    assert "m" not in world.plan.table.routes
+    world.run(10)
+    assert not any(first in each.copies or second in each.copies for each in world.replicas.values())
+
+
 def test_an_alias_may_be_asked_for_and_is_loaded_by_the_first_request() -> None:
     world = World()
     promoted(world)

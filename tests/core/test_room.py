@@ -164,13 +164,22 @@ def test_several_copies_keep_no_fleet_from_zero() -> None:
     key = register(world, "m", 100, Serving(min_copies=2))
     sizes(world, 30)
     assert len(world.served(key)) == 2
-    world.run(200)
+    assert not world.plan.table.asleep
+    asleep = set()
+    for _ in range(200):
+        world.run(1)
+        asleep.add((bool(world.plan.table.endpoints), world.plan.table.asleep))
+    assert asleep == {(True, False), (False, True)}, "gateways answer for the servers as soon as none is left"
     assert not world.replicas and world.started <= 3
     world.gateways["gw-0"].demand = (Demand(model="m", version=1, waiting=1),)
     world.run(1)
-    assert "shall have 2: somebody has asked for m@1" in why(world)
+    assert "shall have 2: somebody has asked for m@1" in why(world) and world.plan.table.asleep, "it only begins"
     world.run(20)
-    assert len(world.served(key)) == 2
+    assert len(world.served(key)) == 2 and not world.plan.table.asleep
+    for each in world.replicas.values():
+        each.crash()
+    world.turn()
+    assert not world.plan.table.asleep, "who is down has been there: nobody is told that all is well"
 
 
 def test_a_rollout_of_what_is_to_be_apart_waits_for_a_replica_of_its_own() -> None:

@@ -111,6 +111,10 @@ class Registry:
                 previous_stable=model.stable,
             )
 
+    def retire(self, name: str) -> None:
+        model = self.models[name]
+        self.models[name] = replace(model, aliases={}, previous_stable=model.stable)
+
     def delete(self, key: Key, now: float) -> None:
         model = self.models[key.model]
         self.models[key.model] = replace(

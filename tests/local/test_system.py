@@ -57,6 +57,7 @@ def test_it_is_found_again(tmp_path: Path) -> None:
         pytest.param("fleets: [{name: a, memory_bytes: lots}]", "512Mi", id="a size that is none"),
         pytest.param("fleets: [{name: a, scaling: {idle_s: 5m}}]", "idle_s: '5m' is no number of seconds", id="a unit"),
         pytest.param("fleets: [{name: a, scaling: {share: 99}}]", "for 99 % write 0.99", id="per cent"),
+        pytest.param("fleets: [{name: a, scaling: {share: 1}}]", "a part of 1: such as 0.99", id="all of it"),
         pytest.param("fleets: [{name: a, replica: 2}]", "did you mean `replicas`?", id="an unknown setting"),
         pytest.param(
             "fleets:\n- {name: a}\n- {name: b,\n   memry_bytes: 1Gi}", "no such field (line 4)", id="its line"

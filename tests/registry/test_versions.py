@@ -141,6 +141,17 @@ def test_manifests_are_held_against_their_digest(registry: Registry, url: str, t
         open_registry(url).manifest(made.digest)
 
 
+def test_an_ensemble_takes_what_was_stable_of_a_retired_model(registry: Registry, tmp_path: Path) -> None:
+    """Not a newer version, which nobody may ever have proved."""
+    for number in (1, 2):
+        register(registry, tmp_path, content=str(number))
+    make_stable(registry, "m", 1)
+    registry.retire("m", actor=ACTOR)
+    made = registry.register(ensemble("pipeline", ("m", None)), {}, actor=ACTOR)
+    (step,) = registry.manifest(made.digest).entry.ensemble
+    assert step.model_version == 1
+
+
 # Deleting.
 
 

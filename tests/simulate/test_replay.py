@@ -73,6 +73,11 @@ def test_what_is_ordered_when_the_trace_ends_is_not_counted() -> None:
     assert (list(run.present), run.starts, run.stops) == ([1, 4], 3, 0)
 
 
+def test_who_ends_within_the_last_step_is_counted() -> None:
+    run = replay(requests((0, 2.5), (0, 2.5), (3, 0.1)), Setting(shape=fleet(), slots=1, initial=2), Told([1]))
+    assert (list(run.present), run.stops) == ([2, 1], 1)
+
+
 def test_who_leaves_ends_what_it_has_and_gets_nothing_new() -> None:
     """Two replicas of one slot. At 2 s one leaves: it is busy until 7 s and is paid until then; the next requests have
     the other alone."""

@@ -27,7 +27,7 @@ def serving_of(model: Model, census: Census) -> Serving:
     target = rollout.target if rollout is not None and rollout.target in live else None
     warm = None
     last = model.rollout
-    moved = last is not None and last.state == "succeeded" and last.source in live
+    moved = last is not None and last.state == "succeeded" and last.source in live and stable is not None
     if last is not None and moved and last.ended_at is not None:
         warm = last.source if census.now - last.ended_at.timestamp() < census.snapshot.settings.warm_s else None
     aliases = frozenset(number for name, number in model.aliases.items() if number in live and number != stable)
