@@ -141,7 +141,7 @@ class LoadMeter:
         for name, interval in told.items():
             for key in interval.after:
                 counted = interval.counted(key)
-                came = _came(counted, usual(key).per_s * interval.window_s)
+                came = _came(counted, usual(key).per_s * interval.window_s if counted.failures else 0.0)
                 arrived[key] += came / interval.window_s
                 waiting[key] += interval.after[key].pending
                 in_flight += counted.request_us / interval.window_s / 1e6
@@ -152,7 +152,7 @@ class LoadMeter:
                     answered += counted.success
                     met += counted.success if _is_met(counted, record) else 0.0
                     self._take_items(key, counted)
-        _add_dropped(arrived, told.values(), refused or {})
+        _add_refused(arrived, refused or {})
         known = [key for key in {*arrived, *waiting} if key in costs]
         self.known = frozenset(costs)
         each = {
@@ -281,21 +281,19 @@ class LoadMeter:
 
 def _came(counted: Counters, most: float) -> float:
     """How many requests arrived: those that were answered, with an error too, and by how many more wait now. What fails
-    may fail quickly, so it counts for no more than the `most` that a copy can do (0: not known)."""
+    may fail quickly, so it counts for no more than the `most` that a copy can do (0: not known). What was given up in
+    the queue counts at most as much again: whoever does not wait for long may ask again at once."""
     failures = min(counted.failures, max(most - counted.success, 0.0)) if most else counted.failures
-    return max(counted.success + failures + counted.pending, 0.0)
+    came = max(counted.success + failures + counted.pending, 0.0)
+    return came + min(counted.not_run, came)
 
 
-def _add_dropped(arrived: dict[Key, float], told: Iterable[Interval], refused: Mapping[Key, float]) -> None:
-    """Count what gateways refused, and what was given up in a queue, among what arrives; at most as much again, for who
-    is refused may ask again at once, and counts each time."""
-    dropped: dict[Key, float] = defaultdict(float, refused)
-    for interval in told:
-        for key in interval.after:
-            dropped[key] += interval.counted(key).not_run / interval.window_s
-    for key, dropped_per_s in dropped.items():
+def _add_refused(arrived: dict[Key, float], refused: Mapping[Key, float]) -> None:
+    """Count what gateways refused among what arrives; at most as much again, for who is refused may ask again at once,
+    and counts each time."""
+    for key, refused_per_s in refused.items():
         if key in arrived:
-            arrived[key] += min(dropped_per_s, arrived[key])
+            arrived[key] += min(refused_per_s, arrived[key])
 
 
 def _is_new(counted: Counters, *, known: bool) -> bool:
