@@ -59,6 +59,12 @@ def why(system: System) -> str:
     return str(system.told("/v1/fleets/cpu/explain"))
 
 
+def batching(system: System, name: str) -> str:
+    """What is said of a model's batching; empty if nothing is."""
+    told = system.told(f"/v1/models/{name}/explain")["batching"]
+    return str(told[0]["text"]) if told else ""
+
+
 def ready(system: System) -> set[str]:
     return {name for name, each in system.replicas().items() if each["server"] == "ready" and not each["stopping"]}
 
@@ -97,9 +103,11 @@ def test_replicas_follow_the_load_up_and_down_to_zero(system: System) -> None:
     with Load(system.client, "slow", clients=16) as load:
         eventually(lambda: len(system.holders("slow", 1)) == 3, 120, "three replicas under load")
         eventually(lambda: "keeps" in (told := why(system)) and "busy" in told, 60, "it is not told why")
-        explained = system.told("/v1/models/slow/explain")
-        assert sum(each["share"] for each in explained["batches"]) == pytest.approx(1.0, abs=0.1)
-        assert explained["batching"][0]["text"].startswith("slow is executed in batches of")
+        eventually(
+            lambda: batching(system, "slow").startswith("slow is executed in batches of"), 60, "it is not learned"
+        )
+        shares = [each["share"] for each in system.told("/v1/models/slow/explain")["batches"]]
+        assert sum(shares) == pytest.approx(1.0, abs=0.1)
         load.more(200)
     assert not load.failures
     with Load(system.client, "slow", clients=1, pause_s=0.3) as load:
