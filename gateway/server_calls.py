@@ -1,5 +1,5 @@
-"""Calls about the server, answered here while there is no replica: what is asked then waits for one, so clients and
-load balancers that look before they ask have to hear that they may."""
+"""Calls about the server, answered here while no replica could be asked (`RouteTable.asleep`): what is asked then waits
+for one, so clients and load balancers that look before they ask have to hear that they may."""
 
 from __future__ import annotations
 

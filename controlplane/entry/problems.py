@@ -53,7 +53,7 @@ def _words(details: Any, path: Path, root: type) -> tuple[str, str | None]:
             return f"{_shown(given)} is no size", "write bytes, or a number with a unit, such as 512Mi or 2G"
         case "float_type" | "float_parsing" | "int_type" | "int_parsing" if unit := _unit(path):
             return f"{_shown(given)} is no number of {unit}", f"write {unit} without a unit, such as 300"
-        case "less_than" if path[-1] == "share" and isinstance(given, int | float):
+        case "less_than" if path and path[-1] == "share" and isinstance(given, int | float):
             part = f"for {given:g} % write {given / 100:g}" if 1 < given < 100 else "such as 0.99"
             return f"{_shown(given)} is not below 1", f"it is a part of 1: {part}"
         case "dataclass_type" | "dataclass_exact_type":

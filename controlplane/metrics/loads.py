@@ -88,7 +88,7 @@ class LoadMeter:
         """Whether so much was asked of something whose cost is not known yet that batch statistics would soon tell, or
         failed, which may take another time."""
         return any(
-            _is_new(each.counted(key), known=key in self.known)
+            _would_tell(each.counted(key), known=key in self.known)
             for each in intervals
             for key in (each.after if each.window_s > 0 else ())
         )
@@ -296,8 +296,8 @@ def _add_refused(arrived: dict[Key, float], refused: Mapping[Key, float]) -> Non
             arrived[key] += min(refused_per_s, arrived[key])
 
 
-def _is_new(counted: Counters, *, known: bool) -> bool:
-    """Whether batch statistics would tell of executions what is not `known`."""
+def _would_tell(counted: Counters, *, known: bool) -> bool:
+    """Whether batch statistics would tell of these executions what is not `known`."""
     return counted.failures >= max(A_FEW, counted.success) if known else counted.ended >= A_FEW
 
 

@@ -14,8 +14,8 @@ from controlplane.metrics.readings import Interval
 class Signals:
     """A model version on one replica over a window of `window_s` that ended at `at` (seconds since 1970).
 
-    `requests_per_s` were answered, `failures_per_s` of them with an error that the server itself counts; all that
-    follows is of the others. `batch_size` is items per execution, `queue_ms` the mean wait of a request, `in_flight`
+    `requests_per_s` were answered, `failures_per_s` of them with an error that the server itself counts; times and
+    sizes are of the others. `batch_size` is items per execution, `queue_ms` the mean wait of a request, `in_flight`
     the mean number of requests inside the server (Little's law), `duty_cycle` the share of the time that its instances
     computed (0 to 1); `waiting` requests are in the queue now. None: nothing was executed, so nothing is known; that is
     not zero.

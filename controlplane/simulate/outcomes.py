@@ -78,7 +78,12 @@ def share_out_of_reach(trace: Trace, goal: Goal) -> float:
     """Which part of the requests can't be in time, since their own work takes longer than the goal's whole latency."""
     if goal.latency_ms is None:
         return 0.0
-    return float(np.mean(trace.work_s > np.nextafter(np.float32(goal.latency_ms / 1e3), np.float32(np.inf))))
+    return float(np.mean(trace.work_s > _just_above(goal.latency_ms / 1e3)))
+
+
+def _just_above(limit_s: float) -> float:
+    """Times are whole microseconds, and single precision must not make one late, nor the sum of two."""
+    return float(np.nextafter(np.float32(limit_s), np.float32(np.inf)))
 
 
 def first_counted(trace: Trace, warm_up_s: float) -> int:
@@ -104,8 +109,7 @@ def outcome(run: Run, trace: Trace, goal: Goal, *, warm_up_s: float = 0.0, tuned
     share = None
     if limit_s is not None:
         spent_s = wait_s if goal.latency_ms is None else wait_s + trace.work_s[first:]
-        # Times are whole microseconds, and single precision must not make one late, nor the sum of two.
-        share = float(np.count_nonzero(spent_s <= np.nextafter(np.float32(limit_s), np.float32(np.inf)))) / len(wait_s)
+        share = float(np.count_nonzero(spent_s <= _just_above(limit_s))) / len(wait_s)
     p50, p95, p99, most = np.quantile(wait_s, (0.5, 0.95, 0.99, 1.0), method="higher")
     waits_s, bin_s = _binned(run, trace)
     return Outcome(

@@ -224,10 +224,10 @@ def _file(
 
 def _by_path(protocol: Protocol, refusal: tuple[int, str], *, asleep: bool) -> Json:
     """What has no route of its own: calls about the server, streams without a header, unknown models."""
-    there: Json = {"cluster": any_cluster(protocol)}
-    anywhere = _action(
-        {**({"cluster": side_cluster(protocol), "retry_policy": SIDE_RETRIES} if asleep else there), "timeout": "10s"}
-    )
+    servers: Json = {"cluster": any_cluster(protocol)}
+    if asleep:
+        servers = {"cluster": side_cluster(protocol), "retry_policy": SIDE_RETRIES}
+    anywhere = _action({**servers, "timeout": "10s"})
     paths: dict[str, Json]
     if protocol == "http":
         paths = dict.fromkeys(("/v2", "/v2/", "/v2/health/live", "/v2/health/ready"), anywhere)
