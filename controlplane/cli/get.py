@@ -83,11 +83,13 @@ def _or_unknown(count: int | None) -> str:
 
 
 def limits(row: Mapping[str, Any]) -> str:
-    """Between which numbers of replicas a fleet moves, or which it has by hand."""
+    """Between which numbers of replicas a fleet moves now, or which it has by hand."""
     if row["by_hand"] is not None:
         return f"{row['by_hand']} by hand"
-    least, most = row["min_replicas"], row["max_replicas"]
-    return str(least) if least == most else f"{least}–{most}"
+    scheduled = row.get("by_schedule")  # a controller of an earlier release doesn't tell
+    least, most = scheduled or (row["min_replicas"], row["max_replicas"])
+    size = str(least) if least == most else f"{least}–{most}"
+    return f"{size} by schedule" if scheduled else size
 
 
 FLEETS = Kind(

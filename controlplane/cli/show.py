@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from controlplane.core.errors import ControlPlaneError
 from controlplane.core.models import FleetRecord, Model, Version
-from controlplane.core.scaling.limits import by_hand
+from controlplane.core.scaling.limits import sizes
 from controlplane.registry import Registry
 from controlplane.registry.poll import RegistryPoll
 
@@ -72,12 +72,9 @@ def version_row(registry: Registry, model: Model, version: Version, *, full: boo
 def fleet_row(record: FleetRecord) -> dict[str, Any]:
     """A fleet as its record has it, in the controller's form; how many replicas are ready it can't tell."""
     shape, capabilities = record.shape, record.capabilities
-    manual = by_hand(record, time.time())
     return {
         "name": shape.name,
-        "min_replicas": shape.min_replicas,
-        "max_replicas": shape.max_replicas,
-        "by_hand": manual.replicas if manual is not None else None,
+        **sizes(shape, record, time.time()),
         "replicas": None,
         "desired": None,
         "ready": None,

@@ -11,7 +11,7 @@ from controlplane.core.messages import Copy
 from controlplane.core.models import Model
 from controlplane.core.names import Key, Reason
 from controlplane.core.plan import SETTLING
-from controlplane.core.scaling.limits import by_hand
+from controlplane.core.scaling.limits import sizes
 from controlplane.core.snapshot import ReplicaView
 from controlplane.server.executions import batches, batching, capacity, signals_of, too_tight
 
@@ -273,12 +273,9 @@ def _fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
     capabilities = record.capabilities if record else None
     decision = controller.memory.last_plan.decisions.get(name)
-    manual = by_hand(record, now) if record is not None else None
     return {
         "name": name,
-        "min_replicas": shape.min_replicas,
-        "max_replicas": shape.max_replicas,
-        "by_hand": manual.replicas if manual is not None else None,
+        **sizes(shape, record, now),
         "replicas": len(there),
         "desired": decision.desired if decision is not None else None,
         "ready": sum(each.report is not None and each.report.server == "ready" for each in there),

@@ -9,7 +9,7 @@ from controlplane.core.fleets import copy_bytes
 from controlplane.core.messages import IN_MEMORY
 from controlplane.core.names import Key
 from controlplane.core.scaling.capacity import instances_of
-from controlplane.core.scaling.limits import by_hand
+from controlplane.core.scaling.limits import sizes
 from controlplane.core.snapshot import ReplicaView, Snapshot
 from controlplane.metrics.signals import Signals, signals
 
@@ -31,12 +31,9 @@ def _fleet(controller: Controller, name: str, now: float) -> dict[str, Any]:
     there = [each for each in controller.snapshot.replicas.values() if each.fleet == name]
     stopping = memory.last_plan.stopping
     record = controller.snapshot.fleets.get(name)
-    manual = by_hand(record, now) if record is not None else None
     return {
         "name": name,
-        "min_replicas": memory.shapes[name].min_replicas,
-        "max_replicas": memory.shapes[name].max_replicas,
-        "by_hand": manual.replicas if manual is not None else None,
+        **sizes(memory.shapes[name], record, now),
         "replicas": len(there),
         "ready": sum(each.report is not None and each.report.server == "ready" for each in there),
         "stopping": sum(each.name in stopping for each in there),

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from controlplane.cli.get import limits
 from controlplane.cli.top import _drawn
 from controlplane.local.home import Home
 from tests.cli.conftest import running_controller
@@ -130,3 +132,12 @@ def test_a_low_terminal_tells_how_many_models_it_does_not_show() -> None:
     low = shown(50, 120, 12)
     assert len(low) == 12
     assert low[-1].startswith("44 more models have no room here; Ctrl-C ends")
+
+
+@pytest.mark.parametrize(
+    ("by_schedule", "by_hand", "expected"),
+    [(None, None, "0–6"), ([2, 6], None, "2–6 by schedule"), ([2, 2], None, "2 by schedule"), ([2, 6], 4, "4 by hand")],
+)
+def test_the_size_that_holds_now_is_shown(by_schedule: list[int] | None, by_hand: int | None, expected: str) -> None:
+    told = {"min_replicas": 0, "max_replicas": 6, "by_schedule": by_schedule, "by_hand": by_hand}
+    assert limits(told) == expected

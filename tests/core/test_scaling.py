@@ -17,7 +17,7 @@ from controlplane.core.models import FleetRecord, FleetShape, Goal, ManualScale,
 from controlplane.core.scaling.analogs import SHORT, STEADY_FEWEST, Past, likely_need, needed
 from controlplane.core.scaling.decision import Decision, decide
 from controlplane.core.scaling.forecasts import ANALOGS, NONE
-from controlplane.core.scaling.limits import Limits, is_open, limits_of
+from controlplane.core.scaling.limits import Limits, is_open, limits_of, sizes
 from controlplane.core.scaling.steady import CLOSE, enough, late
 
 SHAPE = FleetShape(name="cpu", min_replicas=0, max_replicas=8, down_after_s=20, idle_s=60)
@@ -425,6 +425,9 @@ def test_a_hand_comes_before_the_schedule_and_the_schedule_before_the_deployment
     assert (by_hand.least, by_hand.most) == (5, 5)
     assert by_hand.why == "ann has set it to 5 until 2026-11-23 11:00:00 UTC: a launch"
     assert limits_of(replace(record, manual=manual), at("2026-11-23 11:01")) == office, "it ends by itself"
+    told = sizes(shape, replace(record, manual=manual), at("2026-11-23 10:00"))
+    assert told == {"min_replicas": 1, "max_replicas": 2, "by_schedule": (3, 3), "by_hand": 5}
+    assert sizes(shape, None, at("2026-11-22 10:00")) == told | {"by_schedule": None, "by_hand": None}
 
 
 def test_what_must_always_be_loaded_has_room() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
-from controlplane.core.models import FleetRecord, ManualScale, Window
+from controlplane.core.models import FleetRecord, FleetShape, ManualScale, Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +33,32 @@ def limits_of(record: FleetRecord, now: float) -> Limits:
         until = f" until {manual.until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if manual.until is not None else ""
         why = f"{manual.actor} has set it to {manual.replicas}{until}{': ' + manual.reason if manual.reason else ''}"
         return Limits(least=manual.replicas, most=manual.replicas, why=why)
-    least, most = shape.min_replicas, shape.max_replicas
-    why = f"the deployment asks for {least}" + (f" to {most}" if most != least else "")
+    scheduled = by_schedule(shape, now)
+    least, most = scheduled or (shape.min_replicas, shape.max_replicas)
+    who = "its schedule" if scheduled else "the deployment"
+    return Limits(least=least, most=most, why=f"{who} asks for {least}" + (f" to {most}" if most != least else ""))
+
+
+def by_schedule(shape: FleetShape, now: float) -> tuple[int, int] | None:
+    """The least and the greatest size by the windows of its schedule that are open now; None if none is."""
+    least, most, found = shape.min_replicas, shape.max_replicas, False
     for window in shape.schedule:
         if is_open(window, now):
             least = window.min_replicas if window.min_replicas is not None else least
             most = window.max_replicas if window.max_replicas is not None else most
-            why = f"its schedule asks for {least}" + (f" to {most}" if most != least else "")
-    return Limits(least=least, most=max(least, most), why=why)
+            found = True
+    return (least, max(least, most)) if found else None
+
+
+def sizes(shape: FleetShape, record: FleetRecord | None, now: float) -> dict[str, Any]:
+    """What a fleet's users are told of its limits, as plain data."""
+    manual = by_hand(record, now) if record is not None else None
+    return {
+        "min_replicas": shape.min_replicas,
+        "max_replicas": shape.max_replicas,
+        "by_schedule": by_schedule(shape, now),
+        "by_hand": manual.replicas if manual is not None else None,
+    }
 
 
 def is_open(window: Window, now: float) -> bool:
