@@ -5,15 +5,17 @@ those that the variable TRACES names, separated by ':'. Synthetic traffic is rep
 
 Stated for every figure: a replica works on 4 requests at once and takes 5 s, or 30 s, to start; of token traces,
 prompts take 1 s per 8,000 tokens and answers 1 s per 50; the goal is that 99 % of the requests wait no longer than 2 s,
-or 10 s. The first 10 minutes are a warm-up for all and do not count. HPA, KEDA and the fixed number are set to the
-cheapest setting that brings as many requests in time as this autoscaler does; the oracle knows the future and is set
-so, too. Of the synthetic traffic, two are replayed again with other starts and other replicas, and a day's rise and
-fall in a whole day, with 4 s of work a request.
+or 10 s. The first 10 minutes are a warm-up for all and do not count. Of the synthetic traffic, two are replayed again
+with other starts and other replicas, and a day's rise and fall in a whole day, with 4 s of work a request.
 
-Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, in each case: the share of requests reached, and
-the gap between HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle. What is
-closed over all cases together, and by what is varied, is printed as well, and what of the gap to a fixed number, and to
-the cheaper of both.
+Compared twice, at one share of requests in time each: as this autoscaler is, with HPA, KEDA, the fixed number and the
+oracle set to the cheapest setting that brings as many requests in time; and with all of them, this autoscaler too, set
+to the cheapest that reaches the goal, as only hindsight can.
+
+Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, over all cases together, in both comparisons: the
+gap between HPA and oracle closed by 60 %. The same by what is varied is printed, what of the gap to a fixed number is
+closed and to the cheaper of both, and how many cases are good on their own: the share reached, and 60 % closed, or,
+where there is hardly a gap, no more than 5 % above the oracle.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.ending import left_to_starter
 from benchmarks.traffic import diurnal, synthetic
 from controlplane.core.models import FleetShape, Goal
-from controlplane.simulate.comparison import Bench, Comparison, compare
+from controlplane.simulate.comparison import FIXED, HPA, KEDA, ORACLE, OURS, Bench, Comparison, compare
 from controlplane.simulate.controller import Controller
-from controlplane.simulate.outcomes import outcome
+from controlplane.simulate.outcomes import Outcome, outcome
 from controlplane.simulate.reading import Service, read_trace
 from controlplane.simulate.replay import Setting, replay
 from controlplane.simulate.traces import Trace, multiplied
@@ -52,10 +54,9 @@ VARIATIONS = ((120.0, 4), (30.0, 1), (30.0, 16))
 """Of a start, in seconds, and of how many requests a replica works on at once."""
 WHOLE_DAY, DAY_PER_S, DAY_WORK_S, DAY_STARTS_S = "a whole day, 4/s", 4.0, 4.0, (30.0, 120.0)
 """Replicas serve a day that is not shortened: nothing of it changes within a start or two."""
-HPA, FIXED = "HPA, in flight", "fixed"
-PEERS = (HPA, "KEDA, queue length", FIXED, "oracle")
+PEERS = (HPA, KEDA, FIXED, ORACLE)
 OF, MEASURED = ("traffic", "goal", "start", "at once"), ("in time", "this autoscaler", "HPA", "KEDA", "fixed", "oracle")
-COLUMNS = (*OF, *MEASURED, "gap closed", "at the goal")
+COLUMNS = (*OF, *MEASURED, "gap closed", "all set to the goal", "gap closed then")
 CLOSED_GOAL, NEAR_ORACLE = 0.6, 1.05
 
 
@@ -131,50 +132,68 @@ def verdict(made: Comparison) -> str:
     share = made.ours.share or 0.0
     reached = "reached" if share >= SHARE else f"MISSED ({share:.2%})"
     closed = "no gap" if made.closed is None else f"{made.closed:.0%}"
-    at_goal = "" if made.closed_at_goal is None else f", {made.closed_at_goal:.0%} against peers just at the goal"
+    at_goal = "" if made.closed_at_goal is None else f", {made.closed_at_goal:.0%} with all set to the goal"
     return f"goal {reached}; gap between HPA and oracle closed: {closed} at this share{at_goal}"
 
 
 def line(case: Case, made: Comparison) -> str:
     """A comparison as a row of a table in Markdown."""
     share = made.ours.share or 0.0
-    hours = [f"{each.replica_hours:.2f}" if each is not None else "never" for each in map(made.peers.get, PEERS)]
-    parts = [
-        "-" if each is None else f"{round(each, 2) + 0.0:.0%}" if each > -1 else "worse than the HPA"
-        for each in (made.closed, made.closed_at_goal)
-    ]
     in_time = f"{share:.2%}" if share >= SHARE else f"**{share:.2%}**"
     of = (case.name, f"{case.limit_s:g} s", f"{case.start_s:g} s", str(case.slots))
-    cells = (*of, in_time, f"{made.ours.replica_hours:.2f}", *hours, *parts)
+    hours = (_hours(made.peers[name]) for name in PEERS)
+    at_goal = (_hours(made.with_hindsight), _part(made.closed_at_goal))
+    cells = (*of, in_time, _hours(made.ours), *hours, _part(made.closed), *at_goal)
     return f"| {' | '.join(cells)} |"
+
+
+def _hours(made: Outcome | None) -> str:
+    return f"{made.replica_hours:.2f}" if made is not None else "never"
+
+
+def _part(closed: float | None) -> str:
+    if closed is None:
+        return "-"
+    return f"{round(closed, 2) + 0.0:.0%}" if closed > -1 else "worse than the HPA"
 
 
 def is_good(made: Comparison) -> bool:
     """Whether the goal was reached, and the gap closed as far as it should be."""
-    oracle = made.peers["oracle"]
+    oracle = made.peers[ORACLE]
     is_near = oracle is not None and made.ours.replica_hours <= NEAR_ORACLE * oracle.replica_hours
     return (made.ours.share or 0.0) >= SHARE and (is_near or (made.closed is not None and made.closed >= CLOSED_GOAL))
 
 
-def closed_by(made: Sequence[Comparison], *peers: str) -> float:
+def as_it_is(made: Comparison) -> Mapping[str, Outcome | None]:
+    """Each policy at the share that this autoscaler reaches."""
+    return {OURS: made.ours, **made.peers}
+
+
+def closed_by(made: Sequence[Mapping[str, Outcome | None]], *peers: str) -> float:
     """Which part of the replica-hours between the cheapest of these peers and the oracle is saved in all of these cases
-    together."""
+    together; nothing in a case whose share this autoscaler does not reach."""
     saved = between = 0.0
     for each in made:
-        costs = [peer.replica_hours for name in peers if (peer := each.peers[name]) is not None]
-        oracle = each.peers["oracle"]
+        costs = [peer.replica_hours for name in peers if (peer := each[name]) is not None]
+        ours, oracle = each[OURS], each[ORACLE]
         if costs and oracle is not None:
-            saved += min(costs) - each.ours.replica_hours
+            saved += min(costs) - ours.replica_hours if ours is not None else 0.0
             between += min(costs) - oracle.replica_hours
     return saved / between
 
 
+def closed_twice(made: Sequence[Comparison], *peers: str) -> tuple[float, float]:
+    """The same as it is, and with all set to the goal."""
+    return closed_by([as_it_is(each) for each in made], *peers), closed_by([each.at_goal for each in made], *peers)
+
+
 def together(made: Sequence[Comparison]) -> str:
     """What these cases show, in a line."""
+    peers = ((HPA,), (FIXED,), (HPA, FIXED))
+    hpa, fixed, both = ("{:.1%} and {:.1%}".format(*closed_twice(made, *each)) for each in peers)
     good = sum(is_good(each) for each in made)
-    hpa, fixed, both = closed_by(made, HPA), closed_by(made, FIXED), closed_by(made, HPA, FIXED)
-    parts = f"{hpa:.1%} of the gap to the HPA closed, {fixed:.1%} of that to a fixed number, {both:.1%} of that to the"
-    return f"{parts} cheaper of both; of {len(made)} cases {good} are good on their own"
+    alone = f"of {len(made)} cases {good} are good on their own"
+    return f"to the HPA {hpa}, to a fixed number {fixed}, to the cheaper of both {both}; {alone}"
 
 
 def parts_of(case: Case) -> Iterator[str]:
@@ -220,7 +239,7 @@ def main() -> int:
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for case, each in zip(cases + varied, made, strict=True):
         print(line(case, each))
-    print()
+    print("\nThe part of the gap to the oracle that is closed, as it is and with all set to the goal\n")
     made = made[: len(cases)]
     parts: dict[str, list[Comparison]] = {}
     for case, each in zip(cases, made, strict=True):
@@ -228,8 +247,9 @@ def main() -> int:
             parts.setdefault(part, []).append(each)
     for part, of in parts.items():
         print(f"{part}: {together(of)}")
-    print(f"all: {together(made)} (the goal reached, and {CLOSED_GOAL:.0%} closed or as good as the oracle)")
-    return 0 if kept and all(is_good(each) for each in made) else 1
+    least = min(closed_twice(made, HPA))
+    print(f"all: {together(made)}\ngoal, of the gap to the HPA: {CLOSED_GOAL:.0%}; the lesser of both: {least:.1%}")
+    return 0 if kept and least >= CLOSED_GOAL else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Compares policies at one share of requests within the goal: peers are set to the cheapest that reaches it."""
+"""Compares policies at one share of requests within the goal: each is set to the cheapest that reaches it.
+
+Twice: at the share that the controller's policy reaches as it is, and at the goal, for which it is set with hindsight
+as well.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from controlplane.core.models import Goal
 from controlplane.simulate.controller import Controller
 from controlplane.simulate.oracle import LEAST_FACTOR, MOST_FACTOR, TRIES, concurrency, scheduled, shapes
 from controlplane.simulate.outcomes import Outcome, goal_s, outcome
@@ -21,6 +26,13 @@ KEDA_TARGETS = (0.25, 1.0, 4.0, 16.0)
 """Waiting requests for each slot of a replica."""
 KEDA_LEAST = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 """The least number of replicas, for each that the mean demand keeps busy."""
+LATE_FACTORS = (50.0, 30.0, 20.0, 10.0, 5.0, 3.0, 2.0, 1.0, 0.5)
+"""How much the controller's policy is told may come late, for what the goal allows."""
+LEAST_SHARE = 0.5
+"""No fleet can be given a lower one."""
+TIME_FACTORS = (1.0, 0.5)
+"""What time it is told, for that of the goal."""
+OURS, FIXED, HPA, KEDA, ORACLE = (each.name for each in (Controller, Fixed, Hpa, Keda, Scheduled))
 SAME = 1e-9
 
 Peer = Fixed | Hpa | Keda | Scheduled
@@ -31,21 +43,35 @@ Told = Callable[[str], None]
 class Comparison:
     """`ours`, and of each peer the cheapest outcome with at least `ours.share` (None: none reaches it).
 
-    `best`: of each peer the outcome with the greatest share. `closed`: which part of the replica-hours between the HPA
-    and the oracle is saved, 1 as much as the oracle does, below 0 worse than the HPA; None where there is no such gap.
-    `closed_at_goal`: the same against peers that only just reach the goal, where `ours` reaches it.
+    `best`: of each peer the outcome with the greatest share. `at_goal`: of each policy, ours too, the cheapest outcome
+    that reaches the goal.
     """
 
     ours: Outcome
     peers: Mapping[str, Outcome | None]
     best: Mapping[str, Outcome]
-    closed: float | None
-    closed_at_goal: float | None
+    at_goal: Mapping[str, Outcome | None]
+
+    @property
+    def with_hindsight(self) -> Outcome | None:
+        """Our cheapest that reaches the goal; `ours` itself where no other goal that it might be told is cheaper."""
+        return self.at_goal[OURS]
+
+    @property
+    def closed(self) -> float | None:
+        """Which part of the gap between the HPA and the oracle is closed, at the share that `ours` reaches."""
+        return closed(self.ours, self.peers[HPA], self.peers[ORACLE])
+
+    @property
+    def closed_at_goal(self) -> float | None:
+        """The same with each policy set to reach the goal."""
+        return closed(self.with_hindsight, self.at_goal[HPA], self.at_goal[ORACLE])
 
 
-def closed(ours: Outcome, hpa: Outcome | None, oracle: Outcome | None) -> float | None:
-    """Which part of the gap between the HPA and the oracle `ours` closes."""
-    if hpa is None or oracle is None or hpa.replica_hours - oracle.replica_hours <= SAME:
+def closed(ours: Outcome | None, hpa: Outcome | None, oracle: Outcome | None) -> float | None:
+    """Which part of the replica-hours between the HPA and the oracle `ours` saves: 1 is as much as the oracle does,
+    below 0 worse than the HPA; None where there is no such gap."""
+    if ours is None or hpa is None or oracle is None or hpa.replica_hours - oracle.replica_hours <= SAME:
         return None
     return (hpa.replica_hours - ours.replica_hours) / (hpa.replica_hours - oracle.replica_hours)
 
@@ -59,12 +85,24 @@ class Bench:
     warm_up_s: float = 0.0
     told: Told = lambda text: None
 
-    def ours(self) -> Outcome:
-        """The controller's policy."""
-        policy = Controller(self.setting, self.trace.models, self.trace.origin)
-        run = replay(self.trace, self.setting, policy, lambda share: self.told(f"{policy.name}: {share:.0%}"))
+    def ours(self, told: Goal | None = None) -> Outcome:
+        """The controller's policy, as it is; or told another goal than the one by which requests are in time."""
         goal = self.setting.shape.goal
-        return outcome(run, self.trace, goal, warm_up_s=self.warm_up_s, tuned=str(goal))
+        setting = replace(self.setting, shape=replace(self.setting.shape, goal=told or goal))
+        policy = Controller(setting, self.trace.models, self.trace.origin)
+        name = policy.name if told is None else f"{policy.name}, {told}"
+        run = replay(self.trace, setting, policy, lambda share: self.told(f"{name}: {share:.0%}"))
+        return outcome(run, self.trace, goal, warm_up_s=self.warm_up_s, tuned=str(told or goal))
+
+    def told_otherwise(self, as_it_is: Outcome) -> list[Outcome]:
+        """Outcomes of the controller's policy when it is told many goals around the fleet's own; the one `as_it_is` is
+        among them."""
+        goal = self.setting.shape.goal
+        lates = [each for each in LATE_FACTORS if each * (1 - goal.share) <= 1 - LEAST_SHARE + SAME]
+        told = [
+            _changed(goal, late=late, time=time) for time in TIME_FACTORS for late in lates if not late == time == 1
+        ]
+        return [as_it_is, *(self.ours(each) for each in told)]
 
     def of(self, policy: Peer) -> Outcome:
         """A peer's outcome."""
@@ -124,27 +162,31 @@ def cheapest(outcomes: Sequence[Outcome], share: float) -> Outcome | None:
 
 
 def compare(bench: Bench) -> Comparison:
-    """The controller's policy against its peers, at the share that it reaches."""
+    """The controller's policy against its peers, at the share that it reaches and at the goal."""
     ours = bench.ours()
     share, goal = ours.share or 0.0, bench.setting.shape.goal.share
-    fixed = bench.fixed(share)
-    # Who knows the future may as well choose a number that never changes.
-    steady = [replace(each, policy="oracle", tuned=f"always {each.tuned}") for each in fixed]
-    made = {
-        "fixed": fixed,
-        "HPA, in flight": bench.hpa(),
-        "KEDA, queue length": bench.keda(),
-        "oracle": [*bench.oracle(share), *steady],
-    }
-    peers = {name: cheapest(outcomes, share) for name, outcomes in made.items()}
-    at_goal = None
-    if share >= goal:
-        planned = [*made["oracle"], *bench.oracle(goal)]
-        at_goal = closed(ours, cheapest(made["HPA, in flight"], goal), cheapest(planned, goal))
+    made = {name: tuple(of()) for name, of in ((HPA, bench.hpa), (KEDA, bench.keda))}
+
+    def at(share: float) -> dict[str, Sequence[Outcome]]:
+        fixed = bench.fixed(share)
+        # Who knows the future may as well choose a number that never changes.
+        steady = [replace(each, policy=ORACLE, tuned=f"always {each.tuned}") for each in fixed]
+        return {FIXED: fixed, **made, ORACLE: [*bench.oracle(share), *steady]}
+
+    at_share, at_goal = at(share), {OURS: bench.told_otherwise(ours), **at(goal)}
     return Comparison(
         ours=ours,
-        peers=peers,
-        best={name: max(outcomes, key=lambda each: each.share or 0.0) for name, outcomes in made.items()},
-        closed=closed(ours, peers["HPA, in flight"], peers["oracle"]),
-        closed_at_goal=at_goal,
+        peers={name: cheapest(outcomes, share) for name, outcomes in at_share.items()},
+        best={name: max(outcomes, key=lambda each: each.share or 0.0) for name, outcomes in at_share.items()},
+        at_goal={name: cheapest(outcomes, goal) for name, outcomes in at_goal.items()},
     )
+
+
+def _changed(goal: Goal, *, late: float, time: float) -> Goal:
+    """A goal by which so many times as much may come late, after so many times its time."""
+
+    def changed(time_ms: float | None) -> float | None:
+        return None if time_ms is None else time * time_ms
+
+    share = round(1 - late * (1 - goal.share), 9)
+    return replace(goal, share=share, queue_ms=changed(goal.queue_ms), latency_ms=changed(goal.latency_ms))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,10 +32,10 @@ class Controller:
     """Decides as the controller does: a measurement at each step, `decide` on it. `origin`: seconds since 1970 at which
     the trace began."""
 
+    name: ClassVar[str] = "this autoscaler"
     setting: Setting
     models: Sequence[str] = ("model",)
     origin: float = 0.0
-    name: str = "this autoscaler"
     scaler: Scaler = field(default_factory=Scaler)
     load: Load | None = None
     meter: LoadMeter = field(default_factory=lambda: LoadMeter(step_s=STEP_S))

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from controlplane.simulate.policies import STEP_S, Seen
 
@@ -24,12 +25,8 @@ POLL_S, COOLDOWN_S = 30.0, 300.0
 class Fixed:
     """Always so many replicas."""
 
+    name: ClassVar[str] = "fixed"
     count: int
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return "fixed"
 
     @property
     def tuned(self) -> str:
@@ -64,8 +61,8 @@ class _Hpa:
 class Hpa:
     """The HPA on requests in flight: every 15 s ``ceil(in flight / target)``, `target` of them for each replica."""
 
+    name: ClassVar[str] = "HPA, in flight"
     target: float
-    name: str = "HPA, in flight"
     _flights: deque[int] = field(default_factory=lambda: deque(maxlen=round(METRIC_S / STEP_S)))
     _hpa: _Hpa = field(default_factory=_Hpa)
     _next: float = 0.0
@@ -89,9 +86,9 @@ class Keda:
     """KEDA on the queue's length: polled every 30 s, `target` waiting requests for each replica; `least` replicas at
     any time (a queue that is empty asks for none), and no fewer before the cooldown is over."""
 
+    name: ClassVar[str] = "KEDA, queue length"
     target: float
     least: int
-    name: str = "KEDA, queue length"
     _hpa: _Hpa = field(default_factory=_Hpa)
     _length: int = 0
     _polled: float = -math.inf
@@ -121,9 +118,9 @@ class Keda:
 class Scheduled:
     """So many replicas as a plan says for each step; `oracle.scheduled` makes plans that order a start-up ahead."""
 
+    name: ClassVar[str] = "oracle"
     plan: Sequence[int]
     tuned: str
-    name: str = "oracle"
 
     def desired(self, seen: Seen) -> int:
         """What the plan says of this step; its end holds on after it."""

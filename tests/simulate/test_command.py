@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -66,10 +67,30 @@ def test_a_comparison_as_data_with_a_picture(ctl: Ctl, tmp_path: Path) -> None:
     assert (data["fleet"]["name"], data["fleet"]["max_replicas"], data["fleet"]["slots"]) == ("cpu", 4, 1)
     assert data["outcomes"][0]["policy"] == "this autoscaler"
     assert "gap_closed" in data
+    assert list(data["at_goal"]) == ["this autoscaler", "fixed", "HPA, in flight", "KEDA, queue length", "oracle"]
+    assert data["at_goal"]["this autoscaler"] is None
+    assert "whatever other goal was tried" in err
     assert "each peer is set to the cheapest" in err
     picture = (tmp_path / "p.svg").read_text()
     assert picture.startswith("<?xml")
     assert len(picture) < 300_000
+
+
+def test_a_goal_that_would_have_been_enough_is_told(ctl: Ctl, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    at = np.sort(np.concatenate([60 * (minute + random.random(60 + minute % 5 * 60)) for minute in range(15)]))
+    (tmp_path / "waves.csv").write_text("timestamp,work\n" + "".join(f"{each:.3f},0.8\n" for each in at))
+    (tmp_path / "strict.yaml").write_text(
+        "fleets: [{name: cpu, replicas: {min: 0, max: 20}, scaling: {queue_ms: 5000, share: 0.98}}]"
+    )
+    arguments = ("--trace", "waves.csv", "-f", "strict.yaml", "--compare", "--slots", "1", "--start-s", "2")
+    status, out, err = ctl(*arguments, "-o", "json")
+    data = json.loads(out)
+    ours, told = data["outcomes"][0], data["at_goal"]["this autoscaler"]
+    assert status == 0
+    assert told["share"] >= 0.98
+    assert told["replica_hours"] < ours["replica_hours"]
+    assert f"with hindsight: told {told['set_to']}, it would have brought" in err
 
 
 def test_the_budget_of_all_fleets_holds(ctl: Ctl, tmp_path: Path) -> None:

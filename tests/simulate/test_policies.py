@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.core.models import FleetShape, Goal, Window
-from controlplane.simulate.comparison import Bench, cheapest, closed, compare
+from controlplane.simulate.comparison import FIXED, HPA, KEDA, ORACLE, OURS, Bench, cheapest, closed, compare
 from controlplane.simulate.oracle import ahead_max, concurrency, scheduled
 from controlplane.simulate.outcomes import Outcome
 from controlplane.simulate.peers import Fixed, Hpa, Keda, Scheduled
@@ -153,19 +153,50 @@ def test_the_part_of_the_gap_that_is_closed(ours: float, hpa: float, oracle: flo
     found = closed(made_outcome(ours, 1), made_outcome(hpa, 1), made_outcome(oracle, 1))
     assert found == (part if part is None else pytest.approx(part))
     assert closed(made_outcome(ours, 1), made_outcome(hpa, 1), None) is None
+    assert closed(None, made_outcome(hpa, 1), made_outcome(oracle, 1)) is None
 
 
-def test_a_comparison_is_at_one_share() -> None:
+def even(goal: Goal, *, most: int = 20) -> Bench:
     random = np.random.default_rng(5)
     at = np.sort(random.random(1500) * 300)
     trace = trace_of("even", at, random.gamma(2, 0.3, 1500).astype(np.float32))
-    shape = FleetShape(name="f", min_replicas=0, max_replicas=20, goal=Goal(queue_ms=1000, share=0.95))
-    made = compare(Bench(trace, Setting(shape=shape, start_s=10.0, initial=2), 60.0))
-    assert set(made.peers) == {"fixed", "HPA, in flight", "KEDA, queue length", "oracle"}
+    shape = FleetShape(name="f", min_replicas=0, max_replicas=most, goal=goal)
+    return Bench(trace, Setting(shape=shape, start_s=10.0, initial=2), 60.0)
+
+
+def test_a_comparison_is_at_one_share_and_at_the_goal() -> None:
+    made = compare(even(Goal(queue_ms=1000, share=0.95)))
+    assert list(made.peers) == [FIXED, HPA, KEDA, ORACLE]
     assert made.ours.share is not None
     for each in made.peers.values():
         assert each is None or (each.share or 0) >= made.ours.share
-    fixed, oracle = made.peers["fixed"], made.peers["oracle"]
+    fixed, oracle = made.peers[FIXED], made.peers[ORACLE]
     assert fixed is not None
     assert oracle is not None
     assert oracle.replica_hours <= fixed.replica_hours, "a number that never changes is a plan, too"
+    assert list(made.at_goal) == [OURS, FIXED, HPA, KEDA, ORACLE]
+    for each in made.at_goal.values():
+        assert each is not None
+        assert (each.share or 0) >= 0.95
+    assert made.with_hindsight is not None
+    assert made.with_hindsight.replica_hours <= made.ours.replica_hours, "as it is, it reaches the goal"
+
+
+def test_this_autoscaler_is_told_other_goals() -> None:
+    bench = even(Goal(latency_ms=2000, share=0.98))
+    ours = bench.ours()
+    told = bench.told_otherwise(ours)
+    assert told[0] is ours
+    assert len({each.tuned for each in told}) == len(told), "none is replayed twice"
+    found = cheapest(told, 0.98)
+    assert found is not None
+    shares = (0.6, 0.8, 0.9, 0.94, 0.96, 0.98, 0.99)  # half of them late is more than any fleet can be given
+    every = {str(Goal(latency_ms=limit_ms, share=share)) for limit_ms in (2000, 1000) for share in shares}
+    assert {each.tuned for each in told} == every
+    assert found.replica_hours <= ours.replica_hours
+
+
+def test_a_goal_that_is_out_of_reach_is_out_of_reach_with_hindsight() -> None:
+    made = compare(even(Goal(queue_ms=1, share=0.95), most=1))
+    assert made.with_hindsight is None
+    assert made.closed_at_goal is None
