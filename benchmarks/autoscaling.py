@@ -13,9 +13,10 @@ oracle set to the cheapest setting that brings as many requests in time; and wit
 to the cheapest that reaches the goal, as only hindsight can.
 
 Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, over all cases together, in both comparisons: the
-gap between HPA and oracle closed by 60 %. The same by what is varied is printed, what of the gap to a fixed number is
-closed and to the cheaper of both, and how many cases are good on their own: the share reached, and 60 % closed, or,
-where there is hardly a gap, no more than 5 % above the oracle.
+gap between HPA and oracle closed by 60 %, and the share reached in all cases but one as it is, in all with hindsight.
+The same by what is varied is printed, what of the gap to a fixed number is closed and to the cheaper of both, and how
+many cases are good on their own: the share reached, and 60 % closed, or, where there is hardly a gap, no more than 5 %
+above the oracle.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ STARTS_S, GOALS_S = (5.0, 30.0), (2.0, 10.0)
 DAY_START_S = 30.0
 MULTIPLIERS = (1, 10, 40)
 MOST_REQUESTS = 400_000
-"""A larger multiple of a trace is left out: every comparison replays it 100 times and more."""
+"""A larger multiple of a trace is left out: every comparison replays it 170 times."""
 BURSTS = "bursts, 10/s"
 VARIED = ("diurnal, 20/s", BURSTS)
 VARIATIONS = ((120.0, 4), (30.0, 1), (30.0, 16))
@@ -58,6 +59,8 @@ PEERS = (HPA, KEDA, FIXED, ORACLE)
 OF, MEASURED = ("traffic", "goal", "start", "at once"), ("in time", "this autoscaler", "HPA", "KEDA", "fixed", "oracle")
 COLUMNS = (*OF, *MEASURED, "gap closed", "all set to the goal", "gap closed then")
 CLOSED_GOAL, NEAR_ORACLE = 0.6, 1.05
+MOST_MISSED = 1
+"""In so many of the cases the share may be missed as it is: bursts that are over before a replica has started."""
 
 
 def speed() -> bool:
@@ -124,6 +127,8 @@ def show(case: Case, made: Comparison) -> None:
         else:
             figures = f"{each.replica_hours:13.2f} {each.share or 0.0:8.2%} {each.cold:5d} {each.starts:6d}"
             print(f"  {policy:20} {figures}  {each.tuned}")
+    settings = [f"{name}: {_hours(each)} ({each.tuned if each else '-'})" for name, each in made.at_goal.items()]
+    print(f"  all set to the goal: {'; '.join(settings)}")
     print(f"  {verdict(made)}", flush=True)
 
 
@@ -249,7 +254,10 @@ def main() -> int:
         print(f"{part}: {together(of)}")
     least = min(closed_twice(made, HPA))
     print(f"all: {together(made)}\ngoal, of the gap to the HPA: {CLOSED_GOAL:.0%}; the lesser of both: {least:.1%}")
-    return 0 if kept and least >= CLOSED_GOAL else 1
+    missed = sum((each.ours.share or 0.0) < SHARE for each in made)
+    never = sum(each.with_hindsight is None for each in made)
+    print(f"the share is missed in {missed} cases as it is (at most {MOST_MISSED}), with hindsight in {never} (none)")
+    return 0 if kept and least >= CLOSED_GOAL and missed <= MOST_MISSED and not never else 1
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ COLUMNS = {
 }
 """By heading: the field, and whether it is shown with ``-o wide`` only."""
 
+WORTH_TELLING = 0.01
+"""What another goal must save, as a part of the replica-hours, before it is named."""
+
 
 @click.command()
 @click.option(
@@ -208,17 +211,33 @@ def _show(trace: Trace, setting: Setting, outcomes: list[Outcome], comparison: C
         if each is None:
             note(f"{name} reaches that with no setting tried; its best is {comparison.best[name].share:.3%}")
     if comparison.closed is not None:
-        note(f"of the replica-hours between the HPA and the oracle {comparison.closed:.0%} are saved")
-    with_hindsight = comparison.with_hindsight
-    if with_hindsight is None:
-        note("whatever other goal was tried, this autoscaler would have missed that of the fleet")
-    elif with_hindsight is not ours:
-        brought = f"{with_hindsight.share:.3%} in time for {with_hindsight.replica_hours:.2f} replica-hours"
-        note(f"with hindsight: told {with_hindsight.tuned}, it would have brought {brought}")
+        note(f"of the replica-hours between the HPA and the oracle, {_saved(comparison.closed)}")
+    for text in _with_hindsight(comparison, setting.shape.goal.share):
+        note(text)
+
+
+def _with_hindsight(comparison: Comparison, share: float) -> Iterator[str]:
+    """What another goal in the file would have brought, by the fleet's own; and each policy's cheapest setting."""
+    ours, best = comparison.ours, comparison.with_hindsight
+    if best is None:
+        others = any(each is not None for each in comparison.at_goal.values())
+        yield f"no other goal that was tried would have met this one{'' if others else ', nor does any other policy'}"
+    elif (ours.share or 0.0) < share or best.replica_hours <= (1 - WORTH_TELLING) * ours.replica_hours:
+        brought = f"{best.share:.3%} within this goal for {best.replica_hours:.2f} replica-hours"
+        yield f"with hindsight: had the file asked for {best.tuned}, it would have been {brought}"
+    else:
+        yield "with hindsight: no other goal that was tried would have met this one for less"
     if comparison.closed_at_goal is not None:
-        note(
-            f"where all are set to just reach the goal, this autoscaler too, {comparison.closed_at_goal:.0%} are saved"
-        )
+        part = _saved(comparison.closed_at_goal)
+        yield f"with all policies, this one too, at the cheapest setting tried that meets the goal, {part}"
+
+
+def _saved(closed: float) -> str:
+    return (
+        f"{closed:.0%} are saved"
+        if closed >= 0
+        else f"none are saved: it takes {-closed:.0%} of them more than the HPA"
+    )
 
 
 def _data(

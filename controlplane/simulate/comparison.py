@@ -85,24 +85,22 @@ class Bench:
     warm_up_s: float = 0.0
     told: Told = lambda text: None
 
-    def ours(self, told: Goal | None = None) -> Outcome:
-        """The controller's policy, as it is; or told another goal than the one by which requests are in time."""
-        goal = self.setting.shape.goal
-        setting = replace(self.setting, shape=replace(self.setting.shape, goal=told or goal))
+    def ours(self, other: Goal | None = None) -> Outcome:
+        """The controller's policy, as it is; or told another goal than the fleet's, by which requests are in time."""
+        shape = self.setting.shape
+        setting = replace(self.setting, shape=replace(shape, goal=other or shape.goal))
         policy = Controller(setting, self.trace.models, self.trace.origin)
-        name = policy.name if told is None else f"{policy.name}, {told}"
+        name = policy.name if other is None else f"{policy.name}, {other}"
         run = replay(self.trace, setting, policy, lambda share: self.told(f"{name}: {share:.0%}"))
-        return outcome(run, self.trace, goal, warm_up_s=self.warm_up_s, tuned=str(told or goal))
+        return outcome(run, self.trace, shape.goal, warm_up_s=self.warm_up_s, tuned=str(setting.shape.goal))
 
     def told_otherwise(self, as_it_is: Outcome) -> list[Outcome]:
         """Outcomes of the controller's policy when it is told many goals around the fleet's own; the one `as_it_is` is
         among them."""
         goal = self.setting.shape.goal
         lates = [each for each in LATE_FACTORS if each * (1 - goal.share) <= 1 - LEAST_SHARE + SAME]
-        told = [
-            _changed(goal, late=late, time=time) for time in TIME_FACTORS for late in lates if not late == time == 1
-        ]
-        return [as_it_is, *(self.ours(each) for each in told)]
+        goals = [_changed(goal, late=late, time=time) for time in TIME_FACTORS for late in lates]
+        return [as_it_is, *(self.ours(each) for each in goals if each != goal and each.share < 1)]
 
     def of(self, policy: Peer) -> Outcome:
         """A peer's outcome."""
@@ -165,20 +163,21 @@ def compare(bench: Bench) -> Comparison:
     """The controller's policy against its peers, at the share that it reaches and at the goal."""
     ours = bench.ours()
     share, goal = ours.share or 0.0, bench.setting.shape.goal.share
-    made = {name: tuple(of()) for name, of in ((HPA, bench.hpa), (KEDA, bench.keda))}
-
-    def at(share: float) -> dict[str, Sequence[Outcome]]:
-        fixed = bench.fixed(share)
-        # Who knows the future may as well choose a number that never changes.
-        steady = [replace(each, policy=ORACLE, tuned=f"always {each.tuned}") for each in fixed]
-        return {FIXED: fixed, **made, ORACLE: [*bench.oracle(share), *steady]}
-
-    at_share, at_goal = at(share), {OURS: bench.told_otherwise(ours), **at(goal)}
+    fixed = [*bench.fixed(share), *bench.fixed(goal)]
+    # Who knows the future may as well choose a number that never changes.
+    steady = [replace(each, policy=ORACLE, tuned=f"always {each.tuned}") for each in fixed]
+    made: dict[str, Sequence[Outcome]] = {
+        FIXED: fixed,
+        HPA: bench.hpa(),
+        KEDA: bench.keda(),
+        ORACLE: [*bench.oracle(share), *bench.oracle(goal), *steady],
+    }
+    told = {OURS: bench.told_otherwise(ours), **made}
     return Comparison(
         ours=ours,
-        peers={name: cheapest(outcomes, share) for name, outcomes in at_share.items()},
-        best={name: max(outcomes, key=lambda each: each.share or 0.0) for name, outcomes in at_share.items()},
-        at_goal={name: cheapest(outcomes, goal) for name, outcomes in at_goal.items()},
+        peers={name: cheapest(outcomes, share) for name, outcomes in made.items()},
+        best={name: max(outcomes, key=lambda each: each.share or 0.0) for name, outcomes in made.items()},
+        at_goal={name: cheapest(outcomes, goal) for name, outcomes in told.items()},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,6 +195,16 @@ def test_this_autoscaler_is_told_other_goals() -> None:
     every = {str(Goal(latency_ms=limit_ms, share=share)) for limit_ms in (2000, 1000) for share in shares}
     assert {each.tuned for each in told} == every
     assert found.replica_hours <= ours.replica_hours
+
+
+def test_requests_are_in_time_by_the_goal_of_the_fleet_whatever_is_told() -> None:
+    bench = even(Goal(queue_ms=10, share=0.95))
+    told = bench.ours(Goal(queue_ms=60_000, share=0.95))
+    itself = replace(bench.setting, shape=replace(bench.setting.shape, goal=Goal(queue_ms=60_000, share=0.95)))
+    relaxed = Bench(bench.trace, itself, bench.warm_up_s).ours()
+    assert relaxed.share is not None and told.share is not None
+    assert told.replica_hours == relaxed.replica_hours
+    assert told.share < relaxed.share
 
 
 def test_a_goal_that_is_out_of_reach_is_out_of_reach_with_hindsight() -> None:
