@@ -31,6 +31,7 @@ class Stream:
         self.unsent, self._unanswered = _Room(QUEUED_BYTES), _Room(QUEUED_BYTES)
         self._answers: asyncio.Queue[bytes | Destination | None] = asyncio.Queue(QUEUED)
         self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._sending = self._over = False
 
     async def run(self) -> None:
         """Pass messages until the client has ended its side and everything is answered.
@@ -79,14 +80,30 @@ class Stream:
         return running
 
     async def _write(self) -> None:
+        sender = asyncio.create_task(self._send())
+        try:
+            await asyncio.shield(sender)
+        finally:
+            # Where a stream ends early, what is being sent is sent first: `grpc.aio` can't say how a call ends meanwhile.
+            self._over = True
+            if not self._sending:
+                sender.cancel()
+            await asyncio.wait({sender})
+            if not sender.cancelled():
+                sender.exception()  # seen: whoever ended the stream says why
+
+    async def _send(self) -> None:
         begun = False  # the first thing sent sends the metadata too, and they can be sent once
         while (answer := await self._answers.get()) is not None:
+            self._sending = True
             if isinstance(answer, bytes):
                 await self.context.write(answer)
                 await self._unanswered.give(len(answer))
             elif not begun:
                 await self.context.send_initial_metadata(served(answer))
-            begun = True
+            begun, self._sending = True, False
+            if self._over:
+                return
 
 
 class _Room:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from grpc.aio._call import StreamStreamCall
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from controlplane.core.routes import Endpoint, RouteTable
+from gateway import grpc_side
 from gateway.forwarding import Forwarding
 from gateway.grpc_side import serve
 from gateway.holding import Holding
@@ -116,6 +117,41 @@ async def test_a_replica_that_ends_its_stream_too_early_has_failed(messages: int
             await asyncio.to_thread(ask, address, [request("echo")] * messages, close=False)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert refused.value.details() == "the replica ended the stream for echo"
+
+
+class Slow:
+    """A call's context that takes its time to send; what was cut off meanwhile is noted."""
+
+    def __init__(self, context: Any, cut: list[str]) -> None:
+        self._context, self._cut = context, cut
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        await self._slowly("metadata", self._context.send_initial_metadata(metadata))
+
+    async def write(self, message: Any) -> None:
+        await self._slowly("message", self._context.write(message))
+
+    async def _slowly(self, what: str, sending: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(sending)
+        try:
+            await asyncio.sleep(0.1)
+            await task
+        except asyncio.CancelledError:
+            self._cut.append(what)
+            raise
+
+
+async def test_how_a_stream_ends_is_told_after_what_is_being_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[str] = []
+    monkeypatch.setattr(grpc_side, "Stream", lambda forwarding, context: Stream(forwarding, Slow(context, cut)))
+    async with serving(Short()) as short, side(short) as (address, _):
+        with pytest.raises(grpc.RpcError) as refused:
+            await asyncio.to_thread(ask, address, [request("echo")] * 2, close=False)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not cut, "grpc.aio can't end a call while it sends, and the client would wait for ever"
 
 
 @pytest.mark.parametrize("times", [1, 30])
