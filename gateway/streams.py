@@ -84,7 +84,7 @@ class Stream:
         try:
             await asyncio.shield(sender)
         finally:
-            # Where a stream ends early, what is being sent goes out first: meanwhile `grpc.aio` can't say how a call ends.
+            # What is being sent goes out first: meanwhile `grpc.aio` can't say how a call ends.
             self._over = True
             if not self._sending:
                 sender.cancel()
