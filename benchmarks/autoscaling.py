@@ -12,11 +12,10 @@ Compared twice, at one share of requests in time each: as this autoscaler is, wi
 oracle set to the cheapest setting that brings as many requests in time; and with all of them, this autoscaler too, set
 to the cheapest that reaches the goal, as only hindsight can.
 
-Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, over all cases together, in both comparisons: the
-gap between HPA and oracle closed by 60 %, and the share reached in all cases but one as it is, in all with hindsight.
-The same by what is varied is printed, what of the gap to a fixed number is closed and to the cheaper of both, and how
-many cases are good on their own: the share reached, and 60 % closed, or, where there is hardly a gap, no more than 5 %
-above the oracle.
+Limits: a day of 10 million requests replayed in 60 s and 1 GB. Goal, in each case: the share of requests reached, and
+the gap between HPA and oracle closed by 60 %; where there is hardly a gap, no more than 5 % above the oracle. And over
+all cases together, in both comparisons: the gap closed by 60 %, the share reached in all with hindsight. The same by
+what is varied is printed, and what of the gap to a fixed number is closed and to the cheaper of both.
 """
 
 from __future__ import annotations
@@ -59,8 +58,6 @@ PEERS = (HPA, KEDA, FIXED, ORACLE)
 OF, MEASURED = ("traffic", "goal", "start", "at once"), ("in time", "this autoscaler", "HPA", "KEDA", "fixed", "oracle")
 COLUMNS = (*OF, *MEASURED, "gap closed", "all set to the goal", "gap closed then")
 CLOSED_GOAL, NEAR_ORACLE = 0.6, 1.05
-MOST_MISSED = 1
-"""In so many of the cases the share may be missed as it is: bursts that are over before a replica has started."""
 
 
 def speed() -> bool:
@@ -254,10 +251,9 @@ def main() -> int:
         print(f"{part}: {together(of)}")
     least = min(closed_twice(made, HPA))
     print(f"all: {together(made)}\ngoal, of the gap to the HPA: {CLOSED_GOAL:.0%}; the lesser of both: {least:.1%}")
-    missed = sum((each.ours.share or 0.0) < SHARE for each in made)
     never = sum(each.with_hindsight is None for each in made)
-    print(f"the share is missed in {missed} cases as it is (at most {MOST_MISSED}), with hindsight in {never} (none)")
-    return 0 if kept and least >= CLOSED_GOAL and missed <= MOST_MISSED and not never else 1
+    print(f"told any goal that was tried, the share is missed in {never} cases")
+    return 0 if kept and least >= CLOSED_GOAL and not never and all(is_good(each) for each in made) else 1
 
 
 if __name__ == "__main__":
