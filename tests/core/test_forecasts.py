@@ -21,6 +21,7 @@ from controlplane.core.scaling.forecasts import (
     KEPT_OF_DAYS,
     MANY,
     NONE,
+    ONCE_S,
     PRESENT,
     PROVEN,
     contest_of,
@@ -275,6 +276,31 @@ def test_a_believed_forecast_is_moved_to_the_wanted_share() -> None:
         said = {NONE: 1.0 + (step + 1) % 3 - 0.5, ANALOGS: 3.0 - (step + 1) % 3}
         contest = judge(contest, Load(at=at, step_s=2.0, sequel=sequel), said, 0.99, 0.99)
     assert told(contest) == (NONE, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("risen_at", "moved"),
+    [
+        pytest.param((), 0.0, id="never"),
+        pytest.param((100.0,), 0.0, id="once"),
+        pytest.param((100.0, 100.0 + ONCE_S), 0.0, id="for a while"),
+        pytest.param((100.0, 700.0), 5.0, id="twice"),
+        pytest.param((100.0, 700.0, 1300.0), 5.0, id="often"),
+        pytest.param((3500.0,), 5.0, id="once, of late"),
+        pytest.param((3000.0, 3500.0), 5.0, id="twice, of late"),
+    ],
+)
+def test_what_the_load_has_risen_by_once_is_expected_for_a_while(risen_at: tuple[float, ...], moved: float) -> None:
+    """An hour of notes, on replicas that start in 10 s. Most of the work comes in the rise, as in a load test."""
+    contest = Contest()
+    for step in range(360):
+        at = step * EVERY_S
+        is_risen = any(0 <= each - at < EVERY_S for each in risen_at)
+        sequel = Moment((0.0, 0.0, 0.0), need=6.0 if is_risen else 1.0, weight=500.0 if is_risen else 1.0, at=at)
+        said = {NONE: 1.0, ANALOGS: 7.0}
+        load = Load(at=1e9 + at + EVERY_S, step_s=2.0, start_s=10.0, sequel=replace(sequel, at=1e9 + at))
+        contest = judge(contest, load, said, 0.99, 0.99)
+    assert told(contest) == (NONE, moved)
 
 
 def test_seasons_tell_the_most_of_the_same_time_of_other_days() -> None:

@@ -259,6 +259,22 @@ def test_decisions_are_those_of_the_core() -> None:
     assert list(run.present[1:]) == [made for made, _ in policy.decisions[: len(run.present) - 1]]
 
 
+def test_a_load_test_is_over_when_it_is_over() -> None:
+    """What the load rises to once is kept ready for a few minutes, not for hours; where it rises again, it is."""
+    setting = Setting(shape=fleet(least=0, most=20), slots=4, start_s=30.0)
+    random, rate = np.random.default_rng(7), np.full(2700, 5.0)
+    rate[600:720] = 40.0
+    most = {}
+    for again in (False, True):
+        rate[1500:1620] = 40.0 if again else 5.0
+        at = np.sort(np.concatenate([second + random.random(random.poisson(each)) for second, each in enumerate(rate)]))
+        trace = trace_of("test", at, random.gamma(2, 0.25, len(at)).astype(np.float32))
+        run = replay(trace, setting, Controller(setting))
+        most[again] = [int(max(run.present[minute * 30 : (minute + 5) * 30])) for minute in (10, 20, 40)]
+    assert most[False][0] >= 8, "as the load rises"
+    assert max(most[False][1:]) <= 3 < most[True][2]
+
+
 def test_loads_are_what_servers_would_have_counted() -> None:
     trace = bursts()
     policy, run = checked(trace, Setting(shape=fleet(least=8, most=9), slots=2, start_s=6.0))

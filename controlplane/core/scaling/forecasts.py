@@ -38,6 +38,9 @@ PROVEN = 1440
 count as they come."""
 MARGIN = 0.9
 """A season is believed if it would have cost so much less than each that knows of no other day."""
+ONCE_S = 300.0
+"""What the load has risen by once counts for so long, and the time of a start; what it rose by again later than that
+counts for as long as it is remembered."""
 TINY = 1e-3
 """Less than this is no capacity."""
 
@@ -89,7 +92,8 @@ def judge(contest: Contest, load: Load, said: Mapping[str, float], share: float,
     contest = _noted(contest, load, said)
     if load.at - contest.compared_at < (AGAIN_S if len(contest.judged) >= MANY else AT_FIRST_S):
         return contest
-    return replace(contest, compared_at=load.at, usual=_usual(contest, share), season=_season(contest, share, goal))
+    usual, season = _usual(contest, share, load.start_s), _season(contest, share, goal)
+    return replace(contest, compared_at=load.at, usual=usual, season=season)
 
 
 def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
@@ -110,7 +114,7 @@ def _noted(contest: Contest, load: Load, said: Mapping[str, float]) -> Contest:
     return contest
 
 
-def _usual(contest: Contest, share: float) -> Believed | None:
+def _usual(contest: Contest, share: float, start_s: float) -> Believed | None:
     """Moments like this one, if they have been enough for most of the work as they were, and cost less than to foresee
     nothing at the same moments. Until enough was judged, it is what another controller has found, or nothing."""
     notes = _where(contest.judged, ANALOGS)
@@ -119,7 +123,7 @@ def _usual(contest: Contest, share: float) -> Believed | None:
     if _reached(notes, ANALOGS) > MOST_OF_IT and _cost(notes, ANALOGS, share) < _cost(notes, NONE, share):
         # They were asked for the share already; what they lack is corrected by what is measured.
         return Believed(ANALOGS)
-    return Believed(NONE, _lack(notes, NONE, share))
+    return Believed(NONE, min(_lack(notes, NONE, share), _risen(contest.judged, start_s + ONCE_S)))
 
 
 def _season(contest: Contest, share: float, goal: float) -> Believed | None:
@@ -152,6 +156,18 @@ def _lack(judged: Sequence[Judged], name: str, share: float) -> float:
     wanted = share * sum(weight for _, weight in lacks)
     reached = itertools.accumulate(weight for _, weight in lacks)
     return next((lack for (lack, _), so_far in zip(lacks, reached, strict=True) if so_far >= wanted), 0.0)
+
+
+def _risen(judged: Sequence[Judged], once_s: float) -> float:
+    """The most that was lacked where nothing was foreseen, in replicas, within the last `once_s`, or at two times that
+    are further apart: a load test, say, is no reason to be ready for another one for hours."""
+    lacks = sorted(((each.need - each.said[NONE], each.at) for each in judged), reverse=True)
+    first = last = lacks[0][1]
+    for lack, at in lacks:
+        first, last = min(first, at), max(last, at)
+        if last - first > once_s or judged[-1].at - at <= once_s:
+            return lack
+    return 0.0
 
 
 def _reached(judged: Sequence[Judged], name: str) -> float:
